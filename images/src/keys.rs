@@ -1,0 +1,88 @@
+//! Keys and how they follow from each other.
+//!
+//! A segment's key derives from its owner's key and its content: equal content of one owner gives the same sealed bytes
+//! (deduplication), and nobody without the owner's key can test a guess. A manifest's key is random and opens the list of
+//! segment keys on its pages.
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+use crate::limits::TAG_LEN;
+
+/// A ciphertext that this key did not seal, or that was changed since.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("authentication failed: wrong key, or changed bytes")]
+pub struct OpenError;
+
+macro_rules! key {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop, Serialize, Deserialize)]
+        pub struct $name(pub [u8; 32]);
+
+        impl std::fmt::Debug for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(concat!(stringify!($name), "(secret)"))
+            }
+        }
+    };
+}
+
+key!(
+    /// An owner's root secret. The array's own images have one; each client's data will have another.
+    OwnerKey
+);
+key!(
+    /// Opens one segment.
+    SegmentKey
+);
+key!(
+    /// Opens the segment keys of one manifest.
+    ManifestKey
+);
+
+impl OwnerKey {
+    /// The key of a segment whose header and compressed payload hash to `content`. Hashing what is sealed, not what was
+    /// compressed, keeps two compression levels of the same bytes from sharing a key and a nonce.
+    #[must_use]
+    pub fn segment_key(&self, content: &blake3::Hash) -> SegmentKey {
+        let mut hasher = blake3::Hasher::new_derive_key("coe 2026 segment key v1");
+        hasher.update(&self.0).update(content.as_bytes());
+        SegmentKey(*hasher.finalize().as_bytes())
+    }
+}
+
+fn cipher(key: &[u8; 32]) -> LessSafeKey {
+    LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).expect("AES-256 takes 32 bytes"))
+}
+
+fn nonce(counter: u64) -> Nonce {
+    let mut bytes = [0; 12];
+    bytes[4..].copy_from_slice(&counter.to_be_bytes());
+    Nonce::assume_unique_for_key(bytes)
+}
+
+/// Encrypt `buffer[from..]` in place and append the tag; `buffer[..from]` is authenticated. `counter` must never repeat
+/// under one key with other bytes.
+pub(crate) fn seal_in_place(key: &[u8; 32], counter: u64, buffer: &mut Vec<u8>, from: usize) {
+    let (header, body) = buffer.split_at_mut(from);
+    let tag = cipher(key)
+        .seal_in_place_separate_tag(nonce(counter), Aad::from(&*header), body)
+        .expect("a segment is far below the AES-GCM limit");
+    buffer.extend_from_slice(tag.as_ref());
+}
+
+/// Undo [`seal_in_place`] into a fresh buffer.
+pub(crate) fn open(key: &[u8; 32], counter: u64, sealed: &[u8], from: usize) -> Result<Vec<u8>, OpenError> {
+    if sealed.len() < from + TAG_LEN {
+        return Err(OpenError);
+    }
+    let (header, body) = sealed.split_at(from);
+    let mut out = vec![0; body.len() - TAG_LEN];
+    let (ciphertext, tag) = body.split_at(body.len() - TAG_LEN);
+    cipher(key)
+        .open_separate_gather(nonce(counter), Aad::from(header), ciphertext, tag, &mut out)
+        .map_err(|_| OpenError)?;
+    Ok(out)
+}
