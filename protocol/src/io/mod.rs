@@ -1,0 +1,8 @@
+//! The part of the protocol that touches the world: TLS, QUIC, time, files.
+
+pub mod credentials;
+pub mod endpoint;
+pub mod fetch;
+pub mod pool;
+pub mod rpc;
+pub mod tls;

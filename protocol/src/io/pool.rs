@@ -1,0 +1,66 @@
+//! Connections to members, one each, made when first needed.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use images::NodeId;
+use quinn::{Connection, Endpoint};
+
+use super::rpc::{self, CallError};
+use crate::directory::Directory;
+use crate::identity::{Role, server_name};
+
+type Slot = Arc<tokio::sync::Mutex<Option<Connection>>>;
+
+/// Connections to stashes.
+pub struct Pool {
+    endpoint: Endpoint,
+    addresses: Mutex<HashMap<NodeId, Vec<SocketAddr>>>,
+    connections: Mutex<HashMap<NodeId, Slot>>,
+}
+
+impl Pool {
+    /// An empty pool on an endpoint.
+    #[must_use]
+    pub fn new(endpoint: Endpoint) -> Self {
+        Self { endpoint, addresses: Mutex::default(), connections: Mutex::default() }
+    }
+
+    /// Learn where everybody is.
+    pub fn learn(&self, directory: &Directory) {
+        for member in &directory.members {
+            self.learn_one(member.node, member.addresses.clone());
+        }
+    }
+
+    /// Learn where one member is.
+    pub fn learn_one(&self, node: NodeId, addresses: Vec<SocketAddr>) {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner).insert(node, addresses);
+    }
+
+    /// The connection to a stash. Callers that come at the same time share one handshake.
+    ///
+    /// # Errors
+    /// The last address's [`CallError`].
+    pub async fn get(&self, node: NodeId) -> Result<Connection, CallError> {
+        let slot = self.connections.lock().unwrap_or_else(PoisonError::into_inner).entry(node).or_default().clone();
+        let mut slot = slot.lock().await;
+        if let Some(connection) = slot.as_ref().filter(|c| c.close_reason().is_none()) {
+            return Ok(connection.clone());
+        }
+        let addresses =
+            self.addresses.lock().unwrap_or_else(PoisonError::into_inner).get(&node).cloned().unwrap_or_default();
+        let mut last = CallError::Unreachable(node.to_string());
+        for address in addresses {
+            match rpc::connect(&self.endpoint, address, &server_name(Role::Stash, node)).await {
+                Ok(connection) => {
+                    *slot = Some(connection.clone());
+                    return Ok(connection);
+                }
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+}

@@ -1,0 +1,188 @@
+//! TLS 1.3 with both sides authenticated by the array's authority.
+//!
+//! Chains, names and dates are checked by webpki through rustls' own verifiers. The one verifier of ours is for a stranger
+//! with a ticket, who knows the authority only by its fingerprint: it finds that certificate in the chain, and lets webpki
+//! check the rest against it.
+
+use std::sync::{Arc, OnceLock};
+
+use images::ArrayId;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig, SignatureScheme,
+};
+use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+
+use super::credentials::{Credentials, array_id};
+use crate::identity::Identity;
+
+/// Members among themselves. The number counts incompatible versions of the messages.
+pub const ALPN_MEMBER: &[u8] = b"coe/1";
+/// Strangers with a ticket.
+pub const ALPN_ENROLL: &[u8] = b"coe-enroll/1";
+
+/// Why TLS cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A certificate or a key is damaged.
+    #[error("use the certificate and key")]
+    Rustls(#[from] Error),
+    /// The verifier refused the authority.
+    #[error("use the authority's certificate")]
+    Verifier(#[from] rustls::server::VerifierBuilderError),
+}
+
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+fn roots(authority: &[u8]) -> Result<Arc<RootCertStore>, Error> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from(authority.to_vec()))?;
+    Ok(Arc::new(roots))
+}
+
+fn own(credentials: &Credentials) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    // The authority goes along, so that a stranger with its fingerprint finds it.
+    let chain = vec![credentials.certificate.clone().into(), credentials.authority.clone().into()];
+    (chain, PrivatePkcs8KeyDer::from(credentials.key.clone()).into())
+}
+
+/// A member that asks.
+///
+/// # Errors
+/// [`TlsError`] for damaged credentials.
+pub fn client(credentials: &Credentials, alpn: &[u8]) -> Result<ClientConfig, TlsError> {
+    let (chain, key) = own(credentials);
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_root_certificates(roots(&credentials.authority)?)
+        .with_client_auth_cert(chain, key)?;
+    config.alpn_protocols = vec![alpn.to_vec()];
+    Ok(config)
+}
+
+/// Who may connect to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admit {
+    /// Members only.
+    Members,
+    /// Strangers too: the server itself must look for a certificate before it does anything for them.
+    Strangers,
+}
+
+/// A member that answers.
+///
+/// # Errors
+/// [`TlsError`] for damaged credentials.
+pub fn server(credentials: &Credentials, admit: Admit, alpn: &[&[u8]]) -> Result<ServerConfig, TlsError> {
+    let (chain, key) = own(credentials);
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots(&credentials.authority)?, provider());
+    let verifier = match admit {
+        Admit::Members => verifier.build()?,
+        Admit::Strangers => verifier.allow_unauthenticated().build()?,
+    };
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)?;
+    config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
+    Ok(config)
+}
+
+/// Who a certificate speaks of. The chain was verified before.
+#[must_use]
+pub fn identity_of(certificate: &[u8], array: ArrayId) -> Option<Identity> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let names = certificate.subject_alternative_name().ok()??;
+    let uri = |name: &GeneralName<'_>| match name {
+        GeneralName::URI(uri) => uri.parse::<Identity>().ok(),
+        _ => None,
+    };
+    names.value.general_names.iter().find_map(uri).filter(|id| id.array == array)
+}
+
+/// When a certificate ends, seconds since 1970.
+#[must_use]
+pub fn expires_unix_s(certificate: &[u8]) -> Option<i64> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    Some(certificate.validity().not_after.timestamp())
+}
+
+/// The authority's certificate, once a server has shown it.
+#[derive(Clone, Debug)]
+pub struct PinnedAuthority {
+    array: ArrayId,
+    seen: Arc<OnceLock<Vec<u8>>>,
+}
+
+impl PinnedAuthority {
+    /// The certificate, after the handshake.
+    #[must_use]
+    pub fn seen(&self) -> Option<Vec<u8>> {
+        self.seen.get().cloned()
+    }
+}
+
+impl ServerCertVerifier for PinnedAuthority {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let authority = intermediates
+            .iter()
+            .find(|c| array_id(c) == self.array)
+            .ok_or(Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
+        WebPkiServerVerifier::builder_with_provider(roots(authority)?, provider())
+            .build()
+            .map_err(|e| Error::General(e.to_string()))?
+            .verify_server_cert(end_entity, &[], server_name, ocsp_response, now)?;
+        self.seen.get_or_init(|| authority.to_vec());
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.3 only".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, &algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// A stranger that knows the authority's fingerprint.
+///
+/// # Errors
+/// [`TlsError`], never in practice.
+pub fn enroll_client(array: ArrayId) -> Result<(ClientConfig, PinnedAuthority), TlsError> {
+    let pinned = PinnedAuthority { array, seen: Arc::default() };
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(pinned.clone()))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![ALPN_ENROLL.to_vec()];
+    Ok((config, pinned))
+}

@@ -1,0 +1,45 @@
+//! Every limit of the wire, and what must hold between them.
+
+use std::time::Duration;
+
+use images::limits::{FRAGMENT_HEADER_LEN, PAGE_LEN_MAX, SEALED_MAX};
+
+/// One message, encoded. The largest is a directory of some ten thousand members.
+pub const FRAME_MAX: usize = 8 * 1024 * 1024;
+/// A message of somebody who has no certificate yet.
+pub const ENROLL_FRAME_MAX: usize = 16 * 1024;
+/// Bulk bytes behind a message: a segment, a fragment or a page.
+pub const BODY_MAX: usize = 4 * 1024 * 1024;
+/// Requests that one connection may have under way.
+pub const STREAMS_PER_CONNECTION: u32 = 64;
+/// Chunks asked about in one message.
+pub const HAVE_MAX: usize = 16 * 1024;
+/// Segments in one draft page.
+pub const DRAFT_PAGE_SEGMENTS_MAX: usize = images::limits::PAGE_SEGMENTS_MAX;
+/// Members that a directory may list.
+pub const MEMBERS_MAX: usize = 20_000;
+/// Addresses of one member.
+pub const ADDRESSES_MAX: usize = 8;
+
+/// Largest UDP payload. quinn sends at most ten segments in one call, and 10 x 6500 stays below the 64 KiB that a call may
+/// have; with more, path-MTU discovery on jumbo networks falls back to 1200 bytes.
+pub const UDP_PAYLOAD_MAX: u16 = 6500;
+/// Unread bytes of one connection. Twice this must fit the socket's buffer, or bursts are lost in the kernel.
+pub const RECEIVE_WINDOW: u32 = 2 * 1024 * 1024;
+/// Socket buffer in bytes, each way.
+pub const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
+/// A connection that says nothing for this long is gone.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Keeps connections of slow requests alive.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(3);
+/// How long a member may take to answer a handshake.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+const _: () = {
+    assert!(SEALED_MAX <= BODY_MAX && PAGE_LEN_MAX <= BODY_MAX);
+    assert!(FRAGMENT_HEADER_LEN < ENROLL_FRAME_MAX);
+    assert!(HAVE_MAX * 48 <= FRAME_MAX, "the answer to the largest question fits a frame");
+    assert!(RECEIVE_WINDOW as usize * 2 <= SOCKET_BUFFER);
+    assert!((UDP_PAYLOAD_MAX as usize) * 10 < 65_536);
+    assert!(CONNECT_TIMEOUT.as_secs() < IDLE_TIMEOUT.as_secs());
+};

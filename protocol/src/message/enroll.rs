@@ -1,0 +1,25 @@
+//! A stranger with a ticket to the controller: the only edge without a certificate on the asking side.
+
+use images::NodeId;
+use images::manifest::ArrayPublicKey;
+use serde::{Deserialize, Serialize};
+
+/// Trade a ticket for a certificate.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Enroll {
+    /// From the ticket.
+    pub secret: [u8; 16],
+    /// PKCS #10 request (DER); only its public key and its proof of possession count.
+    pub csr: Vec<u8>,
+}
+
+/// A place in the array.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Enrolled {
+    /// Who the asker is from now on.
+    pub node: NodeId,
+    /// Its certificate (DER).
+    pub certificate: Vec<u8>,
+    /// Verifies what the array signs.
+    pub array_key: ArrayPublicKey,
+}
