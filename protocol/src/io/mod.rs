@@ -4,5 +4,6 @@ pub mod credentials;
 pub mod endpoint;
 pub mod fetch;
 pub mod pool;
+pub mod program;
 pub mod rpc;
 pub mod tls;

@@ -1,0 +1,55 @@
+//! The command line of `coe-stash`.
+
+pub mod join;
+pub mod serve;
+pub mod size;
+pub mod status;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::io::folder::{Folder, default_folder};
+
+/// Keep pieces of the array on this machine's disk
+#[derive(Parser)]
+#[command(name = "coe-stash", version, after_help = "Example:\n  coe-stash join coe1abc… --size 20GiB && coe-stash serve")]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Join(join::Join),
+    Serve(serve::Serve),
+    Status(status::Status),
+}
+
+/// Which stash.
+#[derive(Args)]
+pub struct Which {
+    /// Folder of the stash
+    #[arg(long, env = "COE_STASH_DIR", default_value_os_t = default_folder(), value_name = "DIR")]
+    dir: PathBuf,
+}
+
+impl Which {
+    fn folder(&self) -> Folder {
+        Folder::at(self.dir.clone())
+    }
+}
+
+impl Cli {
+    /// Carry out what was asked.
+    ///
+    /// # Errors
+    /// What went wrong, for a person.
+    pub async fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Join(args) => args.run().await,
+            Command::Serve(args) => args.run().await,
+            Command::Status(args) => args.run(),
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! `coe-stash status`
+
+use clap::Args;
+
+use super::Which;
+
+/// Show what this stash is and how much it offers
+#[derive(Args)]
+#[command(after_help = "Example:\n  coe-stash status --json")]
+pub struct Status {
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    which: Which,
+}
+
+impl Status {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let folder = self.which.folder();
+        let (member, settings) = (folder.credentials()?, folder.settings()?);
+        let epoch = folder.directory(&member).map(|d| d.epoch.0);
+        let free = folder.free_bytes()?;
+        if self.json {
+            let value = serde_json::json!({
+                "array": member.identity.array.to_string(),
+                "node": member.identity.node.to_string(),
+                "controller": member.controller,
+                "size": settings.size,
+                "min_free": settings.min_free,
+                "free": free,
+                "listen": settings.listen,
+                "epoch": epoch,
+            });
+            println!("{value}");
+            return Ok(());
+        }
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        println!("node        {}", member.identity.node);
+        println!("array       {}", member.identity.array);
+        println!("controller  {}", member.controller.join(", "));
+        println!("listen      {} (UDP)", settings.listen);
+        println!("offers      {:.1} GiB", gib(settings.size));
+        println!("disk free   {:.1} GiB, stops taking below {:.1} GiB", gib(free), gib(settings.min_free));
+        println!("directory   {}", epoch.map_or("none yet".into(), |e| format!("epoch {e}")));
+        Ok(())
+    }
+}

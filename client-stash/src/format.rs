@@ -1,0 +1,329 @@
+//! Byte layouts of the stash file. All integers are little endian; every structure ends in or carries a CRC-32C, and a
+//! structure that does not decode is treated as absent, never as an error of its own.
+
+use images::fragment::FragmentHeader;
+use images::limits::FRAGMENT_HEADER_LEN;
+use images::{ArrayId, NodeId};
+use protocol::message::store::Owner;
+
+use crate::limits::{RECORD_ALIGN, RECORD_HEADER_LEN, SLOT_LEN, TABLE_ENTRY_LEN, TABLE_HEADER_LEN};
+
+/// Versions of the file format: one line each for what changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum FileVersion {
+    /// First format.
+    V1 = 1,
+}
+
+const FILE_MAGIC: [u8; 8] = *b"COESTASH";
+const REGION_MAGIC: [u8; 4] = *b"CRGN";
+const RECORD_MAGIC: [u8; 4] = *b"CREC";
+const TABLE_MAGIC: [u8; 4] = *b"CTBL";
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from(u32_at(bytes, at)) | u64::from(u32_at(bytes, at + 4)) << 32
+}
+
+/// Put the CRC of all bytes before it into the last four.
+fn seal<const N: usize>(mut bytes: [u8; N]) -> [u8; N] {
+    let crc = crc32c::crc32c(&bytes[..N - 4]);
+    bytes[N - 4..].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+fn is_sealed(bytes: &[u8]) -> bool {
+    let (body, crc) = bytes.split_at(bytes.len() - 4);
+    crc == crc32c::crc32c(body).to_le_bytes()
+}
+
+/// The file's own header, in two slots; the one with the higher session counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileHeader {
+    /// The array it serves.
+    pub array: ArrayId,
+    /// The member whose file it is: a file copied to another machine is noticed.
+    pub node: NodeId,
+    /// Regions it may grow to.
+    pub regions: u32,
+    /// Counts up each time the file is opened; records carry it, so that what a crash left behind the tail never counts.
+    pub session: u32,
+}
+
+impl FileHeader {
+    /// One slot.
+    #[must_use]
+    pub fn encode(&self) -> [u8; SLOT_LEN as usize] {
+        let mut out = [0; SLOT_LEN as usize];
+        out[..8].copy_from_slice(&FILE_MAGIC);
+        out[8..10].copy_from_slice(&(FileVersion::V1 as u16).to_le_bytes());
+        out[16..48].copy_from_slice(&self.array.0);
+        out[48..64].copy_from_slice(&self.node.0);
+        out[64..68].copy_from_slice(&self.regions.to_le_bytes());
+        out[68..72].copy_from_slice(&self.session.to_le_bytes());
+        seal(out)
+    }
+
+    /// Undo [`FileHeader::encode`].
+    #[must_use]
+    pub fn decode(slot: &[u8; SLOT_LEN as usize]) -> Option<Self> {
+        let id = |at: usize, len: usize| &slot[at..at + len];
+        let header = Self {
+            array: ArrayId(id(16, 32).try_into().ok()?),
+            node: NodeId(id(48, 16).try_into().ok()?),
+            regions: u32_at(slot, 64),
+            session: u32_at(slot, 68),
+        };
+        (slot[..8] == FILE_MAGIC && is_sealed(slot) && header.encode() == *slot).then_some(header)
+    }
+}
+
+/// What a region is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum RegionState {
+    /// Records are appended; their place is found by walking them.
+    Open = 1,
+    /// Full; its table at the end lists its records.
+    Sealed = 2,
+}
+
+/// A region's header, in two slots; the one with the higher `write` counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionHeader {
+    /// Its number in the file: a region written to a wrong place is noticed.
+    pub index: u32,
+    /// State.
+    pub state: RegionState,
+    /// Whose records it holds: regions are the unit of reservation.
+    pub owner: Owner,
+    /// Counts up each time the region is reused; records of an older generation are dead.
+    pub generation: u64,
+    /// Counts header writes.
+    pub write: u64,
+    /// Records in the table of a sealed region.
+    pub records: u32,
+}
+
+impl RegionHeader {
+    /// One slot.
+    #[must_use]
+    pub fn encode(&self) -> [u8; SLOT_LEN as usize] {
+        let mut out = [0; SLOT_LEN as usize];
+        out[..4].copy_from_slice(&REGION_MAGIC);
+        out[4] = FileVersion::V1 as u8;
+        out[5] = self.state as u8;
+        out[8..12].copy_from_slice(&self.index.to_le_bytes());
+        out[12..16].copy_from_slice(&self.owner.0.to_le_bytes());
+        out[16..24].copy_from_slice(&self.generation.to_le_bytes());
+        out[24..32].copy_from_slice(&self.write.to_le_bytes());
+        out[32..36].copy_from_slice(&self.records.to_le_bytes());
+        seal(out)
+    }
+
+    /// Undo [`RegionHeader::encode`].
+    #[must_use]
+    pub fn decode(slot: &[u8; SLOT_LEN as usize]) -> Option<Self> {
+        let state = match slot[5] {
+            1 => RegionState::Open,
+            2 => RegionState::Sealed,
+            _ => return None,
+        };
+        let header = Self {
+            index: u32_at(slot, 8),
+            state,
+            owner: Owner(u32_at(slot, 12)),
+            generation: u64_at(slot, 16),
+            write: u64_at(slot, 24),
+            records: u32_at(slot, 32),
+        };
+        (slot[..4] == REGION_MAGIC && is_sealed(slot) && header.encode() == *slot).then_some(header)
+    }
+}
+
+/// What a record says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum RecordKind {
+    /// This fragment is here; its payload follows.
+    Put = 1,
+    /// This fragment is no longer here.
+    Delete = 2,
+}
+
+/// In front of every payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordHeader {
+    /// Put or delete.
+    pub kind: RecordKind,
+    /// The fragment; of a deletion, the one that goes.
+    pub fragment: FragmentHeader,
+    /// Orders records across regions.
+    pub sequence: u64,
+    /// The region's generation.
+    pub generation: u64,
+    /// The session that wrote it.
+    pub session: u32,
+}
+
+impl RecordHeader {
+    /// Payload bytes behind the header.
+    #[must_use]
+    pub fn payload_len(&self) -> usize {
+        match self.kind {
+            RecordKind::Put => self.fragment.payload_len(),
+            RecordKind::Delete => 0,
+        }
+    }
+
+    /// Bytes that the record takes in its region.
+    #[must_use]
+    pub fn record_len(&self) -> u64 {
+        ((RECORD_HEADER_LEN + self.payload_len()) as u64).next_multiple_of(RECORD_ALIGN)
+    }
+
+    /// The layout of `docs/formats.md`, section "Record".
+    #[must_use]
+    pub fn encode(&self) -> [u8; RECORD_HEADER_LEN] {
+        let mut out = [0; RECORD_HEADER_LEN];
+        out[..4].copy_from_slice(&RECORD_MAGIC);
+        out[4] = self.kind as u8;
+        out[8..16].copy_from_slice(&self.sequence.to_le_bytes());
+        out[16..24].copy_from_slice(&self.generation.to_le_bytes());
+        out[24..28].copy_from_slice(&self.session.to_le_bytes());
+        out[32..].copy_from_slice(&self.fragment.encode());
+        let crc = crc32c::crc32c(&[&out[..28], &out[32..]].concat());
+        out[28..32].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    /// Undo [`RecordHeader::encode`].
+    #[must_use]
+    pub fn decode(bytes: &[u8; RECORD_HEADER_LEN]) -> Option<Self> {
+        let kind = match bytes[4] {
+            1 => RecordKind::Put,
+            2 => RecordKind::Delete,
+            _ => return None,
+        };
+        let fragment: &[u8; FRAGMENT_HEADER_LEN] = bytes[32..].try_into().ok()?;
+        let header = Self {
+            kind,
+            fragment: FragmentHeader::decode(fragment).ok()?,
+            sequence: u64_at(bytes, 8),
+            generation: u64_at(bytes, 16),
+            session: u32_at(bytes, 24),
+        };
+        (header.encode() == *bytes).then_some(header)
+    }
+}
+
+/// The table at the end of a sealed region: where its records are, so that opening a stash reads kilobytes a region.
+#[must_use]
+pub fn encode_table(generation: u64, records: &[(u32, RecordHeader)]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(table_len(records.len()) as usize);
+    out.extend_from_slice(&TABLE_MAGIC);
+    out.extend_from_slice(&(records.len() as u32).to_le_bytes());
+    out.extend_from_slice(&generation.to_le_bytes());
+    out.resize(TABLE_HEADER_LEN, 0);
+    for (offset, record) in records {
+        out.extend_from_slice(&offset.to_le_bytes());
+        out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(&record.encode());
+    }
+    let crc = crc32c::crc32c(&out);
+    out[16..20].copy_from_slice(&crc.to_le_bytes());
+    out.resize(table_len(records.len()) as usize, 0);
+    out
+}
+
+/// Bytes that a table of `records` entries takes, whole blocks.
+#[must_use]
+pub fn table_len(records: usize) -> u64 {
+    ((TABLE_HEADER_LEN + records * TABLE_ENTRY_LEN) as u64).next_multiple_of(RECORD_ALIGN)
+}
+
+/// Undo [`encode_table`].
+#[must_use]
+pub fn decode_table(bytes: &[u8], generation: u64, records: usize) -> Option<Vec<(u32, RecordHeader)>> {
+    let used = bytes.get(..TABLE_HEADER_LEN + records * TABLE_ENTRY_LEN)?;
+    let mut zeroed = used.to_vec();
+    zeroed[16..20].fill(0);
+    let good = used[..4] == TABLE_MAGIC
+        && u32_at(used, 4) as usize == records
+        && u64_at(used, 8) == generation
+        && u32_at(used, 16) == crc32c::crc32c(&zeroed);
+    if !good {
+        return None;
+    }
+    let entry = |e: &[u8]| Some((u32_at(e, 0), RecordHeader::decode(e[8..].try_into().ok()?)?));
+    used[TABLE_HEADER_LEN..].chunks_exact(TABLE_ENTRY_LEN).map(entry).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use images::fragment::FragmentId;
+    use images::parity::Geometry;
+    use images::{FragmentDigest, SegmentId};
+
+    fn record(sequence: u64) -> RecordHeader {
+        RecordHeader {
+            kind: RecordKind::Put,
+            fragment: FragmentHeader {
+                id: FragmentId { segment: SegmentId([3; 32]), piece: 1 },
+                geometry: Geometry::new(2, 1).unwrap(),
+                sealed_len: 1000,
+                digest: FragmentDigest([4; 32]),
+            },
+            sequence,
+            generation: 7,
+            session: 2,
+        }
+    }
+
+    fn every_flip_is_noticed<const N: usize, T: PartialEq>(bytes: [u8; N], decode: fn(&[u8; N]) -> Option<T>) {
+        assert!(decode(&bytes).is_some());
+        for at in 0..N {
+            let mut changed = bytes;
+            changed[at] ^= 4;
+            assert!(decode(&changed).is_none(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn headers_round_trip_and_notice_every_flip() {
+        let file = FileHeader { array: ArrayId([1; 32]), node: NodeId([2; 16]), regions: 9, session: 4 };
+        assert_eq!(FileHeader::decode(&file.encode()), Some(file));
+        every_flip_is_noticed(file.encode(), FileHeader::decode);
+        let region = RegionHeader {
+            index: 3,
+            state: RegionState::Sealed,
+            owner: Owner(1),
+            generation: 5,
+            write: 6,
+            records: 2,
+        };
+        assert_eq!(RegionHeader::decode(&region.encode()), Some(region));
+        every_flip_is_noticed(region.encode(), RegionHeader::decode);
+        assert_eq!(RecordHeader::decode(&record(1).encode()), Some(record(1)));
+        every_flip_is_noticed(record(1).encode(), RecordHeader::decode);
+    }
+
+    #[test]
+    fn tables_round_trip_and_notice_flips() {
+        let records = vec![(8192, record(1)), (12288, record(2))];
+        let bytes = encode_table(7, &records);
+        assert_eq!(decode_table(&bytes, 7, 2), Some(records));
+        assert_eq!(decode_table(&bytes, 8, 2), None);
+        assert_eq!(decode_table(&bytes, 7, 3), None);
+        for at in 0..TABLE_HEADER_LEN + 2 * TABLE_ENTRY_LEN {
+            let mut changed = bytes.clone();
+            changed[at] ^= 1;
+            assert_eq!(decode_table(&changed, 7, 2), None, "byte {at}");
+        }
+    }
+}

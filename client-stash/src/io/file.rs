@@ -1,0 +1,66 @@
+//! The stash file on a real file system.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+
+use crate::storage::Storage;
+
+/// A file that this process alone has open as a stash.
+pub struct FileStorage(File);
+
+impl FileStorage {
+    /// Open or create.
+    ///
+    /// # Errors
+    /// The file system's; `WouldBlock` if another process serves this stash.
+    pub fn open(path: &Path, create: bool) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).create_new(create).mode(0o600).open(path)?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(Self(file))
+    }
+}
+
+impl Storage for FileStorage {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.0.read_exact_at(buffer, offset)
+    }
+
+    fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(bytes, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        match fallocate(&self.0, FallocateFlags::empty(), offset, len) {
+            // Some network file systems cannot reserve; the file still has to have its length.
+            Err(rustix::io::Errno::OPNOTSUPP) => self.0.set_len(self.0.metadata()?.len().max(offset + len)),
+            result => Ok(result?),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_the_contract_and_is_exclusive() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stash");
+        let storage = FileStorage::open(&path, true).unwrap();
+        crate::storage::contract(&storage);
+        let second = FileStorage::open(&path, false).err().expect("a second opener is refused");
+        assert_eq!(second.kind(), io::ErrorKind::WouldBlock);
+    }
+}

@@ -1,0 +1,179 @@
+//! The folder of a stash: credentials, settings, the hidden file, the newest directory.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use images::manifest::Signed;
+use images::wire;
+use protocol::directory::{Directory, Epoch};
+use protocol::identity::Role;
+use protocol::io::credentials::{self, Credentials};
+use serde::{Deserialize, Serialize};
+
+use super::file::FileStorage;
+use crate::limits::{REGION_LEN, REGIONS_MIN};
+use crate::store::Store;
+
+/// What the owner of the machine chose.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Settings {
+    /// Bytes offered.
+    pub size: u64,
+    /// Bytes of the disk that stay free: nothing new is taken below.
+    pub min_free: u64,
+    /// Where to listen.
+    pub listen: SocketAddr,
+}
+
+/// A stash's folder.
+#[derive(Clone, Debug)]
+pub struct Folder(PathBuf);
+
+/// Where a stash lives unless told otherwise.
+#[must_use]
+pub fn default_folder() -> PathBuf {
+    "/var/lib/coe-stash".into()
+}
+
+impl Folder {
+    /// A folder by its path.
+    #[must_use]
+    pub fn at(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    fn credentials_file(&self) -> PathBuf {
+        credentials::file_of(&self.0, Role::Stash)
+    }
+
+    fn settings_file(&self) -> PathBuf {
+        self.0.join("settings.json")
+    }
+
+    fn stash_file(&self) -> PathBuf {
+        self.0.join(".stash")
+    }
+
+    fn directory_file(&self) -> PathBuf {
+        self.0.join("directory")
+    }
+
+    /// Whether somebody joined here before.
+    #[must_use]
+    pub fn is_joined(&self) -> bool {
+        self.credentials_file().exists()
+    }
+
+    /// Make the folder and everything in it.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn create(&self, member: &Credentials, settings: &Settings) -> anyhow::Result<()> {
+        let regions = u32::try_from(settings.size / REGION_LEN).context("a stash of at most 16 TiB")?;
+        if regions < REGIONS_MIN {
+            bail!("a stash needs at least {} MiB", u64::from(REGIONS_MIN) * REGION_LEN >> 20);
+        }
+        credentials::create_private_dir(&self.0).with_context(|| format!("create {}", self.0.display()))?;
+        // Backup programs skip folders with this signature (https://bford.info/cachedir/).
+        credentials::write_private(
+            &self.0.join("CACHEDIR.TAG"),
+            b"Signature: 8a477f597d28d172789f06886806bc55\n# Pieces of the array; they are rebuilt, not backed up.\n",
+        )?;
+        let storage = FileStorage::open(&self.stash_file(), true).context("create the stash file")?;
+        Store::create(storage, member.identity.array, member.identity.node, regions)?;
+        let text = serde_json::to_vec_pretty(settings)?;
+        credentials::write_private(&self.settings_file(), &text).context("write the settings")?;
+        // Last: with credentials the folder counts as joined.
+        member.save(&self.credentials_file())?;
+        Ok(())
+    }
+
+    /// Read the settings.
+    ///
+    /// # Errors
+    /// If nobody joined here, or the file is damaged.
+    pub fn settings(&self) -> anyhow::Result<Settings> {
+        let path = self.settings_file();
+        let bytes = fs::read(&path).with_context(|| format!("read {}: was `coe-stash join` run?", path.display()))?;
+        serde_json::from_slice(&bytes).with_context(|| format!("understand {}", path.display()))
+    }
+
+    /// Read the credentials.
+    ///
+    /// # Errors
+    /// If nobody joined here, or the file is damaged.
+    pub fn credentials(&self) -> anyhow::Result<Credentials> {
+        Credentials::load(&self.credentials_file()).context("this folder has not joined an array: run `coe-stash join TICKET`")
+    }
+
+    /// Keep fresh credentials.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn save_credentials(&self, member: &Credentials) -> anyhow::Result<()> {
+        Ok(member.save(&self.credentials_file())?)
+    }
+
+    /// Open the stash file.
+    ///
+    /// # Errors
+    /// If another process has it, or it is not this member's.
+    pub fn open_store(&self, member: &Credentials) -> anyhow::Result<Store<FileStorage>> {
+        let path = self.stash_file();
+        let storage = FileStorage::open(&path, false).map_err(|e| match e.kind() {
+            io::ErrorKind::WouldBlock => anyhow::anyhow!("another coe-stash serves {}", self.0.display()),
+            _ => anyhow::Error::new(e).context(format!("open {}", path.display())),
+        })?;
+        let store = Store::open(storage, member.identity.array, member.identity.node);
+        store.with_context(|| format!("open {}", path.display()))
+    }
+
+    /// The newest directory that was kept; `None` if there is none that this member can believe.
+    #[must_use]
+    pub fn directory(&self, member: &Credentials) -> Option<Directory> {
+        let signed: Signed = wire::decode(&fs::read(self.directory_file()).ok()?).ok()?;
+        Directory::open(&signed, member.identity.array, &member.array_key).ok()
+    }
+
+    /// Keep a directory if it is the array's and newer than `than`.
+    ///
+    /// # Errors
+    /// If it is forged, of another array, older, or cannot be written.
+    pub fn keep_directory(&self, member: &Credentials, signed: &Signed, than: Epoch) -> anyhow::Result<Epoch> {
+        let directory = Directory::open(signed, member.identity.array, &member.array_key)?;
+        if directory.epoch <= than {
+            bail!("directory of epoch {} is not newer than {than}", directory.epoch);
+        }
+        credentials::write_private(&self.directory_file(), &wire::encode(signed)).context("keep the directory")?;
+        Ok(directory.epoch)
+    }
+
+    /// Free bytes of the file system, as an unprivileged user sees them.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn free_bytes(&self) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(&self.0)?;
+        Ok(stat.f_bavail * stat.f_frsize)
+    }
+
+    /// The default for [`Settings::min_free`]: a tenth of the disk, and 10 GiB at the most that is sensible for it.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn default_min_free(&self) -> io::Result<u64> {
+        let existing = self.0.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
+        let stat = rustix::fs::statvfs(existing)?;
+        let total = stat.f_blocks * stat.f_frsize;
+        Ok((total / 10).max(10 << 30).min(total / 2))
+    }
+}

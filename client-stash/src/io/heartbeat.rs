@@ -1,0 +1,106 @@
+//! Telling the controller that this stash is there, learning the newest directory, and renewing the certificate.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use images::fragment::FragmentId;
+use protocol::directory::Epoch;
+use protocol::identity::CONTROLLER_NAME;
+use protocol::io::credentials::{Credentials, request_certificate};
+use protocol::io::{endpoint, rpc, tls};
+use protocol::message::member;
+use quinn::{Connection, Endpoint};
+
+use super::file::FileStorage;
+use super::folder::Folder;
+use super::writer::Writer;
+use crate::store::Reader;
+
+/// A certificate with less than this left is renewed: ten days of a thirty-day one, so that a long holiday is survived.
+const RENEW_BEFORE: Duration = Duration::from_secs(10 * 24 * 3600);
+const RETRY: Duration = Duration::from_secs(5);
+
+pub(super) struct Heart {
+    pub(super) folder: Folder,
+    pub(super) member: Credentials,
+    pub(super) endpoint: Endpoint,
+    pub(super) reader: Reader<FileStorage>,
+    pub(super) writer: Writer,
+    pub(super) epoch: Arc<AtomicU64>,
+}
+
+impl Heart {
+    pub(super) async fn run(mut self) {
+        let mut connection: Option<Connection> = None;
+        // Damaged fragments wait here until the controller has heard of them.
+        let mut lost: Vec<FragmentId> = Vec::new();
+        let mut was_away = false;
+        loop {
+            lost.extend(self.reader.take_damaged());
+            let pause = match self.beat(&mut connection, &lost).await {
+                Ok(pause) => {
+                    if std::mem::take(&mut was_away) {
+                        tracing::info!("controller is back");
+                    }
+                    lost.clear();
+                    pause
+                }
+                Err(error) => {
+                    connection = None;
+                    if !std::mem::replace(&mut was_away, true) {
+                        tracing::warn!(error = format!("{error:#}"), "controller is away, serving goes on");
+                    }
+                    RETRY
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn beat(&mut self, connection: &mut Option<Connection>, lost: &[FragmentId]) -> anyhow::Result<Duration> {
+        let link = match connection.as_ref().filter(|c| c.close_reason().is_none()) {
+            Some(link) => link.clone(),
+            None => rpc::connect_any(&self.endpoint, &self.member.controller, CONTROLLER_NAME).await?,
+        };
+        *connection = Some(link.clone());
+        let usage = self.writer.usage().await;
+        let epoch = Epoch(self.epoch.load(Ordering::Relaxed));
+        let beat = member::Heartbeat {
+            port: self.endpoint.local_addr()?.port(),
+            capacity: usage.capacity,
+            used: usage.used,
+            fragments: usage.fragments,
+            epoch,
+            lost: lost.to_vec(),
+        };
+        let call = rpc::call(&link, beat, &[]);
+        let (ack, _) = tokio::time::timeout(Duration::from_secs(10), call).await.context("wait for the controller")??;
+        if let Some(signed) = &ack.directory {
+            match self.folder.keep_directory(&self.member, signed, epoch) {
+                Ok(newer) => self.epoch.store(newer.0, Ordering::Relaxed),
+                Err(error) => tracing::warn!(error = format!("{error:#}"), "directory refused"),
+            }
+        }
+        self.renew_if_due(&link).await?;
+        Ok(Duration::from_millis(ack.again_ms.into()))
+    }
+
+    async fn renew_if_due(&mut self, link: &Connection) -> anyhow::Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let expires = tls::expires_unix_s(&self.member.certificate).unwrap_or(0);
+        if u64::try_from(expires).unwrap_or(0) > (now + RENEW_BEFORE).as_secs() {
+            return Ok(());
+        }
+        let csr = request_certificate(&self.member.key_pair()?)?;
+        let (renewed, _) = rpc::call(link, member::Renew { csr }, &[]).await.context("renew the certificate")?;
+        self.member.certificate = renewed.certificate;
+        self.folder.save_credentials(&self.member)?;
+        let server = tls::server(&self.member, tls::Admit::Members, &[tls::ALPN_MEMBER])?;
+        self.endpoint.set_server_config(Some(endpoint::server_config(server)));
+        self.endpoint.set_default_client_config(endpoint::client_config(tls::client(&self.member, tls::ALPN_MEMBER)?));
+        tracing::info!("certificate renewed");
+        Ok(())
+    }
+}

@@ -1,0 +1,148 @@
+use images::SegmentId;
+use images::fragment::split;
+use images::parity::{Codec, Geometry};
+
+use super::*;
+use crate::storage::SimDisk;
+
+const ARRAY: ArrayId = ArrayId([1; 32]);
+const NODE: NodeId = NodeId([2; 16]);
+const OWNER: Owner = Owner(1);
+
+/// A fragment whose bytes follow from `seed`.
+fn fragment(seed: u32, len: usize) -> (Owner, FragmentHeader, Bytes) {
+    let mut sealed = vec![0; len];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut sealed);
+    let sealed = Bytes::from(sealed);
+    let codec = Codec::new(Geometry::new(1, 0).unwrap());
+    let (header, payload) = split(&codec, SegmentId::of(&sealed), &sealed).remove(0);
+    (OWNER, header, payload)
+}
+
+fn create(regions: u32) -> Store<SimDisk> {
+    Store::create(SimDisk::default(), ARRAY, NODE, regions).unwrap()
+}
+
+/// Close without ceremony and open what is on the medium.
+fn reopen(store: Store<SimDisk>) -> Store<SimDisk> {
+    let storage = store.storage();
+    drop(store);
+    Store::open(Arc::into_inner(storage).expect("the last handle"), ARRAY, NODE).unwrap()
+}
+
+fn check(store: &Store<SimDisk>, expected: &[(Owner, FragmentHeader, Bytes)]) {
+    let reader = store.reader();
+    let mut ids: Vec<FragmentId> = expected.iter().map(|(_, h, _)| h.id).collect();
+    ids.sort();
+    assert_eq!(reader.inventory(), ids);
+    for (_, header, payload) in expected {
+        assert_eq!(reader.get(header.id).unwrap(), (*header, payload.clone()));
+    }
+}
+
+#[test]
+fn what_was_put_is_there_after_opening_again() {
+    let mut store = create(4);
+    let items: Vec<_> = (0..40).map(|i| fragment(i, 1 + 70_000 * i as usize)).collect();
+    for batch in items.chunks(7) {
+        assert!(store.put(batch.to_vec()).iter().all(Result::is_ok));
+    }
+    check(&store, &items);
+    let store = reopen(store);
+    check(&store, &items);
+    check(&reopen(store), &items);
+}
+
+#[test]
+fn a_fragment_that_is_not_what_it_says_is_refused() {
+    let mut store = create(2);
+    let (owner, header, _) = fragment(1, 100);
+    let result = store.put(vec![(owner, header, Bytes::from_static(&[0; 100]))]);
+    assert!(matches!(result[0], Err(StoreError::Fragment(_))));
+    check(&store, &[]);
+}
+
+#[test]
+fn a_foreign_file_is_refused() {
+    let storage = create(2).storage();
+    let storage = Arc::into_inner(storage).expect("the last handle");
+    assert!(matches!(Store::open(storage, ARRAY, NodeId([9; 16])), Err(OpenError::Foreign { .. })));
+    assert!(matches!(Store::open(SimDisk::default(), ARRAY, NODE), Err(OpenError::Header)));
+    assert!(matches!(Store::create(SimDisk::default(), ARRAY, NODE, 1), Err(OpenError::Size(1))));
+}
+
+#[test]
+fn deletions_last_and_give_space_back() {
+    let mut store = create(3);
+    // Many times the capacity goes through, so regions must be reused.
+    let mut kept = Vec::new();
+    for round in 0..40 {
+        let items: Vec<_> = (0..6).map(|i| fragment(round * 100 + i, 4_000_000)).collect();
+        assert!(store.put(items.clone()).iter().all(Result::is_ok), "round {round}");
+        let ids: Vec<_> = items.iter().map(|(_, h, _)| h.id).collect();
+        let (gone, stays) = if round == 39 { ids.split_at(5) } else { ids.split_at(6) };
+        store.delete(gone).unwrap();
+        kept = stays.to_vec();
+    }
+    assert_eq!(store.reader().inventory(), kept);
+    let store = reopen(store);
+    assert_eq!(store.reader().inventory(), kept);
+}
+
+#[test]
+fn a_full_stash_says_so_and_keeps_what_it_has() {
+    let mut store = create(2);
+    let mut stored = Vec::new();
+    for i in 0.. {
+        let item = fragment(i, 4_000_000);
+        match store.put(vec![item.clone()]).remove(0) {
+            Ok(()) => stored.push(item),
+            Err(StoreError::Full) => break,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert!(stored.len() >= 30, "two regions hold {} fragments of 4 MB", stored.len());
+    check(&reopen(store), &stored);
+}
+
+#[test]
+fn a_failed_sync_acknowledges_nothing_and_the_store_goes_on_elsewhere() {
+    let mut store = create(3);
+    let first = fragment(1, 5000);
+    store.put(vec![first.clone()]).remove(0).unwrap();
+    store.storage().fail_syncs(1);
+    let lost = fragment(2, 5000);
+    assert!(matches!(store.put(vec![lost]).remove(0), Err(StoreError::Io(_))));
+    let third = fragment(3, 5000);
+    store.put(vec![third.clone()]).remove(0).unwrap();
+    check(&store, &[first, third]);
+}
+
+#[test]
+fn rot_is_found_on_read_reported_once_and_never_served() {
+    let mut store = create(2);
+    let item = fragment(1, 5000);
+    store.put(vec![item.clone()]).remove(0).unwrap();
+    let at = region_offset(0) + REGION_HEAD_LEN + RECORD_HEADER_LEN as u64 + 77;
+    store.storage().rot(at, 0x20);
+    let reader = store.reader();
+    assert!(matches!(reader.get(item.1.id), Err(StoreError::Damaged(_))));
+    assert!(matches!(reader.get(item.1.id), Err(StoreError::NotHere(_))));
+    assert_eq!(reader.take_damaged(), [item.1.id]);
+    assert_eq!(reader.take_damaged(), []);
+    store.put(vec![item.clone()]).remove(0).unwrap();
+    assert_eq!(reader.get(item.1.id).unwrap().1, item.2, "a repaired fragment is served again");
+}
+
+#[test]
+fn another_geometry_of_the_same_piece_replaces_the_old_one_for_good() {
+    let mut store = create(2);
+    let sealed = Bytes::from(vec![5; 9000]);
+    let segment = SegmentId::of(&sealed);
+    let of = |k, m| split(&Codec::new(Geometry::new(k, m).unwrap()), segment, &sealed).remove(0);
+    for (header, payload) in [of(2, 1), of(3, 1)] {
+        store.put(vec![(OWNER, header, payload)]).remove(0).unwrap();
+    }
+    assert_eq!(store.reader().get(of(3, 1).0.id).unwrap(), of(3, 1));
+    assert_eq!(reopen(store).reader().get(of(3, 1).0.id).unwrap(), of(3, 1));
+}
