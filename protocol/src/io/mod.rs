@@ -1,9 +1,11 @@
 //! The part of the protocol that touches the world: TLS, QUIC, time, files.
 
 pub mod credentials;
+pub mod disk;
 pub mod endpoint;
 pub mod fetch;
 pub mod pool;
 pub mod program;
 pub mod rpc;
+pub mod stage;
 pub mod tls;

@@ -1,0 +1,496 @@
+//! What the controller remembers: images, segments, chunks, members, tickets, and what is half done.
+//!
+//! One redb file; every change is one durable transaction. Intents are written before they are carried out: a segment is
+//! *pending* at named members before the first byte goes there, and *trash* at a member until that member says that it is
+//! gone. So after a crash at any point everything that may lie somewhere is known, and nothing unknown is ever deleted.
+
+mod records;
+mod tables;
+
+pub use records::{GroupRecord, ImageRecord, NodeRecord, PendingRecord, SegmentRecord, TicketRecord, TrashKey};
+
+use std::collections::BTreeMap;
+
+use images::keys::SegmentKey;
+use images::manifest::ImageName;
+use images::parity::Geometry;
+use images::{ChunkId, GroupId, NodeId, SegmentId, wire};
+use protocol::directory::Epoch;
+use protocol::message::publish::ChunkPlace;
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, WriteTransaction};
+
+use tables::{CHUNKS, GROUPS, IMAGES, META, NODES, PAGES, PENDING, SEGMENT_CHUNKS, SEGMENTS, TICKETS, TRASH};
+
+/// Why the catalog does not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// redb or the disk under it failed.
+    #[error("use the catalog")]
+    Database(#[source] Box<redb::Error>),
+    /// A record that this version cannot read.
+    #[error("read a record of the catalog")]
+    Record(#[from] wire::DecodeError),
+    /// What was asked contradicts what is there.
+    #[error("{0}")]
+    Conflict(String),
+}
+
+macro_rules! from_redb {
+    ($($error:ty),*) => {
+        $(impl From<$error> for CatalogError {
+            fn from(error: $error) -> Self {
+                Self::Database(Box::new(error.into()))
+            }
+        })*
+    };
+}
+
+from_redb!(redb::TransactionError, redb::TableError, redb::StorageError, redb::CommitError);
+
+type Result<T> = std::result::Result<T, CatalogError>;
+
+/// The catalog.
+pub struct Catalog(Database);
+
+/// Changes inside one transaction.
+pub struct Change<'a>(&'a WriteTransaction);
+
+/// A segment with what its chunks are, to be recorded as durable.
+pub struct NewSegment {
+    /// The segment.
+    pub id: SegmentId,
+    /// What is known of it.
+    pub record: SegmentRecord,
+    /// Its chunks and their lengths.
+    pub chunks: Vec<(ChunkId, u32)>,
+    /// Geometry and holders of its pieces.
+    pub geometry: Geometry,
+    /// Holder of each piece.
+    pub holders: Vec<NodeId>,
+}
+
+impl Catalog {
+    /// Use a database; its tables are made if they are missing.
+    ///
+    /// # Errors
+    /// [`CatalogError::Database`].
+    pub fn new(database: Database) -> Result<Self> {
+        let catalog = Self(database);
+        catalog.change(|change| tables::create_all(change.0))?;
+        Ok(catalog)
+    }
+
+    /// Carry out one durable transaction. On an error nothing of it stays.
+    ///
+    /// # Errors
+    /// What `work` says, or [`CatalogError::Database`].
+    pub fn change<T>(&self, work: impl FnOnce(&Change<'_>) -> Result<T>) -> Result<T> {
+        let mut transaction = self.0.begin_write()?;
+        // Opening after a power cut must not walk the whole file.
+        transaction.set_quick_repair(true);
+        let result = work(&Change(&transaction))?;
+        transaction.commit()?;
+        Ok(result)
+    }
+
+    fn get<K: redb::Key, R: serde::de::DeserializeOwned>(
+        &self,
+        table: redb::TableDefinition<'_, K, &'static [u8]>,
+        key: K::SelfType<'_>,
+    ) -> Result<Option<R>> {
+        let read = self.0.begin_read()?;
+        let found = read.open_table(table)?.get(key)?.map(|v| wire::decode(v.value())).transpose()?;
+        Ok(found)
+    }
+
+    fn all<const N: usize, R: serde::de::DeserializeOwned>(
+        &self,
+        table: redb::TableDefinition<'_, [u8; N], &'static [u8]>,
+    ) -> Result<Vec<([u8; N], R)>> {
+        let read = self.0.begin_read()?;
+        let table = read.open_table(table)?;
+        table.iter()?.map(|row| {
+            let (key, value) = row?;
+            Ok((key.value(), wire::decode(value.value())?))
+        }).collect()
+    }
+
+    /// An image.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn image(&self, image: &ImageName) -> Result<Option<ImageRecord>> {
+        self.get(IMAGES, image.to_string().as_str())
+    }
+
+    /// All images, by name and then by when they came.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn images(&self) -> Result<Vec<(ImageName, ImageRecord)>> {
+        let read = self.0.begin_read()?;
+        let table = read.open_table(IMAGES)?;
+        let mut images = Vec::new();
+        for row in table.iter()? {
+            let (key, value) = row?;
+            let name = key.value().parse().map_err(|_| CatalogError::Conflict("an image without a name".into()))?;
+            images.push((name, wire::decode::<ImageRecord>(value.value())?));
+        }
+        images.sort_by(|a: &(ImageName, ImageRecord), b| (a.0.name(), a.1.number).cmp(&(b.0.name(), b.1.number)));
+        Ok(images)
+    }
+
+    /// A page of a manifest.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn page(&self, digest: &[u8; 32]) -> Result<Option<Vec<u8>>> {
+        let read = self.0.begin_read()?;
+        let page = read.open_table(PAGES)?.get(digest)?.map(|v| v.value().to_vec());
+        Ok(page)
+    }
+
+    /// A segment that is durable.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn segment(&self, id: &SegmentId) -> Result<Option<SegmentRecord>> {
+        self.get(SEGMENTS, id.0)
+    }
+
+    /// All segments that are durable.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn segments(&self) -> Result<Vec<(SegmentId, SegmentRecord)>> {
+        Ok(self.all(SEGMENTS)?.into_iter().map(|(id, record)| (SegmentId(id), record)).collect())
+    }
+
+    /// All segments that are on their way.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn pending(&self) -> Result<Vec<(SegmentId, PendingRecord)>> {
+        Ok(self.all(PENDING)?.into_iter().map(|(id, record)| (SegmentId(id), record)).collect())
+    }
+
+    /// Where these chunks lie.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn places(&self, chunks: &[ChunkId]) -> Result<Vec<Option<ChunkPlace>>> {
+        let read = self.0.begin_read()?;
+        let table = read.open_table(CHUNKS)?;
+        chunks.iter().map(|chunk| {
+            let found = table.get(chunk.0)?.map(|v| v.value());
+            Ok(found.map(|(segment, offset)| ChunkPlace { segment: SegmentId(segment), offset }))
+        }).collect()
+    }
+
+    /// All members.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn nodes(&self) -> Result<Vec<(NodeId, NodeRecord)>> {
+        Ok(self.all(NODES)?.into_iter().map(|(id, record)| (NodeId(id), record)).collect())
+    }
+
+    /// All groups.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn groups(&self) -> Result<BTreeMap<GroupId, GroupRecord>> {
+        let read = self.0.begin_read()?;
+        let table = read.open_table(GROUPS)?;
+        table.iter()?.map(|row| {
+            let (key, value) = row?;
+            Ok((GroupId(key.value()), wire::decode(value.value())?))
+        }).collect()
+    }
+
+    /// What must be deleted, at whom.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn trash(&self) -> Result<Vec<TrashKey>> {
+        let read = self.0.begin_read()?;
+        let table = read.open_table(TRASH)?;
+        table.iter()?.map(|row| Ok(TrashKey::decode(&row?.0.value()))).collect()
+    }
+
+    /// Counts up with each change of the directory.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn epoch(&self) -> Result<Epoch> {
+        let read = self.0.begin_read()?;
+        let epoch = read.open_table(META)?.get("epoch")?.map_or(0, |v| v.value());
+        Ok(Epoch(epoch))
+    }
+
+    /// Number of chunks that are known.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn chunk_count(&self) -> Result<u64> {
+        Ok(self.0.begin_read()?.open_table(CHUNKS)?.len()?)
+    }
+}
+
+impl Change<'_> {
+    fn count_up(&self, name: &str) -> Result<u64> {
+        let mut meta = self.0.open_table(META)?;
+        let next = meta.get(name)?.map_or(0, |v| v.value()) + 1;
+        meta.insert(name, next)?;
+        Ok(next)
+    }
+
+    /// The directory changed.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn bump_epoch(&self) -> Result<()> {
+        self.count_up("epoch").map(drop)
+    }
+
+    /// Keep a member's record.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn put_node(&self, node: NodeId, record: &NodeRecord) -> Result<()> {
+        self.0.open_table(NODES)?.insert(node.0, wire::encode(record).as_slice())?;
+        Ok(())
+    }
+
+    /// Keep a ticket, by the hash of its secret.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn put_ticket(&self, hash: [u8; 32], record: &TicketRecord) -> Result<()> {
+        self.0.open_table(TICKETS)?.insert(hash, wire::encode(record).as_slice())?;
+        Ok(())
+    }
+
+    /// A ticket.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn ticket(&self, hash: [u8; 32]) -> Result<Option<TicketRecord>> {
+        let table = self.0.open_table(TICKETS)?;
+        let found = table.get(hash)?.map(|v| wire::decode(v.value())).transpose()?;
+        Ok(found)
+    }
+
+    /// A segment is about to go to these members. Said before the first byte is sent, again when a member is added.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn put_pending(&self, id: SegmentId, add: &PendingRecord) -> Result<()> {
+        let mut table = self.0.open_table(PENDING)?;
+        let mut record: PendingRecord =
+            table.get(id.0)?.map(|v| wire::decode(v.value())).transpose()?.unwrap_or_default();
+        record.merge(add);
+        table.insert(id.0, wire::encode(&record).as_slice())?;
+        Ok(())
+    }
+
+    /// A segment is durable on all its holders: from now on its chunks are known. Pieces that a replaced member may have are
+    /// trash there.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn put_segment(&self, new: &NewSegment) -> Result<()> {
+        let (group, is_new) = self.group_for(new.geometry, &new.holders)?;
+        let record = SegmentRecord { group, ..new.record.clone() };
+        self.0.open_table(SEGMENTS)?.insert(new.id.0, wire::encode(&record).as_slice())?;
+        let mut chunks = self.0.open_table(CHUNKS)?;
+        let (mut offset, mut ids) = (0, Vec::with_capacity(new.chunks.len() * 32));
+        for (chunk, len) in &new.chunks {
+            chunks.insert(chunk.0, (new.id.0, offset))?;
+            ids.extend_from_slice(&chunk.0);
+            offset += len;
+        }
+        self.0.open_table(SEGMENT_CHUNKS)?.insert(new.id.0, ids.as_slice())?;
+        let mut pending = self.0.open_table(PENDING)?;
+        if let Some(old) = pending.remove(new.id.0)? {
+            let old: PendingRecord = wire::decode(old.value())?;
+            let kept = |piece: u8, node: NodeId| new.holders.get(usize::from(piece)) == Some(&node);
+            for (piece, node) in old.sent.into_iter().filter(|&(piece, node)| !kept(piece, node)) {
+                self.put_trash(&TrashKey::Fragment { node, segment: new.id, piece })?;
+            }
+        }
+        if is_new {
+            self.bump_epoch()?;
+        }
+        Ok(())
+    }
+
+    /// The group of exactly these holders; made if it is missing.
+    fn group_for(&self, geometry: Geometry, holders: &[NodeId]) -> Result<(GroupId, bool)> {
+        let mut table = self.0.open_table(GROUPS)?;
+        let mut found = None;
+        for row in table.iter()? {
+            let (id, value) = row?;
+            let group: GroupRecord = wire::decode(value.value())?;
+            if group.geometry == geometry && group.members == holders {
+                found = Some((id.value(), group));
+                break;
+            }
+        }
+        let is_new = found.is_none();
+        let (id, mut group) = match found {
+            Some(found) => found,
+            None => {
+                let id = self.count_up("group")? as u32;
+                (id, GroupRecord { geometry, members: holders.to_vec(), segments: 0 })
+            }
+        };
+        group.segments += 1;
+        table.insert(id, wire::encode(&group).as_slice())?;
+        Ok((GroupId(id), is_new))
+    }
+
+    /// A group.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn group(&self, id: GroupId) -> Result<Option<GroupRecord>> {
+        let table = self.0.open_table(GROUPS)?;
+        let found = table.get(id.0)?.map(|v| wire::decode(v.value())).transpose()?;
+        Ok(found)
+    }
+
+    /// Something must be deleted.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn put_trash(&self, key: &TrashKey) -> Result<()> {
+        self.0.open_table(TRASH)?.insert(key.encode(), ())?;
+        Ok(())
+    }
+
+    /// Something is gone.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn remove_trash(&self, key: &TrashKey) -> Result<()> {
+        self.0.open_table(TRASH)?.remove(key.encode())?;
+        Ok(())
+    }
+
+    /// A segment's record and key inside this transaction, and one more reference to it.
+    ///
+    /// # Errors
+    /// [`CatalogError::Conflict`] if it is not durable.
+    pub fn refer(&self, id: &SegmentId) -> Result<SegmentRecord> {
+        self.count_reference(id, 1)
+    }
+
+    fn count_reference(&self, id: &SegmentId, by: i64) -> Result<SegmentRecord> {
+        let mut table = self.0.open_table(SEGMENTS)?;
+        let record = table.get(id.0)?.map(|v| wire::decode::<SegmentRecord>(v.value())).transpose()?;
+        let mut record = record.ok_or_else(|| {
+            CatalogError::Conflict(format!("segment {} is not here: publish again, and it is sent again", id.short()))
+        })?;
+        record.references = record.references.saturating_add_signed(by);
+        table.insert(id.0, wire::encode(&record).as_slice())?;
+        Ok(record)
+    }
+
+    /// Keep a page of a manifest.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn put_page(&self, digest: &[u8; 32], bytes: &[u8]) -> Result<()> {
+        self.0.open_table(PAGES)?.insert(digest, bytes)?;
+        Ok(())
+    }
+
+    /// Publish an image.
+    ///
+    /// # Errors
+    /// [`CatalogError::Conflict`] if the name is taken.
+    pub fn put_image(&self, image: &ImageName, record: &ImageRecord) -> Result<()> {
+        let record = ImageRecord { number: self.count_up("image")?, ..record.clone() };
+        let mut table = self.0.open_table(IMAGES)?;
+        let key = image.to_string();
+        if table.get(key.as_str())?.is_some() {
+            return Err(CatalogError::Conflict(format!("{image} is already published")));
+        }
+        table.insert(key.as_str(), wire::encode(&record).as_slice())?;
+        self.bump_epoch()
+    }
+
+    /// Unpublish an image: its name, its pages that no other image has, and one reference of each of `segments`.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn remove_image(&self, image: &ImageName, pages: &[[u8; 32]], segments: &[SegmentId]) -> Result<()> {
+        self.0.open_table(IMAGES)?.remove(image.to_string().as_str())?;
+        for page in pages {
+            self.0.open_table(PAGES)?.remove(page)?;
+        }
+        for segment in segments {
+            self.count_reference(segment, -1)?;
+        }
+        self.bump_epoch()
+    }
+
+    /// Forget a segment that nobody refers to; its pieces and its copy become trash. Says whether it did.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn reclaim(&self, id: &SegmentId) -> Result<bool> {
+        let mut table = self.0.open_table(SEGMENTS)?;
+        let record = table.get(id.0)?.map(|v| wire::decode::<SegmentRecord>(v.value())).transpose()?;
+        let Some(record) = record.filter(|r| r.references == 0) else { return Ok(false) };
+        table.remove(id.0)?;
+        let chunk_ids = self.0.open_table(SEGMENT_CHUNKS)?.remove(id.0)?.map(|v| v.value().to_vec());
+        let mut chunks = self.0.open_table(CHUNKS)?;
+        for chunk in chunk_ids.unwrap_or_default().chunks_exact(32) {
+            let chunk: [u8; 32] = chunk.try_into().expect("32 bytes");
+            // The chunk may lie in another segment by now.
+            let here = chunks.get(chunk)?.is_some_and(|v| v.value().0 == id.0);
+            if here {
+                chunks.remove(chunk)?;
+            }
+        }
+        if let Some(mut group) = self.group(record.group)? {
+            for (piece, &node) in group.members.iter().enumerate() {
+                self.put_trash(&TrashKey::Fragment { node, segment: *id, piece: piece as u8 })?;
+            }
+            group.segments = group.segments.saturating_sub(1);
+            self.0.open_table(GROUPS)?.insert(record.group.0, wire::encode(&group).as_slice())?;
+        }
+        if record.on_mass_storage {
+            self.put_trash(&TrashKey::Copy { segment: *id })?;
+        }
+        Ok(true)
+    }
+
+    /// Forget a segment that never became durable; what may lie somewhere becomes trash.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn abandon(&self, id: &SegmentId) -> Result<()> {
+        let mut pending = self.0.open_table(PENDING)?;
+        let Some(old) = pending.remove(id.0)? else { return Ok(()) };
+        let old: PendingRecord = wire::decode(old.value())?;
+        for (piece, node) in old.sent {
+            self.put_trash(&TrashKey::Fragment { node, segment: *id, piece })?;
+        }
+        if old.copy {
+            self.put_trash(&TrashKey::Copy { segment: *id })?;
+        }
+        Ok(())
+    }
+}
+
+/// Keys of segments, in the order of `records`.
+#[must_use]
+pub fn keys_of(records: &[SegmentRecord]) -> Vec<SegmentKey> {
+    records.iter().map(|r| r.key.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests;

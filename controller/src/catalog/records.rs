@@ -1,0 +1,167 @@
+//! What the tables hold. Postcard; fields are added at the end only, under a new table.
+
+use std::net::SocketAddr;
+
+use images::keys::{ManifestKey, SegmentKey};
+use images::manifest::Signed;
+use images::parity::Geometry;
+use images::{FragmentDigest, GroupId, ManifestId, NodeId, SegmentId};
+use protocol::identity::Role;
+use serde::{Deserialize, Serialize};
+
+/// A published image.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ImageRecord {
+    /// Counts publications: the newest tag of a name is the one with the highest number.
+    pub number: u64,
+    /// BLAKE3 of the root.
+    pub manifest: ManifestId,
+    /// The root, signed.
+    pub signed: Signed,
+    /// Opens the segment keys.
+    pub key: ManifestKey,
+}
+
+/// A segment that is durable.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SegmentRecord {
+    /// Sealed bytes.
+    pub sealed_len: u32,
+    /// Chunk bytes inside.
+    pub data_len: u32,
+    /// Opens it.
+    pub key: SegmentKey,
+    /// Who holds it.
+    pub group: GroupId,
+    /// Digest of each piece.
+    pub fragments: Vec<FragmentDigest>,
+    /// Whether mass storage has a whole copy.
+    pub on_mass_storage: bool,
+    /// Images that refer to it.
+    pub references: u64,
+    /// When it became durable, seconds since 1970.
+    pub stored_unix_s: u64,
+}
+
+/// A segment on its way: where its bytes may be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingRecord {
+    /// Pieces that were sent, and to whom.
+    pub sent: Vec<(u8, NodeId)>,
+    /// Whether mass storage may have a copy.
+    pub copy: bool,
+}
+
+impl PendingRecord {
+    /// Add what is sent further.
+    pub fn merge(&mut self, other: &Self) {
+        for sent in &other.sent {
+            if !self.sent.contains(sent) {
+                self.sent.push(*sent);
+            }
+        }
+        self.copy |= other.copy;
+    }
+}
+
+/// A group and how much it holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupRecord {
+    /// k + m.
+    pub geometry: Geometry,
+    /// Holder of each piece.
+    pub members: Vec<NodeId>,
+    /// Segments in it.
+    pub segments: u64,
+}
+
+/// A member.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// What it may do.
+    pub role: Role,
+    /// Where it was last heard from.
+    pub addresses: Vec<SocketAddr>,
+    /// Bytes it offers.
+    pub capacity: u64,
+    /// When it joined, seconds since 1970.
+    pub joined_unix_s: u64,
+}
+
+/// A ticket.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TicketRecord {
+    /// The role that it grants.
+    pub role: Role,
+    /// When it ends, seconds since 1970.
+    pub expires_unix_s: u64,
+    /// Who used it.
+    pub used_by: Option<NodeId>,
+}
+
+/// Something that must be deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TrashKey {
+    /// A piece at a member.
+    Fragment {
+        /// The member.
+        node: NodeId,
+        /// The segment.
+        segment: SegmentId,
+        /// Piece number.
+        piece: u8,
+    },
+    /// The whole copy on mass storage.
+    Copy {
+        /// The segment.
+        segment: SegmentId,
+    },
+}
+
+/// Stands for mass storage where a member would be named.
+const MASS_STORAGE: [u8; 16] = [0; 16];
+const COPY: u8 = u8::MAX;
+
+impl TrashKey {
+    /// The segment that goes.
+    #[must_use]
+    pub fn segment(&self) -> SegmentId {
+        match self {
+            Self::Fragment { segment, .. } | Self::Copy { segment } => *segment,
+        }
+    }
+
+    pub(super) fn encode(&self) -> [u8; 49] {
+        let (node, segment, piece) = match self {
+            Self::Fragment { node, segment, piece } => (node.0, segment.0, *piece),
+            Self::Copy { segment } => (MASS_STORAGE, segment.0, COPY),
+        };
+        let mut out = [0; 49];
+        out[..16].copy_from_slice(&node);
+        out[16..48].copy_from_slice(&segment);
+        out[48] = piece;
+        out
+    }
+
+    pub(super) fn decode(bytes: &[u8; 49]) -> Self {
+        let node: [u8; 16] = bytes[..16].try_into().expect("16 bytes");
+        let segment = SegmentId(bytes[16..48].try_into().expect("32 bytes"));
+        match (node, bytes[48]) {
+            (MASS_STORAGE, COPY) => Self::Copy { segment },
+            (node, piece) => Self::Fragment { node: NodeId(node), segment, piece },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trash_keys_round_trip() {
+        let segment = SegmentId([7; 32]);
+        for key in [TrashKey::Copy { segment }, TrashKey::Fragment { node: NodeId([1; 16]), segment, piece: 3 }] {
+            assert_eq!(TrashKey::decode(&key.encode()), key);
+        }
+    }
+}

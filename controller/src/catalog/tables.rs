@@ -1,0 +1,39 @@
+//! The tables, by what they are keyed with. A change of a record's layout makes a new table under a new name.
+
+use redb::{TableDefinition, WriteTransaction};
+
+use super::CatalogError;
+
+pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta1");
+/// `name:tag`.
+pub(super) const IMAGES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images1");
+/// BLAKE3 of the page.
+pub(super) const PAGES: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition::new("pages1");
+/// Chunk to (segment, byte offset).
+pub(super) const CHUNKS: TableDefinition<'_, [u8; 32], ([u8; 32], u32)> = TableDefinition::new("chunks1");
+pub(super) const SEGMENTS: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition::new("segments1");
+/// Segment to the ids of its chunks, 32 bytes each.
+pub(super) const SEGMENT_CHUNKS: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition::new("segment-chunks1");
+pub(super) const PENDING: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition::new("pending1");
+pub(super) const GROUPS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("groups1");
+pub(super) const NODES: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("nodes1");
+/// Hash of the ticket's secret.
+pub(super) const TICKETS: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition::new("tickets1");
+/// Node, segment, piece.
+pub(super) const TRASH: TableDefinition<'_, [u8; 49], ()> = TableDefinition::new("trash1");
+
+/// Reading a table that was never written fails, so all are made at the start.
+pub(super) fn create_all(transaction: &WriteTransaction) -> Result<(), CatalogError> {
+    transaction.open_table(META)?;
+    transaction.open_table(IMAGES)?;
+    transaction.open_table(PAGES)?;
+    transaction.open_table(CHUNKS)?;
+    transaction.open_table(SEGMENTS)?;
+    transaction.open_table(SEGMENT_CHUNKS)?;
+    transaction.open_table(PENDING)?;
+    transaction.open_table(GROUPS)?;
+    transaction.open_table(NODES)?;
+    transaction.open_table(TICKETS)?;
+    transaction.open_table(TRASH)?;
+    Ok(())
+}

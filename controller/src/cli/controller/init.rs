@@ -1,0 +1,95 @@
+//! `coe-controller init`
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
+
+use anyhow::bail;
+use clap::Args;
+use protocol::identity::Role;
+use protocol::io::credentials::{default_home, file_of};
+
+use super::Which;
+use crate::io::folder::Settings;
+
+/// Make a new array: its authority, its keys, an empty catalog
+///
+/// Also makes the first admin's credentials, so that `coe-ctl` works for you at once.
+#[derive(Args)]
+#[command(after_help = "Example:\n  coe-controller init --name school --address controller.school.example:7400")]
+pub struct Init {
+    /// Name of the array, for certificates
+    #[arg(long, default_value = "coe")]
+    name: String,
+    /// Where to listen: UDP for members, TCP for people
+    #[arg(long, default_value = "0.0.0.0:7400", value_name = "ADDRESS")]
+    listen: SocketAddr,
+    /// Where others find it, host:port; may be given several times [default: this machine's address]
+    #[arg(long, value_name = "HOST:PORT")]
+    address: Vec<String>,
+    /// Folder of the mass storage
+    #[arg(long, default_value = "mass-storage", value_name = "DIR")]
+    mass_storage: PathBuf,
+    /// Folder of the admin's credentials
+    #[arg(long, env = "COE_HOME", default_value_os_t = default_home(), value_name = "DIR")]
+    home: PathBuf,
+    /// How often stashes report, milliseconds
+    #[arg(long, default_value_t = 5000, value_name = "MS")]
+    heartbeat_ms: u32,
+    /// How long segments of an unfinished publication are kept
+    #[arg(long, default_value_t = 24, value_name = "HOURS")]
+    keep_unfinished_hours: u64,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    which: Which,
+}
+
+/// The address that others would use: the one packets leave from. Nothing is sent to find out.
+fn own_address() -> IpAddr {
+    let probe = || {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+        // TEST-NET-1 (RFC 5737); connecting a UDP socket only looks up the route.
+        socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+        Some(socket.local_addr().ok()?.ip())
+    };
+    probe().unwrap_or(Ipv4Addr::LOCALHOST.into())
+}
+
+impl Init {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let admin_file = file_of(&self.home, Role::Admin);
+        if admin_file.exists() {
+            bail!("{} holds an admin's credentials already; choose another --home", admin_file.display());
+        }
+        let own = || {
+            let ip = if self.listen.ip().is_unspecified() { own_address() } else { self.listen.ip() };
+            vec![SocketAddr::new(ip, self.listen.port()).to_string()]
+        };
+        let addresses = if self.address.is_empty() { own() } else { self.address.clone() };
+        let settings = Settings {
+            listen: self.listen,
+            addresses: addresses.clone(),
+            mass_storage: self.mass_storage,
+            heartbeat_ms: self.heartbeat_ms.clamp(100, 60_000),
+            keep_unfinished_s: self.keep_unfinished_hours * 3600,
+        };
+        let folder = self.which.folder();
+        let authority = folder.create(&self.name, &settings)?;
+        authority.credentials(Role::Admin, addresses.clone())?.save(&admin_file)?;
+        let array = authority.array();
+        if self.json {
+            let value = serde_json::json!({
+                "array": array.to_string(), "dir": folder.path(), "addresses": addresses, "admin": admin_file,
+            });
+            println!("{value}");
+            return Ok(());
+        }
+        println!("array       {array}");
+        println!("folder      {}   (authority.json is the array: back it up, keep it secret)", folder.path().display());
+        println!("address     {}", addresses.join(", "));
+        println!("admin       {}   (coe-ctl uses it)", admin_file.display());
+        println!("\nNext:\n  coe-controller serve\n  coe-ctl token create        # a ticket for each stash");
+        Ok(())
+    }
+}

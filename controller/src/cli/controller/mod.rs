@@ -1,0 +1,51 @@
+//! `coe-controller`
+
+pub mod init;
+pub mod serve;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::io::folder::{Folder, default_folder};
+
+/// Direct an array of stashes and keep its catalog
+#[derive(Parser)]
+#[command(name = "coe-controller", version, after_help = "Example:\n  coe-controller init && coe-controller serve")]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Init(init::Init),
+    Serve(serve::Serve),
+}
+
+/// Which controller.
+#[derive(Args)]
+pub struct Which {
+    /// Folder of the controller
+    #[arg(long, env = "COE_CONTROLLER_DIR", default_value_os_t = default_folder(), value_name = "DIR")]
+    dir: PathBuf,
+}
+
+impl Which {
+    fn folder(&self) -> Folder {
+        Folder::at(self.dir.clone())
+    }
+}
+
+impl Cli {
+    /// Carry out what was asked.
+    ///
+    /// # Errors
+    /// What went wrong, for a person.
+    pub async fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Init(args) => args.run(),
+            Command::Serve(args) => args.run().await,
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! `coe-ctl`
+
+mod client;
+mod digest;
+mod images;
+mod login;
+mod nodes;
+mod publish;
+mod rm;
+mod show;
+mod status;
+mod sweep;
+mod table;
+mod token;
+mod verify;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use protocol::identity::Role;
+use protocol::io::credentials::{default_home, file_of};
+
+/// Steer an array: publish images, look at them and at the stashes
+#[derive(Parser)]
+#[command(name = "coe-ctl", version, after_help = "Example:\n  coe-ctl publish image.img --name debian --tag 12.1")]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Publish(publish::Publish),
+    Images(images::Images),
+    Show(show::Show),
+    Rm(rm::Rm),
+    Nodes(nodes::Nodes),
+    Status(status::Status),
+    Verify(verify::Verify),
+    Sweep(sweep::Sweep),
+    Digest(digest::Digest),
+    #[command(subcommand)]
+    Token(token::Token),
+    Login(login::Login),
+}
+
+/// Options of every command.
+#[derive(Args)]
+pub struct Common {
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+    /// Folder of the admin's credentials
+    #[arg(long, env = "COE_HOME", default_value_os_t = default_home(), value_name = "DIR")]
+    home: PathBuf,
+}
+
+impl Common {
+    fn credentials_file(&self) -> PathBuf {
+        file_of(&self.home, Role::Admin)
+    }
+}
+
+impl Cli {
+    /// Carry out what was asked.
+    ///
+    /// # Errors
+    /// What went wrong, for a person.
+    pub async fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Publish(args) => args.run().await,
+            Command::Images(args) => args.run().await,
+            Command::Show(args) => args.run().await,
+            Command::Rm(args) => args.run().await,
+            Command::Nodes(args) => args.run().await,
+            Command::Status(args) => args.run().await,
+            Command::Verify(args) => args.run().await,
+            Command::Sweep(args) => args.run().await,
+            Command::Digest(args) => args.run().await,
+            Command::Token(args) => args.run().await,
+            Command::Login(args) => args.run().await,
+        }
+    }
+}

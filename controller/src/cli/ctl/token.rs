@@ -1,0 +1,50 @@
+//! `coe-ctl token`
+
+use clap::{Args, Subcommand};
+
+use super::Common;
+use super::client::Client;
+use crate::io::api::{TicketRequest, TicketResponse};
+
+/// Tickets: one-time rights to join
+#[derive(Subcommand)]
+pub enum Token {
+    Create(Create),
+}
+
+/// Create a ticket; it works once
+#[derive(Args)]
+#[command(after_help = "Examples:\n  coe-ctl token create\n  coe-ctl token create --installer --minutes 30")]
+pub struct Create {
+    /// For a machine that installs an image
+    #[arg(long, conflicts_with = "admin")]
+    installer: bool,
+    /// For a person who runs the array
+    #[arg(long)]
+    admin: bool,
+    /// How long it can be used
+    #[arg(long, default_value_t = 60)]
+    minutes: u64,
+    #[command(flatten)]
+    common: Common,
+}
+
+impl Token {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let Self::Create(args) = self;
+        let role = match (args.installer, args.admin) {
+            (true, _) => "installer",
+            (_, true) => "admin",
+            _ => "stash",
+        };
+        let request = TicketRequest { role: role.into(), valid_s: args.minutes * 60 };
+        let ticket: TicketResponse = Client::new(&args.common)?.post("/v1/tickets", &request).await?;
+        if args.common.json {
+            println!("{}", serde_json::to_string(&ticket)?);
+        } else {
+            println!("{}", ticket.ticket);
+            eprintln!("For one {role}, within {} minutes.", args.minutes);
+        }
+        Ok(())
+    }
+}

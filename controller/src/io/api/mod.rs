@@ -1,0 +1,11 @@
+//! HTTPS with JSON, for people and their automation. An admin's certificate is needed for everything; `/openapi.json` describes
+//! it all.
+
+mod routes;
+mod tls_listener;
+
+pub use routes::{
+    Api, ImageDetail, ImageInfo, NodeInfo, PartitionInfo, Status, SweepResult, TicketRequest, TicketResponse,
+    VerifyRequest, VerifyStarted,
+};
+pub use tls_listener::{Acceptor, Server};

@@ -1,0 +1,393 @@
+//! The routes and their shapes.
+
+use std::sync::{Arc, PoisonError};
+
+use axum::extract::{ConnectInfo, Path, Request, State};
+use axum::http::StatusCode;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use data_encoding::HEXLOWER;
+use images::manifest::{ImageName, Root};
+use protocol::identity::Role;
+use protocol::message::Refusal;
+use protocol::ticket::{Ticket, secret_hash};
+use serde::{Deserialize, Serialize};
+use utoipa::{OpenApi, ToSchema};
+
+use super::tls_listener::Caller;
+use crate::catalog::TicketRecord;
+use crate::io::controller::{Controller, catalog_refusal};
+use crate::io::sweep::Swept;
+use crate::io::unix_s;
+use crate::io::verify::{Problem, Verification};
+
+/// The whole API.
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "COE controller", description = "Images, stashes and tickets of one array. Needs an admin's client certificate."),
+    paths(status, nodes, list_images, show_image, remove_image, create_ticket, start_verify, get_verify, sweep),
+    components(schemas(Problem))
+)]
+pub struct Api;
+
+/// The array at a glance.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Status {
+    /// The array's name.
+    pub array: String,
+    /// The directory's epoch.
+    pub epoch: u64,
+    /// Published images.
+    pub images: u64,
+    /// Known stashes.
+    pub stashes: u64,
+    /// Stashes that are up.
+    pub stashes_up: u64,
+    /// Bytes that all stashes offer.
+    pub capacity: u64,
+    /// Bytes in use on stashes that were heard.
+    pub used: u64,
+    /// Durable segments.
+    pub segments: u64,
+    /// Their sealed bytes, before parity.
+    pub sealed: u64,
+    /// Known chunks.
+    pub chunks: u64,
+    /// Segments on their way.
+    pub pending: u64,
+    /// Segments that no image refers to.
+    pub unreferenced: u64,
+    /// Fragments and copies that must still be deleted.
+    pub trash: u64,
+    /// Segments of which fewer than k holders are up, and that mass storage does not have.
+    pub unreadable_now: u64,
+    /// Seconds since the controller started.
+    pub up_s: u64,
+}
+
+/// A stash.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct NodeInfo {
+    /// Its id.
+    pub node: String,
+    /// Where it was last heard from.
+    pub addresses: Vec<String>,
+    /// Whether it is up.
+    pub up: bool,
+    /// Seconds since it was heard; none if not since the controller started.
+    pub heard_s: Option<u64>,
+    /// Bytes it offers.
+    pub capacity: u64,
+    /// Bytes in use.
+    pub used: Option<u64>,
+    /// Live fragments.
+    pub fragments: Option<u64>,
+    /// What it did, if it returned wrong data.
+    pub lied: Option<String>,
+}
+
+/// An image in a list.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct ImageInfo {
+    /// `name:tag`.
+    pub image: String,
+    /// Disk length, bytes.
+    pub disk_len: u64,
+    /// Bytes in use.
+    pub in_use: u64,
+    /// Sealed bytes of its segments, before parity; segments that it shares count in full.
+    pub sealed: u64,
+    /// SHA-256 of its contents.
+    pub content: String,
+    /// When it was published, seconds since 1970.
+    pub created_unix_s: u64,
+}
+
+/// A partition.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct PartitionInfo {
+    /// Number.
+    pub number: u32,
+    /// First byte.
+    pub offset: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// Type: a GUID, or two digits for an MBR.
+    pub kind: String,
+    /// Name.
+    pub name: String,
+}
+
+/// An image in full.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct ImageDetail {
+    /// As in a list.
+    #[serde(flatten)]
+    pub info: ImageInfo,
+    /// BLAKE3 of the manifest's root.
+    pub manifest: String,
+    /// Plain SHA-256 of the file, where one was checked.
+    pub source_sha256: Option<String>,
+    /// `gpt`, `mbr` or `none`.
+    pub table: String,
+    /// Bytes of a sector.
+    pub sector_size: u64,
+    /// What was wrong with the table.
+    pub damage: Option<String>,
+    /// Partitions.
+    pub partitions: Vec<PartitionInfo>,
+    /// Segments.
+    pub segments: u64,
+    /// Chunk bytes, before compression.
+    pub data: u64,
+}
+
+/// What a ticket is for.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct TicketRequest {
+    /// `stash`, `installer` or `admin`.
+    pub role: String,
+    /// How long it can be used, seconds.
+    pub valid_s: u64,
+}
+
+/// A ticket.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct TicketResponse {
+    /// Paste this.
+    pub ticket: String,
+    /// When it ends, seconds since 1970.
+    pub expires_unix_s: u64,
+}
+
+/// What to verify.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct VerifyRequest {
+    /// `name:tag`; without one everything.
+    pub image: Option<String>,
+    /// Read every copy on mass storage, too.
+    #[serde(default)]
+    pub deep: bool,
+}
+
+/// A verification that runs.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct VerifyStarted {
+    /// Ask for it with this.
+    pub job: u64,
+}
+
+/// What a sweep did.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct SweepResult {
+    /// Segments forgotten.
+    pub segments: u64,
+    /// Fragments and copies deleted.
+    pub deleted: u64,
+    /// Fragments that wait for their holder.
+    pub waiting: u64,
+}
+
+impl From<Swept> for SweepResult {
+    fn from(s: Swept) -> Self {
+        Self { segments: s.segments, deleted: s.deleted, waiting: s.waiting }
+    }
+}
+
+/// A refusal as HTTP.
+struct Refused(Refusal);
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self(refusal)
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let status = match &self.0 {
+            Refusal::NotAllowed(_) | Refusal::NotAdmitted(_) => StatusCode::FORBIDDEN,
+            Refusal::NotFound(_) => StatusCode::NOT_FOUND,
+            Refusal::Exists(_) => StatusCode::CONFLICT,
+            Refusal::Invalid(_) => StatusCode::BAD_REQUEST,
+            Refusal::Full | Refusal::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        (status, Json(serde_json::json!({ "error": self.0.to_string() }))).into_response()
+    }
+}
+
+type Answer<T> = Result<Json<T>, Refused>;
+type Shared = State<Arc<Controller>>;
+
+pub(super) fn router(controller: Arc<Controller>) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/nodes", get(nodes))
+        .route("/v1/images", get(list_images))
+        .route("/v1/images/{name}/{tag}", get(show_image).delete(remove_image))
+        .route("/v1/tickets", post(create_ticket))
+        .route("/v1/verify", post(start_verify))
+        .route("/v1/verify/{job}", get(get_verify))
+        .route("/v1/sweep", post(sweep))
+        .route("/openapi.json", get(|| async { Json(Api::openapi()) }))
+        .layer(middleware::from_fn(only_admins))
+        .with_state(controller)
+}
+
+async fn only_admins(ConnectInfo(caller): ConnectInfo<Caller>, request: Request, next: Next) -> Response {
+    match caller.0 {
+        Some(who) if who.role == Role::Admin => next.run(request).await,
+        Some(who) => Refused(Refusal::NotAllowed(who.role)).into_response(),
+        None => Refused(Refusal::NotAdmitted("a certificate of this array is needed".into())).into_response(),
+    }
+}
+
+/// The array at a glance
+#[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)))]
+async fn status(State(c): Shared) -> Answer<Status> {
+    let (nodes, segments) =
+        (c.catalog.nodes().map_err(catalog_refusal)?, c.catalog.segments().map_err(catalog_refusal)?);
+    let groups = c.catalog.groups().map_err(catalog_refusal)?;
+    let up = c.fleet.up();
+    let reachable = |id| {
+        groups.get(id).is_some_and(|g| {
+            g.members.iter().filter(|m| up.contains_key(m)).count() >= g.geometry.data()
+        })
+    };
+    Ok(Json(Status {
+        array: c.array().to_string(),
+        epoch: c.catalog.epoch().map_err(catalog_refusal)?.0,
+        images: c.catalog.images().map_err(catalog_refusal)?.len() as u64,
+        stashes: nodes.len() as u64,
+        stashes_up: up.len() as u64,
+        capacity: nodes.iter().map(|(_, n)| n.capacity).sum(),
+        used: nodes.iter().filter_map(|(id, _)| c.fleet.pulse(*id)).map(|(p, _)| p.used).sum(),
+        segments: segments.len() as u64,
+        sealed: segments.iter().map(|(_, s)| u64::from(s.sealed_len)).sum(),
+        chunks: c.catalog.chunk_count().map_err(catalog_refusal)?,
+        pending: c.catalog.pending().map_err(catalog_refusal)?.len() as u64,
+        unreferenced: segments.iter().filter(|(_, s)| s.references == 0).count() as u64,
+        trash: c.catalog.trash().map_err(catalog_refusal)?.len() as u64,
+        unreadable_now: segments.iter().filter(|(_, s)| !s.on_mass_storage && !reachable(&s.group)).count() as u64,
+        up_s: c.started.elapsed().as_secs(),
+    }))
+}
+
+/// All stashes
+#[utoipa::path(get, path = "/v1/nodes", responses((status = 200, body = [NodeInfo])))]
+async fn nodes(State(c): Shared) -> Answer<Vec<NodeInfo>> {
+    let liars = c.liars.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let info = |(id, record): (images::NodeId, crate::catalog::NodeRecord)| {
+        let pulse = c.fleet.pulse(id);
+        NodeInfo {
+            node: id.to_string(),
+            addresses: record.addresses.iter().map(ToString::to_string).collect(),
+            up: pulse.is_some_and(|(_, up)| up),
+            heard_s: pulse.map(|(p, _)| p.at.elapsed().as_secs()),
+            capacity: record.capacity,
+            used: pulse.map(|(p, _)| p.used),
+            fragments: pulse.map(|(p, _)| p.fragments),
+            lied: liars.get(&id).cloned(),
+        }
+    };
+    Ok(Json(c.catalog.nodes().map_err(catalog_refusal)?.into_iter().map(info).collect()))
+}
+
+fn image_info(image: &ImageName, root: &Root) -> ImageInfo {
+    ImageInfo {
+        image: image.to_string(),
+        disk_len: root.disk_len,
+        in_use: root.totals.in_use,
+        sealed: root.totals.sealed,
+        content: root.content.to_string(),
+        created_unix_s: root.created_unix_s,
+    }
+}
+
+/// All images
+#[utoipa::path(get, path = "/v1/images", responses((status = 200, body = [ImageInfo])))]
+async fn list_images(State(c): Shared) -> Answer<Vec<ImageInfo>> {
+    let images = c.catalog.images().map_err(catalog_refusal)?;
+    let info = |(name, record): (ImageName, crate::catalog::ImageRecord)| {
+        let root = Controller::root(&record.signed).map_err(catalog_refusal)?;
+        Ok::<_, Refusal>(image_info(&name, &root))
+    };
+    Ok(Json(images.into_iter().map(info).collect::<Result<_, _>>()?))
+}
+
+/// One image
+#[utoipa::path(get, path = "/v1/images/{name}/{tag}", params(("name" = String, Path), ("tag" = String, Path)),
+    responses((status = 200, body = ImageDetail), (status = 404)))]
+async fn show_image(State(c): Shared, Path((name, tag)): Path<(String, String)>) -> Answer<ImageDetail> {
+    let (image, record) = c.find_image(&name, Some(&tag))?;
+    let root = Controller::root(&record.signed).map_err(catalog_refusal)?;
+    let partition = |p: &images::disk::Partition| PartitionInfo {
+        number: p.number,
+        offset: p.offset,
+        len: p.len,
+        kind: p.kind.clone(),
+        name: p.name.clone(),
+    };
+    Ok(Json(ImageDetail {
+        info: image_info(&image, &root),
+        manifest: record.manifest.to_string(),
+        source_sha256: root.source_sha256.map(|d| HEXLOWER.encode(&d)),
+        table: root.disk.table.to_string(),
+        sector_size: root.disk.sector_size.bytes(),
+        damage: root.disk.damage.map(|d| format!("{d:?}")),
+        partitions: root.disk.partitions.iter().map(partition).collect(),
+        segments: root.totals.segments,
+        data: root.totals.data,
+    }))
+}
+
+/// Remove an image
+#[utoipa::path(delete, path = "/v1/images/{name}/{tag}", params(("name" = String, Path), ("tag" = String, Path)),
+    responses((status = 200, body = SweepResult), (status = 404)))]
+async fn remove_image(State(c): Shared, Path((name, tag)): Path<(String, String)>) -> Answer<SweepResult> {
+    let image = ImageName::new(&name, &tag).map_err(|e| Refusal::Invalid(e.to_string()))?;
+    Ok(Json(c.remove_image(&image).await?.into()))
+}
+
+/// Create a ticket
+#[utoipa::path(post, path = "/v1/tickets", request_body = TicketRequest, responses((status = 200, body = TicketResponse)))]
+async fn create_ticket(State(c): Shared, Json(request): Json<TicketRequest>) -> Answer<TicketResponse> {
+    let role = match request.role.as_str() {
+        "stash" => Role::Stash,
+        "installer" => Role::Installer,
+        "admin" => Role::Admin,
+        other => return Err(Refusal::Invalid(format!("there are no tickets for role {other:?}")).into()),
+    };
+    let mut secret = [0; 16];
+    aws_lc_rs::rand::fill(&mut secret).map_err(|_| Refusal::Failed("no random bytes".into()))?;
+    let expires_unix_s = unix_s().saturating_add(request.valid_s);
+    let record = TicketRecord { role, expires_unix_s, used_by: None };
+    let hash = secret_hash(&secret);
+    c.committer.change(move |change| change.put_ticket(hash, &record)).await.map_err(catalog_refusal)?;
+    let ticket = Ticket { array: c.array(), role, secret, addresses: c.settings.addresses.clone() };
+    Ok(Json(TicketResponse { ticket: ticket.to_string(), expires_unix_s }))
+}
+
+/// Start a verification
+#[utoipa::path(post, path = "/v1/verify", request_body = VerifyRequest, responses((status = 200, body = VerifyStarted)))]
+async fn start_verify(State(c): Shared, Json(request): Json<VerifyRequest>) -> Answer<VerifyStarted> {
+    let image = request.image.map(|i| i.parse()).transpose();
+    let image = image.map_err(|e: images::manifest::ImageNameError| Refusal::Invalid(e.to_string()))?;
+    Ok(Json(VerifyStarted { job: c.start_verify(image, request.deep)? }))
+}
+
+/// How far a verification is
+#[utoipa::path(get, path = "/v1/verify/{job}", params(("job" = u64, Path)), responses((status = 200, body = Verification), (status = 404)))]
+async fn get_verify(State(c): Shared, Path(job): Path<u64>) -> Answer<Verification> {
+    let found = c.jobs.get(job).ok_or_else(|| Refusal::NotFound(format!("verification {job}")));
+    Ok(Json(found?))
+}
+
+/// Forget and delete at once what no image refers to
+#[utoipa::path(post, path = "/v1/sweep", responses((status = 200, body = SweepResult)))]
+async fn sweep(State(c): Shared) -> Answer<SweepResult> {
+    Ok(Json(c.sweep(0).await?.into()))
+}

@@ -1,0 +1,82 @@
+//! Which stashes are up now, and how full they are: what heartbeats said last.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use images::NodeId;
+
+/// A stash's last word.
+#[derive(Clone, Copy, Debug)]
+pub struct Pulse {
+    /// When.
+    pub at: Instant,
+    /// Bytes it offers.
+    pub capacity: u64,
+    /// Bytes in use.
+    pub used: u64,
+    /// Live fragments.
+    pub fragments: u64,
+}
+
+impl Pulse {
+    /// Bytes it could still take.
+    #[must_use]
+    pub fn free(&self) -> u64 {
+        self.capacity.saturating_sub(self.used)
+    }
+}
+
+/// All stashes that were heard.
+pub struct Fleet {
+    /// A stash that was not heard for this long is away.
+    patience: Duration,
+    pulses: Mutex<BTreeMap<NodeId, Pulse>>,
+}
+
+impl Fleet {
+    /// A fleet that reports every `heartbeat`: three missed reports make a stash away.
+    #[must_use]
+    pub fn new(heartbeat: Duration) -> Self {
+        Self { patience: heartbeat * 3 + Duration::from_secs(1), pulses: Mutex::default() }
+    }
+
+    fn pulses(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeId, Pulse>> {
+        self.pulses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A stash was heard.
+    pub fn heard(&self, node: NodeId, pulse: Pulse) {
+        self.pulses().insert(node, pulse);
+    }
+
+    /// A stash took bytes: do not wait for its next report to know.
+    pub fn took(&self, node: NodeId, bytes: u64) {
+        if let Some(pulse) = self.pulses().get_mut(&node) {
+            pulse.used += bytes;
+        }
+    }
+
+    /// A stash says that it is full, whatever its numbers say.
+    pub fn is_full(&self, node: NodeId) {
+        if let Some(pulse) = self.pulses().get_mut(&node) {
+            pulse.used = pulse.capacity;
+        }
+    }
+
+    /// A stash's last word, and whether it is up.
+    #[must_use]
+    pub fn pulse(&self, node: NodeId) -> Option<(Pulse, bool)> {
+        let pulse = *self.pulses().get(&node)?;
+        Some((pulse, pulse.at.elapsed() <= self.patience))
+    }
+
+    /// Free bytes of each stash that is up.
+    #[must_use]
+    pub fn up(&self) -> BTreeMap<NodeId, u64> {
+        let up = |(&node, pulse): (&NodeId, &Pulse)| {
+            (pulse.at.elapsed() <= self.patience).then_some((node, pulse.free()))
+        };
+        self.pulses().iter().filter_map(up).collect()
+    }
+}

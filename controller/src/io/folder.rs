@@ -1,0 +1,103 @@
+//! The controller's folder: authority, settings, catalog, mass storage.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use protocol::io::credentials::{create_private_dir, write_private};
+use serde::{Deserialize, Serialize};
+
+use super::authority::{Authority, Secrets};
+
+/// What the admin chose.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Settings {
+    /// Where to listen: UDP for members, TCP for people.
+    pub listen: SocketAddr,
+    /// Addresses that tickets name, `host:port`.
+    pub addresses: Vec<String>,
+    /// Folder of the mass storage; relative to the controller's.
+    pub mass_storage: PathBuf,
+    /// How often stashes report, milliseconds.
+    pub heartbeat_ms: u32,
+    /// How long segments of an unfinished publication are kept, seconds.
+    pub keep_unfinished_s: u64,
+}
+
+/// A controller's folder.
+#[derive(Clone, Debug)]
+pub struct Folder(PathBuf);
+
+/// Where a controller lives unless told otherwise.
+#[must_use]
+pub fn default_folder() -> PathBuf {
+    "/var/lib/coe-controller".into()
+}
+
+impl Folder {
+    /// A folder by its path.
+    #[must_use]
+    pub fn at(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    fn secrets_file(&self) -> PathBuf {
+        self.0.join("authority.json")
+    }
+
+    fn settings_file(&self) -> PathBuf {
+        self.0.join("settings.json")
+    }
+
+    /// The catalog's file.
+    #[must_use]
+    pub fn catalog_file(&self) -> PathBuf {
+        self.0.join("catalog.redb")
+    }
+
+    /// Make a new array.
+    ///
+    /// # Errors
+    /// If there is one already: an authority is never overwritten.
+    pub fn create(&self, name: &str, settings: &Settings) -> anyhow::Result<Authority> {
+        if self.secrets_file().exists() {
+            bail!("{} holds an array already; choose another --dir", self.0.display());
+        }
+        create_private_dir(&self.0).with_context(|| format!("create {}", self.0.display()))?;
+        let mut random = [0; 64];
+        aws_lc_rs::rand::fill(&mut random).map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?;
+        let secrets = Secrets::create(name, &random)?;
+        write_private(&self.settings_file(), &serde_json::to_vec_pretty(settings)?).context("write the settings")?;
+        write_private(&self.secrets_file(), &serde_json::to_vec_pretty(&secrets)?).context("write the secrets")?;
+        Ok(secrets.open()?)
+    }
+
+    fn read<T: serde::de::DeserializeOwned>(&self, path: &Path) -> anyhow::Result<T> {
+        let bytes = fs::read(path)
+            .with_context(|| format!("read {}: was `coe-controller init` run?", path.display()))?;
+        serde_json::from_slice(&bytes).with_context(|| format!("understand {}", path.display()))
+    }
+
+    /// Read the settings.
+    ///
+    /// # Errors
+    /// If there is no array here, or the file is damaged.
+    pub fn settings(&self) -> anyhow::Result<Settings> {
+        self.read(&self.settings_file())
+    }
+
+    /// Put the authority to work.
+    ///
+    /// # Errors
+    /// If there is no array here, or the file is damaged.
+    pub fn authority(&self) -> anyhow::Result<Authority> {
+        Ok(self.read::<Secrets>(&self.secrets_file())?.open()?)
+    }
+}

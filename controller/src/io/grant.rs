@@ -1,0 +1,63 @@
+//! What an installer is given, and what it reports.
+
+use std::sync::PoisonError;
+
+use bytes::Bytes;
+use images::manifest::ImageName;
+use protocol::identity::Identity;
+use protocol::message::image::{GetImage, GetPage, ImageGrant, Page, Report, Reported};
+use protocol::message::Refusal;
+
+use super::controller::{Controller, catalog_refusal};
+use crate::catalog::ImageRecord;
+
+impl Controller {
+    /// An image by its name; without a tag the newest.
+    ///
+    /// # Errors
+    /// [`Refusal::NotFound`].
+    pub fn find_image(&self, name: &str, tag: Option<&str>) -> Result<(ImageName, ImageRecord), Refusal> {
+        let images = self.catalog.images().map_err(catalog_refusal)?;
+        let mut of_name = images.into_iter().filter(|(n, _)| n.name() == name);
+        let found = match tag {
+            Some(tag) => of_name.find(|(n, _)| n.tag() == tag),
+            None => of_name.max_by_key(|(_, record)| record.number),
+        };
+        let wanted = || Refusal::NotFound(format!("image {name}:{}", tag.unwrap_or("(any)")));
+        found.ok_or_else(wanted)
+    }
+
+    /// All that is needed to install an image, but for its pages and bytes.
+    ///
+    /// # Errors
+    /// [`Refusal::NotFound`].
+    pub fn grant(&self, who: Identity, get: &GetImage) -> Result<ImageGrant, Refusal> {
+        let (image, record) = self.find_image(&get.name, get.tag.as_deref())?;
+        let (_, directory) = self.directory().map_err(catalog_refusal)?;
+        tracing::info!(%image, role = %who.role, node = %who.node, "image granted");
+        Ok(ImageGrant { manifest: record.signed, key: record.key, directory })
+    }
+
+    /// A page of a manifest.
+    ///
+    /// # Errors
+    /// [`Refusal::NotFound`].
+    pub fn page(&self, get: &GetPage) -> Result<(Page, Bytes), Refusal> {
+        let page = self.catalog.page(&get.digest).map_err(catalog_refusal)?;
+        page.map(|bytes| (Page, bytes.into())).ok_or_else(|| Refusal::NotFound("manifest page".into()))
+    }
+
+    /// How an installation ended.
+    pub fn report(&self, who: Identity, report: &Report) -> Reported {
+        for (node, what) in &report.lied {
+            tracing::warn!(%node, what, "stash returned wrong data");
+            self.liars.lock().unwrap_or_else(PoisonError::into_inner).insert(*node, what.clone());
+        }
+        match &report.error {
+            None => tracing::info!(image = %report.image, by = %who.node, written = report.written,
+                took_ms = report.took_ms, "installed"),
+            Some(error) => tracing::warn!(image = %report.image, by = %who.node, error, "installation failed"),
+        }
+        Reported
+    }
+}

@@ -1,0 +1,24 @@
+//! The daemon: the parts of the controller that touch the world.
+
+pub mod api;
+pub mod authority;
+pub mod commit;
+pub mod controller;
+pub mod fleet;
+pub mod folder;
+pub mod grant;
+pub mod mass_storage;
+pub mod members;
+pub mod service;
+pub mod session;
+pub mod spread;
+pub mod sweep;
+pub mod verify;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Seconds since 1970 by this machine's clock.
+#[must_use]
+pub fn unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}

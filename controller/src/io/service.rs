@@ -1,0 +1,109 @@
+//! Serving: QUIC for members, HTTPS for people, and the work that nobody asks for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use protocol::identity::Role;
+use protocol::io::pool::Pool;
+use protocol::io::rpc::{self, Answer, Peer};
+use protocol::io::{endpoint, tls};
+use protocol::message::{Refusal, Request, enroll, image, member, publish};
+use redb::Database;
+
+use super::api;
+use super::controller::Controller;
+use super::folder::Folder;
+use super::mass_storage::MassStorage;
+use crate::catalog::Catalog;
+
+/// The controller's own certificate is renewed this often; it lasts thirty days.
+const RENEW_EVERY: Duration = Duration::from_secs(24 * 3600);
+
+/// Serve until the process is told to stop.
+///
+/// # Errors
+/// If the folder, the catalog or the port cannot be had.
+pub async fn run(folder: Folder) -> anyhow::Result<()> {
+    let settings = folder.settings()?;
+    let authority = folder.authority()?;
+    let member = authority.credentials(Role::Controller, settings.addresses.clone())?;
+    let database = Database::create(folder.catalog_file()).context("open the catalog: does another controller use it?")?;
+    let catalog = Arc::new(Catalog::new(database)?);
+    let mass_storage = MassStorage::folder(&folder.path().join(&settings.mass_storage)).context("open mass storage")?;
+    let server = tls::server(&member, tls::Admit::Strangers, &[tls::ALPN_MEMBER, tls::ALPN_ENROLL])?;
+    let client = tls::client(&member, tls::ALPN_MEMBER)?;
+    let endpoint = endpoint::server(settings.listen, server, client)
+        .with_context(|| format!("listen on UDP {}", settings.listen))?;
+    let pool = Arc::new(Pool::new(endpoint.clone()));
+    let listen = settings.listen;
+    let controller = Arc::new(Controller::new(authority, catalog, mass_storage, pool, settings));
+    controller.pool.learn(&protocol::directory::Directory::open(
+        &controller.directory()?.1,
+        controller.array(),
+        &controller.authority.array_key.public(),
+    )?);
+    let https = api::Server::bind(listen, &member).await.with_context(|| format!("listen on TCP {listen}"))?;
+    tracing::info!(array = %controller.array(), %listen, "controller serves");
+
+    tokio::spawn(controller.clone().sweep_regularly());
+    tokio::spawn(renew(controller.clone(), endpoint.clone(), https.acceptor()));
+    let array = controller.array();
+    let for_api = controller.clone();
+    let serve = rpc::serve(endpoint.clone(), array, move |peer, request, body| {
+        let controller = controller.clone();
+        async move { answer(&controller, peer, request, body).await }
+    });
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        () = serve => {}
+        result = https.serve(for_api) => result.context("serve HTTPS")?,
+        _ = terminate.recv() => {}
+        interrupt = tokio::signal::ctrl_c() => interrupt?,
+    }
+    endpoint.close(0u32.into(), b"stopping");
+    Ok(())
+}
+
+async fn renew(controller: Arc<Controller>, endpoint: quinn::Endpoint, acceptor: api::Acceptor) {
+    loop {
+        tokio::time::sleep(RENEW_EVERY).await;
+        let renewed = (|| -> anyhow::Result<()> {
+            let addresses = controller.settings.addresses.clone();
+            let member = controller.authority.credentials(Role::Controller, addresses)?;
+            let server = tls::server(&member, tls::Admit::Strangers, &[tls::ALPN_MEMBER, tls::ALPN_ENROLL])?;
+            endpoint.set_server_config(Some(endpoint::server_config(server)));
+            acceptor.renew(&member)
+        })();
+        match renewed {
+            Ok(()) => tracing::info!("certificate renewed"),
+            Err(error) => tracing::error!(error = format!("{error:#}"), "certificate not renewed"),
+        }
+    }
+}
+
+async fn answer(controller: &Arc<Controller>, peer: Peer, request: Request, body: Bytes) -> Answer {
+    let Some(who) = peer.identity else {
+        return match request {
+            Request::Enroll(enroll) => Answer::to::<enroll::Enroll>(controller.enroll(enroll).await),
+            _ => Answer::refuse(Refusal::NotAdmitted("a certificate is needed".into())),
+        };
+    };
+    match request {
+        Request::Heartbeat(beat) => {
+            Answer::to::<member::Heartbeat>(controller.heartbeat(who.node, peer.address, beat).await)
+        }
+        Request::Renew(renew) => Answer::to::<member::Renew>(controller.renew(who, &renew)),
+        Request::Begin(begin) => Answer::to::<publish::Begin>(controller.begin(begin)),
+        Request::Have(have) => Answer::to::<publish::Have>(controller.have(&have)),
+        Request::PutSegment(put) => Answer::to::<publish::PutSegment>(controller.put_segment(put, body).await),
+        Request::PutRuns(put) => Answer::to::<publish::PutRuns>(controller.put_runs(put)),
+        Request::PutSpans(put) => Answer::to::<publish::PutSpans>(controller.put_spans(put)),
+        Request::Finish(finish) => Answer::to::<publish::Finish>(controller.finish(finish).await),
+        Request::GetImage(get) => Answer::to::<image::GetImage>(controller.grant(who, &get)),
+        Request::GetPage(get) => Answer::with_body::<image::GetPage>(controller.page(&get)),
+        Request::Report(report) => Answer::to::<image::Report>(Ok(controller.report(who, &report))),
+        other => Answer::refuse(Refusal::Invalid(format!("a controller does not answer {}", other.name()))),
+    }
+}

@@ -1,0 +1,255 @@
+//! Publications under way, from the controller's side.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use images::keys::ManifestKey;
+use images::limits::PAGE_RUNS_MAX;
+use images::manifest::ImageName;
+use images::parity::{Codec, Geometry};
+use images::span::Span;
+use images::{GroupId, SegmentId, fragment};
+use protocol::limits::{DRAFT_PAGE_SEGMENTS_MAX, HAVE_MAX};
+use protocol::message::publish::{
+    Accepted, Begin, Begun, DraftSegment, Finish, Have, Known, Layout, Published, PutRuns, PutSegment, PutSpans,
+    SegmentStored,
+};
+use protocol::message::Refusal;
+
+use super::controller::{Controller, catalog_refusal};
+use super::unix_s;
+use crate::catalog::{NewSegment, PendingRecord, SegmentRecord};
+use crate::draft::Draft;
+use crate::geometry;
+
+/// A publication without a word for this long was given up.
+const IDLE: Duration = Duration::from_secs(600);
+
+struct Session {
+    image: ImageName,
+    geometry: Geometry,
+    layout: Layout,
+    disk_len: u64,
+    last_word: Instant,
+    runs: BTreeMap<u32, Vec<DraftSegment>>,
+    spans: BTreeMap<u32, Vec<Span>>,
+}
+
+/// All publications under way.
+#[derive(Default)]
+pub struct Sessions(Mutex<HashMap<u64, Session>>);
+
+impl Sessions {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Session>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn with<T>(&self, id: u64, work: impl FnOnce(&mut Session) -> T) -> Result<T, Refusal> {
+        let mut sessions = self.lock();
+        let session = sessions.get_mut(&id).ok_or_else(|| {
+            Refusal::Unavailable("this publication was interrupted: publish again, and it goes on where it was".into())
+        })?;
+        session.last_word = Instant::now();
+        Ok(work(session))
+    }
+
+    /// Whether any publication is alive. Those that were given up are forgotten.
+    pub fn any(&self) -> bool {
+        let mut sessions = self.lock();
+        sessions.retain(|_, s| s.last_word.elapsed() < IDLE);
+        !sessions.is_empty()
+    }
+}
+
+impl Controller {
+    /// Open a publication.
+    ///
+    /// # Errors
+    /// If the name is taken or not allowed, or no stash is up.
+    pub fn begin(&self, begin: Begin) -> Result<Begun, Refusal> {
+        let images = self.catalog.images().map_err(catalog_refusal)?;
+        let tags = || images.iter().filter(|(n, _)| n.name() == begin.name);
+        let tag = begin.tag.unwrap_or_else(|| {
+            let highest = tags().filter_map(|(n, _)| n.tag().parse::<u64>().ok()).max();
+            (highest.unwrap_or(0) + 1).to_string()
+        });
+        let image = ImageName::new(&begin.name, &tag).map_err(|e| Refusal::Invalid(e.to_string()))?;
+        if images.iter().any(|(n, _)| *n == image) {
+            return Err(Refusal::Exists(image.to_string()));
+        }
+        if begin.disk_len > images::limits::IMAGE_LEN_MAX {
+            return Err(Refusal::Invalid("an image of more than 64 TiB".into()));
+        }
+        let up = self.fleet.up().len();
+        let geometry = begin.geometry.or_else(|| geometry::for_fleet(up)).ok_or_else(|| {
+            Refusal::Unavailable("no stash is up: start some with `coe-stash serve`, see `coe-ctl nodes`".into())
+        })?;
+        if geometry.pieces() > up {
+            return Err(Refusal::Unavailable(format!(
+                "{geometry} needs {} stashes, {up} are up: see `coe-ctl nodes`",
+                geometry.pieces()
+            )));
+        }
+        let mut id = [0; 8];
+        aws_lc_rs::rand::fill(&mut id).map_err(|_| Refusal::Failed("no random bytes".into()))?;
+        let session = u64::from_le_bytes(id);
+        tracing::info!(%image, %geometry, "publication starts");
+        self.sessions.lock().insert(session, Session {
+            image: image.clone(),
+            geometry,
+            layout: begin.layout,
+            disk_len: begin.disk_len,
+            last_word: Instant::now(),
+            runs: BTreeMap::new(),
+            spans: BTreeMap::new(),
+        });
+        Ok(Begun { session, image, geometry, owner_key: self.authority.owner_key.clone() })
+    }
+
+    /// Which chunks are there.
+    ///
+    /// # Errors
+    /// If too many are asked about.
+    pub fn have(&self, have: &Have) -> Result<Known, Refusal> {
+        self.sessions.with(have.session, |_| ())?;
+        if have.chunks.len() > HAVE_MAX {
+            return Err(Refusal::Invalid(format!("more than {HAVE_MAX} chunks in one question")));
+        }
+        Ok(Known { places: self.catalog.places(&have.chunks).map_err(catalog_refusal)? })
+    }
+
+    /// Take a segment: on mass storage and on every holder before it is acknowledged.
+    ///
+    /// # Errors
+    /// If the bytes are not what they are called, or it cannot be made durable.
+    pub async fn put_segment(self: &Arc<Self>, put: PutSegment, sealed: Bytes) -> Result<SegmentStored, Refusal> {
+        let (geometry, layout) = self.sessions.with(put.session, |s| (s.geometry, s.layout))?;
+        let data_len: u64 = put.chunks.iter().map(|(_, len)| u64::from(*len)).sum();
+        if data_len != u64::from(put.data_len) {
+            return Err(Refusal::Invalid("chunk lengths do not add up to the segment".into()));
+        }
+        let id = put.id;
+        let for_split = sealed.clone();
+        let split = tokio::task::spawn_blocking(move || {
+            (SegmentId::of(&for_split) == id).then(|| fragment::split(&Codec::new(geometry), id, &for_split))
+        });
+        let pieces = split.await.map_err(|_| Refusal::Failed("encode the segment".into()))?;
+        let pieces = pieces.ok_or_else(|| Refusal::Invalid(format!("the bytes are not segment {id}")))?;
+        if self.catalog.trash().map_err(catalog_refusal)?.iter().any(|key| key.segment() == id) {
+            self.empty_trash().await;
+        }
+        let _placing = self.deleting.read().await;
+        if self.catalog.segment(&id).map_err(catalog_refusal)?.is_some() {
+            return Ok(SegmentStored { sent: 0, replaced: 0 });
+        }
+        let mirror = layout == Layout::Mirror;
+        let copy = async {
+            if !mirror {
+                return Ok(());
+            }
+            let intent = PendingRecord { sent: Vec::new(), copy: true };
+            let written = self.committer.change(move |change| change.put_pending(id, &intent));
+            written.await.map_err(catalog_refusal)?;
+            let stored = self.mass_storage.put(&id, sealed.clone()).await;
+            stored.map_err(|e| Refusal::Failed(format!("mass storage: {e}")))
+        };
+        let (spread, copied) = tokio::join!(self.spread(id, &pieces), copy);
+        copied?;
+        let spread = spread?;
+        let fragments = pieces.iter().map(|(header, _)| header.digest).collect();
+        let (holders, sealed_len) = (spread.holders, sealed.len() as u32);
+        let stored = self.committer.change(move |change| {
+            change.put_segment(&NewSegment {
+                id,
+                record: SegmentRecord {
+                    sealed_len,
+                    data_len: put.data_len,
+                    key: put.key.clone(),
+                    group: GroupId(0),
+                    fragments: Vec::clone(&fragments),
+                    on_mass_storage: mirror,
+                    references: 0,
+                    stored_unix_s: unix_s(),
+                },
+                chunks: put.chunks.clone(),
+                geometry,
+                holders: holders.clone(),
+            })
+        });
+        stored.await.map_err(catalog_refusal)?;
+        self.sessions.with(put.session, |_| ())?;
+        Ok(SegmentStored { sent: spread.sent, replaced: spread.replaced })
+    }
+
+    /// Take part of the draft.
+    ///
+    /// # Errors
+    /// If it exceeds a limit.
+    pub fn put_runs(&self, put: PutRuns) -> Result<Accepted, Refusal> {
+        let runs: usize = put.segments.iter().map(|s| s.runs.len()).sum();
+        if put.segments.len() > DRAFT_PAGE_SEGMENTS_MAX || runs > PAGE_RUNS_MAX {
+            return Err(Refusal::Invalid("a draft page with too many segments or runs".into()));
+        }
+        self.sessions.with(put.session, |s| drop(s.runs.insert(put.index, put.segments)))?;
+        Ok(Accepted)
+    }
+
+    /// Take part of the draft.
+    ///
+    /// # Errors
+    /// If it exceeds a limit.
+    pub fn put_spans(&self, put: PutSpans) -> Result<Accepted, Refusal> {
+        if put.spans.len() > images::limits::PAGE_SPANS_MAX {
+            return Err(Refusal::Invalid("a draft page with too many spans".into()));
+        }
+        self.sessions.with(put.session, |s| drop(s.spans.insert(put.index, put.spans)))?;
+        Ok(Accepted)
+    }
+
+    /// Sign and publish. The image is there when this returns, or not at all.
+    ///
+    /// # Errors
+    /// If the draft is incomplete or wrong, or the name was taken meanwhile.
+    pub async fn finish(self: &Arc<Self>, finish: Finish) -> Result<Published, Refusal> {
+        let complete = self.sessions.with(finish.session, |s| {
+            let all = |have: usize, last: Option<u32>, want: u32| have == want as usize && last.is_none_or(|l| l + 1 == want);
+            all(s.runs.len(), s.runs.keys().next_back().copied(), finish.run_pages)
+                && all(s.spans.len(), s.spans.keys().next_back().copied(), finish.span_pages)
+        })?;
+        if !complete {
+            return Err(Refusal::Invalid("the draft is incomplete".into()));
+        }
+        let session = self.sessions.lock().remove(&finish.session);
+        let session = session.ok_or_else(|| Refusal::Unavailable("this publication was interrupted".into()))?;
+        let mut random = [0; 32];
+        aws_lc_rs::rand::fill(&mut random).map_err(|_| Refusal::Failed("no random bytes".into()))?;
+        let draft = Draft {
+            array: self.array(),
+            image: session.image,
+            created_unix_s: unix_s(),
+            disk_len: session.disk_len,
+            disk: finish.disk,
+            content: finish.content,
+            source_sha256: finish.source_sha256,
+            in_use: finish.in_use,
+            run_pages: session.runs.into_values().collect(),
+            span_pages: session.spans.into_values().collect(),
+            key: ManifestKey(random),
+        };
+        let controller = self.clone();
+        let published = Arc::new(Mutex::new(None));
+        let out = published.clone();
+        let done = self.committer.change(move |change| {
+            let result = draft.publish(change, &controller.authority.array_key)?;
+            *out.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+            Ok(())
+        });
+        done.await.map_err(catalog_refusal)?;
+        let result = published.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let result = result.ok_or_else(|| Refusal::Failed("publishing".into()))?;
+        tracing::info!(image = %result.image, segments = result.segments, sealed = result.sealed, "published");
+        Ok(result)
+    }
+}

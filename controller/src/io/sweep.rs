@@ -1,0 +1,164 @@
+//! Cleaning up: segments of publications that never finished, segments that no image refers to, and what must be deleted at
+//! members. Nothing is deleted that the catalog does not name.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use images::NodeId;
+use images::fragment::FragmentId;
+use images::manifest::{ImageName, SegmentPage};
+use images::SegmentId;
+use protocol::io::rpc;
+use protocol::message::{Refusal, store};
+
+use super::controller::{Controller, catalog_refusal};
+use super::unix_s;
+use crate::catalog::{CatalogError, TrashKey};
+
+/// How often the controller looks for something to clean.
+const EVERY: Duration = Duration::from_secs(60);
+/// How long a stash may take to delete.
+const DELETE_WITHIN: Duration = Duration::from_secs(30);
+/// Fragments in one request.
+const DELETE_TOGETHER: usize = 1024;
+
+/// What a sweep did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Segments that no image refers to, or that never became durable.
+    pub segments: u64,
+    /// Fragments and copies that are gone.
+    pub deleted: u64,
+    /// Fragments at stashes that are away, to be deleted when they are back.
+    pub waiting: u64,
+}
+
+impl Controller {
+    /// Sweep for ever.
+    pub async fn sweep_regularly(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(EVERY).await;
+            if let Err(error) = self.sweep(self.settings.keep_unfinished_s).await {
+                tracing::warn!(%error, "sweep failed");
+            }
+        }
+    }
+
+    /// Forget what is older than `keep_s` seconds and nobody needs, then delete it at members.
+    ///
+    /// # Errors
+    /// The catalog's.
+    pub async fn sweep(&self, keep_s: u64) -> Result<Swept, Refusal> {
+        let mut swept = Swept::default();
+        // A publication relies on segments that nothing refers to yet.
+        if !self.sessions.any() {
+            let _deleting = self.deleting.write().await;
+            let before = unix_s().saturating_sub(keep_s);
+            for (id, _) in self.catalog.pending().map_err(catalog_refusal)? {
+                self.committer.change(move |change| change.abandon(&id)).await.map_err(catalog_refusal)?;
+                swept.segments += 1;
+            }
+            for (id, record) in self.catalog.segments().map_err(catalog_refusal)? {
+                if record.references == 0 && record.stored_unix_s <= before {
+                    let reclaim = self.committer.change(move |change| change.reclaim(&id).map(drop));
+                    reclaim.await.map_err(catalog_refusal)?;
+                    swept.segments += 1;
+                }
+            }
+        }
+        let before = self.catalog.trash().map_err(catalog_refusal)?.len() as u64;
+        self.empty_trash().await;
+        swept.waiting = self.catalog.trash().map_err(catalog_refusal)?.len() as u64;
+        swept.deleted = before.saturating_sub(swept.waiting);
+        if swept != Swept::default() {
+            tracing::info!(segments = swept.segments, deleted = swept.deleted, waiting = swept.waiting, "swept");
+        }
+        Ok(swept)
+    }
+
+    /// Delete what is trash at all members that are up. What they do not confirm stays trash.
+    pub async fn empty_trash(&self) {
+        let _deleting = self.deleting.write().await;
+        let Ok(trash) = self.catalog.trash() else { return };
+        let up = self.fleet.up();
+        let mut by_node: BTreeMap<NodeId, Vec<FragmentId>> = BTreeMap::new();
+        for key in trash {
+            match key {
+                TrashKey::Copy { segment } => self.delete_copy(segment).await,
+                TrashKey::Fragment { node, segment, piece } if up.contains_key(&node) => {
+                    by_node.entry(node).or_default().push(FragmentId { segment, piece });
+                }
+                TrashKey::Fragment { .. } => {}
+            }
+        }
+        for (node, fragments) in by_node {
+            for some in fragments.chunks(DELETE_TOGETHER) {
+                if let Err(error) = self.delete_at(node, some).await {
+                    tracing::info!(%node, %error, "fragments not deleted yet");
+                    break;
+                }
+            }
+        }
+    }
+
+    async fn delete_copy(&self, segment: SegmentId) {
+        match self.mass_storage.delete(&segment).await {
+            Ok(()) => {
+                let gone = TrashKey::Copy { segment };
+                let _ = self.committer.change(move |change| change.remove_trash(&gone)).await;
+            }
+            Err(error) => tracing::warn!(%segment, %error, "copy on mass storage not deleted"),
+        }
+    }
+
+    async fn delete_at(&self, node: NodeId, fragments: &[FragmentId]) -> anyhow::Result<()> {
+        let connection = self.pool.get(node).await?;
+        let message = store::DeleteFragments { fragments: fragments.to_vec() };
+        tokio::time::timeout(DELETE_WITHIN, rpc::call(&connection, message, &[])).await??;
+        let gone: Vec<TrashKey> = fragments
+            .iter()
+            .map(|f| TrashKey::Fragment { node, segment: f.segment, piece: f.piece })
+            .collect();
+        self.committer.change(move |change| gone.iter().try_for_each(|key| change.remove_trash(key))).await?;
+        Ok(())
+    }
+
+    /// Unpublish an image. Segments that only it used are reclaimed at once.
+    ///
+    /// # Errors
+    /// [`Refusal::NotFound`], or the catalog's.
+    pub async fn remove_image(&self, image: &ImageName) -> Result<Swept, Refusal> {
+        let (_, record) = self.find_image(image.name(), Some(image.tag()))?;
+        let root = Self::root(&record.signed).map_err(catalog_refusal)?;
+        let mut others = std::collections::BTreeSet::new();
+        for (name, other) in self.catalog.images().map_err(catalog_refusal)? {
+            if name != *image {
+                let root = Self::root(&other.signed).map_err(catalog_refusal)?;
+                others.extend(root.segment_pages.iter().chain(&root.span_pages).map(|p| p.digest));
+            }
+        }
+        let mut segments = Vec::new();
+        for (index, page) in root.segment_pages.iter().enumerate() {
+            let page = self.segment_page(&page.digest, index as u32, root.disk_len).map_err(catalog_refusal)?;
+            segments.extend(page.segments.iter().map(|s| s.id));
+        }
+        let pages: Vec<[u8; 32]> = root.segment_pages.iter().chain(&root.span_pages).map(|p| p.digest).collect();
+        let pages: Vec<[u8; 32]> = pages.into_iter().filter(|p| !others.contains(p)).collect();
+        let name = image.clone();
+        let removed = self.committer.change(move |change| change.remove_image(&name, &pages, &segments));
+        removed.await.map_err(catalog_refusal)?;
+        tracing::info!(%image, "image removed");
+        self.sweep(0).await
+    }
+
+    /// A segment page of a manifest, decoded.
+    ///
+    /// # Errors
+    /// If it is missing or damaged.
+    pub fn segment_page(&self, digest: &[u8; 32], index: u32, disk_len: u64) -> Result<SegmentPage, CatalogError> {
+        let damaged = |what: &str| CatalogError::Conflict(format!("a page of the manifest is {what}"));
+        let bytes = self.catalog.page(digest)?.ok_or_else(|| damaged("missing"))?;
+        SegmentPage::decode(&bytes, index, disk_len).map_err(|_| damaged("damaged"))
+    }
+}

@@ -1,0 +1,220 @@
+//! Verification: every holder proves that it holds its piece, mass storage that it holds its copy.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::{Cursor, Read as _};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bao::decode::SliceDecoder;
+use images::fragment::FragmentId;
+use images::manifest::ImageName;
+use images::{NodeId, SegmentId};
+use protocol::io::rpc::{self, CallError};
+use protocol::message::{Refusal, store};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use utoipa::ToSchema;
+
+use super::controller::{Controller, catalog_refusal};
+use crate::catalog::{GroupRecord, SegmentRecord};
+
+/// Bytes that a holder proves of each piece: one BLAKE3 chunk group; where they lie is random.
+const PROVE_LEN: u32 = 4096;
+/// Proofs under way.
+const TOGETHER: usize = 32;
+/// Problems that are listed one by one; the rest is counted.
+const LISTED_MAX: usize = 1000;
+
+/// Something that is not as it should be.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Problem {
+    /// Segment.
+    pub segment: String,
+    /// Piece number; none for the copy on mass storage.
+    pub piece: Option<u8>,
+    /// The holder; none for mass storage.
+    pub node: Option<String>,
+    /// What is wrong.
+    pub what: String,
+}
+
+/// How far a verification is.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct Verification {
+    /// Segments to look at.
+    pub segments: u64,
+    /// Segments looked at.
+    pub done: u64,
+    /// Pieces proven.
+    pub pieces_proven: u64,
+    /// Copies on mass storage found whole.
+    pub copies_proven: u64,
+    /// Segments of which fewer than k pieces and no copy were proven.
+    pub unreadable: u64,
+    /// Number of problems.
+    pub problem_count: u64,
+    /// The first problems, by segment.
+    pub problems: Vec<Problem>,
+    /// Whether it is complete.
+    pub finished: bool,
+    /// Why it could not be completed.
+    pub error: Option<String>,
+}
+
+/// Verifications since the start.
+#[derive(Default)]
+pub struct Jobs(Mutex<HashMap<u64, Verification>>);
+
+impl Jobs {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Verification>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How far a verification is.
+    #[must_use]
+    pub fn get(&self, job: u64) -> Option<Verification> {
+        self.lock().get(&job).cloned()
+    }
+
+    fn update(&self, job: u64, work: impl FnOnce(&mut Verification)) {
+        work(self.lock().entry(job).or_default());
+    }
+}
+
+fn random_u64() -> u64 {
+    let mut bytes = [0; 8];
+    // Without randomness a holder could prepare; a fixed range still proves that the bytes are there.
+    let _ = aws_lc_rs::rand::fill(&mut bytes);
+    u64::from_le_bytes(bytes)
+}
+
+impl Controller {
+    /// Start a verification of one image, or of everything. `deep` reads every copy on mass storage.
+    ///
+    /// # Errors
+    /// If there is no such image.
+    pub fn start_verify(self: &Arc<Self>, image: Option<ImageName>, deep: bool) -> Result<u64, Refusal> {
+        let wanted = image.map(|image| self.segments_of(&image)).transpose()?;
+        let job = random_u64() >> 12; // fits a JSON number
+        self.jobs.update(job, |_| {});
+        let controller = self.clone();
+        tokio::spawn(async move {
+            let result = controller.verify(job, wanted, deep).await;
+            controller.jobs.update(job, |v| {
+                v.finished = true;
+                v.error = result.err().map(|e| e.to_string());
+            });
+        });
+        Ok(job)
+    }
+
+    fn segments_of(&self, image: &ImageName) -> Result<BTreeSet<SegmentId>, Refusal> {
+        let (_, record) = self.find_image(image.name(), Some(image.tag()))?;
+        let root = Self::root(&record.signed).map_err(catalog_refusal)?;
+        let mut segments = BTreeSet::new();
+        for (index, page) in root.segment_pages.iter().enumerate() {
+            let page = self.segment_page(&page.digest, index as u32, root.disk_len).map_err(catalog_refusal)?;
+            segments.extend(page.segments.iter().map(|s| s.id));
+        }
+        Ok(segments)
+    }
+
+    async fn verify(self: &Arc<Self>, job: u64, wanted: Option<BTreeSet<SegmentId>>, deep: bool) -> Result<(), Refusal> {
+        let segments = self.catalog.segments().map_err(catalog_refusal)?;
+        let groups: Arc<BTreeMap<_, _>> = Arc::new(self.catalog.groups().map_err(catalog_refusal)?);
+        let chosen: Vec<_> =
+            segments.into_iter().filter(|(id, _)| wanted.as_ref().is_none_or(|w| w.contains(id))).collect();
+        self.jobs.update(job, |v| v.segments = chosen.len() as u64);
+        let slots = Arc::new(Semaphore::new(TOGETHER));
+        let mut tasks = JoinSet::new();
+        for (id, record) in chosen {
+            let Ok(slot) = slots.clone().acquire_owned().await else { break };
+            let Some(group) = groups.get(&record.group).cloned() else { continue };
+            let controller = self.clone();
+            tasks.spawn(async move {
+                controller.verify_segment(job, id, &record, &group, deep).await;
+                drop(slot);
+            });
+        }
+        while tasks.join_next().await.is_some() {}
+        Ok(())
+    }
+
+    async fn verify_segment(&self, job: u64, id: SegmentId, record: &SegmentRecord, group: &GroupRecord, deep: bool) {
+        let mut problems = Vec::new();
+        let mut proven = 0;
+        for (piece, &node) in group.members.iter().enumerate() {
+            match self.prove(id, record, piece as u8, node, group).await {
+                Ok(()) => proven += 1,
+                Err(what) => problems.push(Problem {
+                    segment: id.to_string(),
+                    piece: Some(piece as u8),
+                    node: Some(node.to_string()),
+                    what,
+                }),
+            }
+        }
+        let mut copies = 0;
+        if record.on_mass_storage {
+            match self.check_copy(&id, record, deep).await {
+                Ok(()) => copies = 1,
+                Err(what) => problems.push(Problem { segment: id.to_string(), piece: None, node: None, what }),
+            }
+        }
+        let readable = proven >= group.geometry.data() || copies == 1;
+        self.jobs.update(job, |v| {
+            v.done += 1;
+            v.pieces_proven += proven as u64;
+            v.copies_proven += copies;
+            v.unreadable += u64::from(!readable);
+            v.problem_count += problems.len() as u64;
+            let room = LISTED_MAX.saturating_sub(v.problems.len());
+            v.problems.extend(problems.into_iter().take(room));
+        });
+    }
+
+    async fn prove(
+        &self,
+        segment: SegmentId,
+        record: &SegmentRecord,
+        piece: u8,
+        node: NodeId,
+        group: &GroupRecord,
+    ) -> Result<(), String> {
+        if !self.fleet.up().contains_key(&node) {
+            return Err("its holder is away".into());
+        }
+        let payload_len = group.geometry.piece_len(record.sealed_len as usize) as u64;
+        let offset = random_u64() % payload_len.max(1);
+        let fragment = FragmentId { segment, piece };
+        let connection = self.pool.get(node).await.map_err(|e| e.to_string())?;
+        let message = store::Prove { fragment, offset: offset as u32, len: PROVE_LEN };
+        let slice = match rpc::call(&connection, message, &[]).await {
+            Ok((_, slice)) => slice,
+            Err(CallError::Refused(Refusal::NotFound(_))) => return Err("its holder does not have it".into()),
+            Err(error) => return Err(error.to_string()),
+        };
+        let digest = blake3::Hash::from(record.fragments[usize::from(piece)].0);
+        let mut range = Vec::new();
+        let decoder = SliceDecoder::new(Cursor::new(slice), &digest, offset, PROVE_LEN.into());
+        let read = { decoder }.take(u64::from(PROVE_LEN)).read_to_end(&mut range);
+        let expected = (payload_len - offset).min(PROVE_LEN.into());
+        match read {
+            Ok(len) if len as u64 == expected => Ok(()),
+            _ => Err("its holder failed the proof: what it has is not the piece".into()),
+        }
+    }
+
+    async fn check_copy(&self, id: &SegmentId, record: &SegmentRecord, deep: bool) -> Result<(), String> {
+        if !deep {
+            let len = self.mass_storage.len(id).await.map_err(|e| e.to_string())?;
+            return match len {
+                None => Err("missing on mass storage".into()),
+                Some(len) if len == u64::from(record.sealed_len) => Ok(()),
+                Some(_) => Err("has a wrong length on mass storage".into()),
+            };
+        }
+        let bytes = self.mass_storage.get(id).await.map_err(|_| "missing on mass storage".to_string())?;
+        if SegmentId::of(&bytes) == *id { Ok(()) } else { Err("damaged on mass storage".into()) }
+    }
+}

@@ -1,0 +1,252 @@
+//! Placing one segment: each piece on a member of its own, counted only when that member says that it is durable.
+//!
+//! The owner sends pieces as told, and reports confirmations, failures and the time. A missing confirmation picks another
+//! member; a member gets at most one piece. Who the members are is decided before, by [`choose`].
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use images::NodeId;
+use images::parity::Geometry;
+
+/// Time since any fixed start.
+pub type Now = Duration;
+
+/// How long a member may take to make a piece durable: slow disks flush for seconds.
+pub const CONFIRM_WITHIN: Duration = Duration::from_secs(20);
+
+/// A stash that could take a piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Who.
+    pub node: NodeId,
+    /// Bytes that it could still take.
+    pub free: u64,
+    /// Groups that it is in.
+    pub groups: u32,
+}
+
+/// Order candidates for a new group: those with few groups for their free space come first, so that load follows space.
+#[must_use]
+pub fn choose(mut candidates: Vec<Candidate>, piece_len: u64) -> Vec<NodeId> {
+    candidates.retain(|c| c.free > piece_len);
+    candidates.sort_by(|a, b| {
+        let load = |c: &Candidate| u128::from(c.groups + 1);
+        (load(a) * u128::from(b.free)).cmp(&(load(b) * u128::from(a.free))).then(a.node.cmp(&b.node))
+    });
+    candidates.into_iter().map(|c| c.node).collect()
+}
+
+/// What the owner must do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Send {
+    /// Piece number.
+    pub piece: u8,
+    /// To whom.
+    pub node: NodeId,
+}
+
+/// How far a placement is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Confirmations are missing.
+    Pending,
+    /// Every piece is durable: holder of each.
+    Durable(Vec<NodeId>),
+    /// No member is left for some pieces.
+    Short {
+        /// Pieces that are durable.
+        confirmed: usize,
+        /// Members that failed.
+        failed: Vec<NodeId>,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Piece {
+    Waiting(NodeId, Now),
+    Durable(NodeId),
+    Homeless,
+}
+
+/// One segment on its way to its holders.
+pub struct Placement {
+    pieces: Vec<Piece>,
+    spares: VecDeque<NodeId>,
+    failed: BTreeSet<NodeId>,
+    sends: VecDeque<Send>,
+}
+
+impl Placement {
+    /// Place n pieces on the first n of `members`; the rest are spares.
+    ///
+    /// # Panics
+    /// If there are fewer members than pieces.
+    #[must_use]
+    pub fn new(geometry: Geometry, members: &[NodeId], now: Now) -> Self {
+        let (first, spares) = members.split_at(geometry.pieces());
+        let send = |(piece, &node): (usize, &NodeId)| Send { piece: piece as u8, node };
+        Self {
+            pieces: first.iter().map(|&node| Piece::Waiting(node, now + CONFIRM_WITHIN)).collect(),
+            spares: spares.iter().copied().collect(),
+            failed: BTreeSet::new(),
+            sends: first.iter().enumerate().map(send).collect(),
+        }
+    }
+
+    /// The next piece to send.
+    pub fn poll_send(&mut self) -> Option<Send> {
+        self.sends.pop_front()
+    }
+
+    /// When [`Placement::tick`] must be called at the latest.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Now> {
+        let deadline = |p: &Piece| match p {
+            Piece::Waiting(_, until) => Some(*until),
+            _ => None,
+        };
+        self.pieces.iter().filter_map(deadline).min()
+    }
+
+    /// A member says that a piece is durable. One that comes late, after somebody else was asked, changes nothing: the piece
+    /// has one holder.
+    pub fn confirmed(&mut self, send: Send) {
+        if self.is_waiting(send) {
+            self.pieces[usize::from(send.piece)] = Piece::Durable(send.node);
+        }
+    }
+
+    /// A member does not take a piece.
+    pub fn failed(&mut self, send: Send, now: Now) {
+        if self.is_waiting(send) {
+            self.replace(send, now);
+        }
+    }
+
+    /// Time passed.
+    pub fn tick(&mut self, now: Now) {
+        for (i, piece) in self.pieces.clone().into_iter().enumerate() {
+            if let Piece::Waiting(node, until) = piece
+                && until <= now
+            {
+                self.replace(Send { piece: i as u8, node }, now);
+            }
+        }
+    }
+
+    /// How far it is.
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        let holders: Vec<NodeId> = self.pieces.iter().filter_map(|p| match p {
+            Piece::Durable(node) => Some(*node),
+            _ => None,
+        }).collect();
+        let waiting = self.pieces.iter().any(|p| matches!(p, Piece::Waiting(..)));
+        if holders.len() == self.pieces.len() {
+            Outcome::Durable(holders)
+        } else if waiting {
+            Outcome::Pending
+        } else {
+            Outcome::Short { confirmed: holders.len(), failed: self.failed.iter().copied().collect() }
+        }
+    }
+
+    /// Members that did not confirm.
+    #[must_use]
+    pub fn replaced(&self) -> usize {
+        self.failed.len()
+    }
+
+    fn is_waiting(&self, send: Send) -> bool {
+        matches!(self.pieces.get(usize::from(send.piece)), Some(Piece::Waiting(node, _)) if *node == send.node)
+    }
+
+    fn replace(&mut self, send: Send, now: Now) {
+        self.failed.insert(send.node);
+        self.pieces[usize::from(send.piece)] = match self.spares.pop_front() {
+            None => Piece::Homeless,
+            Some(node) => {
+                self.sends.push_back(Send { piece: send.piece, node });
+                Piece::Waiting(node, now + CONFIRM_WITHIN)
+            }
+        };
+    }
+}
+
+/// How many groups a fleet should have of one geometry, so that load spreads and the directory stays small.
+#[must_use]
+pub fn groups_wanted(stashes: usize, geometry: Geometry) -> usize {
+    (stashes * 2).div_ceil(geometry.pieces()).max(1)
+}
+
+/// The group to use next: the one with the fewest segments among those whose members can all take a piece.
+#[must_use]
+pub fn least_used<'a, G: Copy + Ord>(
+    groups: impl Iterator<Item = (G, &'a [NodeId], u64)>,
+    usable: &BTreeMap<NodeId, u64>,
+    piece_len: u64,
+) -> Option<G> {
+    groups
+        .filter(|(_, members, _)| members.iter().all(|m| usable.get(m).is_some_and(|&free| free > piece_len)))
+        .min_by_key(|&(id, _, segments)| (segments, id))
+        .map(|(id, _, _)| id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(i: u8) -> NodeId {
+        NodeId([i; 16])
+    }
+
+    /// Runs a placement of 2 + 1 over `members`; `answer` says what a member does.
+    fn run(members: u8, answer: fn(u8) -> Option<bool>) -> (Outcome, Now) {
+        let members: Vec<_> = (0..members).map(node).collect();
+        let mut now = Now::ZERO;
+        let mut placement = Placement::new(Geometry::new(2, 1).unwrap(), &members, now);
+        loop {
+            while let Some(send) = placement.poll_send() {
+                match answer(send.node.0[0]) {
+                    Some(true) => placement.confirmed(send),
+                    Some(false) => placement.failed(send, now),
+                    None => {}
+                }
+            }
+            match (placement.outcome(), placement.poll_timeout()) {
+                (Outcome::Pending, Some(at)) => {
+                    now = at;
+                    placement.tick(now);
+                }
+                (outcome, _) => return (outcome, now),
+            }
+        }
+    }
+
+    #[test]
+    fn a_missing_confirmation_picks_another_member() {
+        let holders = |h: [u8; 3]| Outcome::Durable(h.map(node).to_vec());
+        assert_eq!(run(3, |_| Some(true)), (holders([0, 1, 2]), Now::ZERO));
+        assert_eq!(run(4, |i| Some(i != 1)), (holders([0, 3, 2]), Now::ZERO));
+        assert_eq!(run(5, |i| (i != 0).then_some(i != 3)), (holders([4, 1, 2]), CONFIRM_WITHIN));
+        let short = Outcome::Short { confirmed: 2, failed: vec![node(1), node(3)] };
+        assert_eq!(run(4, |i| Some(i != 1 && i != 3)).0, short);
+    }
+
+    #[test]
+    fn a_late_confirmation_does_not_make_two_holders() {
+        let members: Vec<_> = (0..4).map(node).collect();
+        let mut placement = Placement::new(Geometry::new(2, 1).unwrap(), &members, Now::ZERO);
+        let sends: Vec<_> = std::iter::from_fn(|| placement.poll_send()).collect();
+        placement.tick(CONFIRM_WITHIN);
+        placement.confirmed(sends[0]);
+        assert_eq!(placement.outcome(), Outcome::Pending);
+    }
+
+    #[test]
+    fn load_follows_free_space() {
+        let c = |i, free, groups| Candidate { node: node(i), free, groups };
+        assert_eq!(choose(vec![c(1, 100, 0), c(2, 300, 0), c(3, 300, 3), c(4, 5, 0)], 10), [2, 1, 3].map(node));
+    }
+}
