@@ -1,1 +1,9 @@
+//! The installer: builds a disk from an image in the array, and says "installed" only after it has read the disk back.
+//!
+//! [`first_blocks`] holds back what makes a disk bootable until everything else is proven; [`gaps`] knows what must become zero.
+//! `io/` fetches, writes and compares.
 
+pub mod cli;
+pub mod first_blocks;
+pub mod gaps;
+pub mod io;

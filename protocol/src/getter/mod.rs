@@ -357,10 +357,12 @@ impl Getter {
             .iter()
             .filter_map(|&i| Some((i, idle(i, job)?, job.want.holders[usize::from(i)])))
             .filter(|(_, _, node)| self.peers.can_ask(*node, self.patience.per_holder))
-            // Ties go round: the segment's id decides where to start, so that segments spread over equal holders.
+            // A parity piece costs reconstruction: it must be worth it. Ties go round, so that segments spread over equal holders.
             .min_by_key(|(i, attempts, node)| {
+                let expected = self.peers.expected(*node);
+                let is_parity = usize::from(*i) >= job.want.need;
                 let turn = i.wrapping_add(job.want.segment.0[0]) % job.want.holders.len() as u8;
-                (*attempts, self.peers.expected(*node), turn)
+                (*attempts, if is_parity { expected * 3 / 2 } else { expected }, is_parity, turn)
             });
         let Some((piece, attempts, node)) = best else { return false };
         let request = RequestId(self.next_request);

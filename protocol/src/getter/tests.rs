@@ -17,11 +17,12 @@ enum Holder {
 }
 
 /// Runs one getter against holders until all jobs end; the answer is each job's last action and the time.
-fn run(holders: &[Holder], need: usize, jobs: u64) -> (BTreeMap<u64, Action>, Now, Getter) {
+fn run(holders: &[Holder], need: usize, jobs: u64, rotate: u8) -> (BTreeMap<u64, Action>, Now, Getter) {
     let mut getter = Getter::new(Patience::default());
     let mut now = Now::ZERO;
     for job in 0..jobs {
-        let nodes = (0..holders.len() as u8).map(node).collect();
+        // As groups do, each job starts with another holder.
+        let nodes = (0..holders.len() as u8).map(|i| node((i + job as u8 % rotate) % holders.len() as u8)).collect();
         getter.want(Want { job: JobId(job), segment: SegmentId([job as u8; 32]), need, holders: nodes }, now);
     }
     let (mut queue, mut ended): (Vec<(Now, Event)>, _) = (Vec::new(), BTreeMap::new());
@@ -83,7 +84,7 @@ fn outcomes_and_how_long_they_take() {
         ("nobody", &[Refuses(gone), Refuses(gone)], 1, false, 10_000),
     ];
     for (name, holders, need, completes, within_ms) in cases {
-        let (ended, took, _) = run(holders, *need, 20);
+        let (ended, took, _) = run(holders, *need, 20, 1);
         for action in ended.values() {
             assert_eq!(matches!(action, Action::Complete(_)), *completes, "{name}: {action:?}");
         }
@@ -95,7 +96,7 @@ fn outcomes_and_how_long_they_take() {
 fn a_shortfall_names_every_missing_piece() {
     let holders =
         [Holder::Answers(1), Holder::Refuses(|| Fault::Lied("digest".into())), Holder::Refuses(|| Fault::NotThere)];
-    let (ended, _, getter) = run(&holders, 2, 1);
+    let (ended, _, getter) = run(&holders, 2, 1, 1);
     let Some(Action::GiveUp(_, shortfall)) = ended.get(&0) else { panic!("must give up") };
     assert_eq!(shortfall.missing.len() + shortfall.have, 3);
     assert!(shortfall.missing.contains(&(1, node(1), Fault::Lied("digest".into()))));
@@ -106,7 +107,7 @@ fn a_shortfall_names_every_missing_piece() {
 
 #[test]
 fn load_spreads_over_equal_holders() {
-    let (_, _, getter) = run(&[Holder::Answers(5); 8], 4, 200);
+    let (_, _, getter) = run(&[Holder::Answers(5); 8], 4, 200, 8);
     for (node, report) in getter.peers().reports() {
         assert!((60..=140).contains(&report.pieces), "{node} served {} of 800", report.pieces);
     }

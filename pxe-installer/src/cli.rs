@@ -1,0 +1,125 @@
+//! The command line of `coe-installer`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use anyhow::bail;
+use clap::Parser;
+use images::manifest::ImageName;
+use indicatif::{ProgressBar, ProgressStyle};
+use protocol::io::credentials::default_home;
+use protocol::ticket::Ticket;
+
+use crate::io::install::{Outcome, Progress, install};
+use crate::io::source::{Source, credentials};
+use crate::io::target::{Consent, Target};
+
+/// Build a disk from an image in the array
+///
+/// Every byte is verified on its way, and the whole disk is read back before this says "installed". Until then the disk does
+/// not boot.
+#[derive(Parser)]
+#[command(name = "coe-installer", version, after_help = "Example:\n  coe-installer --image debian:12.1 --disk /dev/disk/by-id/nvme-… --ticket coe1abc…\n\nExit code 0: installed. 1: not installed, and the error says why. 2: wrong options.")]
+pub struct Cli {
+    /// NAME:TAG, or NAME for the newest
+    #[arg(long, value_name = "IMAGE")]
+    image: String,
+    /// The disk, or a file that exists, named exactly
+    #[arg(long, value_name = "PATH")]
+    disk: PathBuf,
+    /// The serial number of the disk, if it holds data and all of it may be destroyed
+    #[arg(long, value_name = "SERIAL")]
+    wipe: Option<String>,
+    /// The right to install, from `coe-ctl token create --installer`; kept for another try
+    #[arg(long, env = "COE_TICKET")]
+    ticket: Option<Ticket>,
+    /// Folder of credentials
+    #[arg(long, env = "COE_HOME", default_value_os_t = default_home(), value_name = "DIR")]
+    home: PathBuf,
+    /// Check everything, write nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn split_image(text: &str) -> anyhow::Result<(String, Option<String>)> {
+    if let Ok(image) = text.parse::<ImageName>() {
+        return Ok((image.name().into(), Some(image.tag().into())));
+    }
+    if ImageName::is_valid_part(text) { Ok((text.into(), None)) } else { bail!("--image is NAME:TAG or NAME, not {text:?}") }
+}
+
+impl Cli {
+    /// Carry out what was asked.
+    ///
+    /// # Errors
+    /// What went wrong, for a person.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let (name, tag) = split_image(&self.image)?;
+        let member = credentials(&self.home, self.ticket).await?;
+        let source = Source::open(&member, &name, tag).await?;
+        let target = Target::open(&self.disk, &source.root, &Consent { wipe: self.wipe })?;
+        if self.dry_run {
+            println!("{} would be installed on {} ({} bytes)", source.root.image, self.disk.display(), target.len());
+            return Ok(());
+        }
+        let progress = Arc::new(Progress::default());
+        let bar = ProgressBar::new(source.root.totals.in_use.max(1));
+        let ticker = tokio::spawn(show(progress.clone(), bar.clone(), source.root.disk_len));
+        let outcome = install(&source, target, progress).await;
+        ticker.abort();
+        bar.finish_and_clear();
+        let outcome = outcome?;
+        if self.json {
+            println!("{}", serde_json::to_string(&outcome)?);
+        } else {
+            print(&outcome, &self.disk);
+        }
+        Ok(())
+    }
+}
+
+async fn show(progress: Arc<Progress>, bar: ProgressBar, disk_len: u64) {
+    let style = ProgressStyle::with_template("{prefix:8} [{bar:32}] {percent:>3}%  {bytes} of {total_bytes}  {elapsed} (eta {eta})");
+    bar.set_style(style.expect("the template is valid").progress_chars("=> "));
+    loop {
+        match progress.stage.load(Relaxed) {
+            0 => {
+                bar.set_prefix("install");
+                bar.set_position(progress.written.load(Relaxed));
+            }
+            1 => {
+                bar.set_prefix("compare");
+                bar.set_length(disk_len.max(1));
+                bar.set_position(progress.compared.load(Relaxed));
+            }
+            _ => bar.set_prefix("finish"),
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+fn print(o: &Outcome, disk: &std::path::Path) {
+    let mb = |bytes: u64| bytes as f64 / 1e6;
+    println!("installed {} on {}", o.image, disk.display());
+    println!("  content   {}   (read back and compared)", o.content);
+    println!("  written   {:.1} MB in {:.1} s, {:.0} MB/s; flush {:.1} s; read back in {:.1} s", mb(o.written), o.write_s, mb(o.written) / o.write_s, o.flush_s, o.compare_s);
+    println!("  pieces    {} fetched, {} hedged, {} of {} segments rebuilt by parity", o.pieces, o.hedged, o.rebuilt, o.segments);
+    if o.fitted {
+        println!("  table     fitted to the disk's {} bytes", o.disk_len);
+    }
+    for h in &o.holders {
+        if let Some(what) = &h.lied {
+            println!("  LIED      stash {}: {what}", h.node);
+        } else if h.pieces == 0 && h.failures > 0 {
+            println!("  missing   stash {}: {}", h.node, h.last_fault.as_deref().unwrap_or("unknown"));
+        }
+    }
+    for (node, epoch) in &o.behind {
+        println!("  behind    stash {node} knows the directory of epoch {epoch} only");
+    }
+}

@@ -1,0 +1,363 @@
+//! One installation: clear, fetch, verify, write, read back, fit, and the first blocks last.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use images::disk::{Patch, Table, fit_gpt};
+use images::fragment::assemble;
+use images::parity::{Codec, Geometry};
+use images::segment;
+use protocol::getter::Shortfall;
+use protocol::io::stage::{Stage, StageReport, process_cpu};
+use protocol::message::image::Report;
+use serde::Serialize;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::proof;
+use super::source::{Segment, Source};
+use super::target::Target;
+use crate::first_blocks::{FirstBlocks, Overlay};
+use crate::gaps::{WINDOW_LEN, Written};
+
+/// Segments under way. Each takes up to three times its four megabytes: pieces, sealed bytes, chunk bytes. With the manifest's page
+/// and the transport's windows this stays well below 256 MiB.
+const TOGETHER: usize = 10;
+/// Segments that are named when bytes are missing.
+const NAMED_MAX: usize = 5;
+
+/// How far an installation is; read while it runs.
+#[derive(Default)]
+pub struct Progress {
+    /// Chunk bytes fetched and written.
+    pub written: AtomicU64,
+    /// Bytes compared.
+    pub compared: AtomicU64,
+    /// 0 fetch, 1 compare, 2 finish.
+    pub stage: AtomicU64,
+}
+
+#[derive(Default)]
+struct Stages {
+    assemble: Stage,
+    open: Stage,
+    write: Stage,
+}
+
+/// A holder, as it served this installation.
+#[derive(Debug, Serialize)]
+pub struct Holder {
+    /// Who.
+    pub node: String,
+    /// Pieces it delivered.
+    pub pieces: u64,
+    /// Payload bytes of these.
+    pub bytes: u64,
+    /// Requests that failed.
+    pub failures: u64,
+    /// Requests that were slow.
+    pub slow: u64,
+    /// What it did, if it returned wrong data.
+    pub lied: Option<String>,
+    /// The last fault.
+    pub last_fault: Option<String>,
+}
+
+/// What an installation did.
+#[derive(Debug, Serialize)]
+pub struct Outcome {
+    /// `name:tag`.
+    pub image: String,
+    /// SHA-256 of the contents, proven on the disk.
+    pub content: String,
+    /// Bytes written.
+    pub written: u64,
+    /// Length of the image.
+    pub image_len: u64,
+    /// Length of the disk.
+    pub disk_len: u64,
+    /// Whether the GPT was fitted to a larger disk, or mended.
+    pub fitted: bool,
+    /// Segments.
+    pub segments: u64,
+    /// Sealed bytes, of k pieces each.
+    pub sealed: u64,
+    /// Pieces fetched.
+    pub pieces: u64,
+    /// Requests sent because a holder was slow.
+    pub hedged: u64,
+    /// Segments that needed parity.
+    pub rebuilt: u64,
+    /// Each holder.
+    pub holders: Vec<Holder>,
+    /// Holders whose directory was behind, with its epoch.
+    pub behind: Vec<(String, u64)>,
+    /// Seconds to fetch, verify and write.
+    pub write_s: f64,
+    /// Seconds to flush the disk.
+    pub flush_s: f64,
+    /// Seconds to read back and compare.
+    pub compare_s: f64,
+    /// Seconds in all.
+    pub took_s: f64,
+    /// CPU seconds of this process.
+    pub cpu_s: f64,
+    /// Reconstructing segments and naming them.
+    pub assemble: StageReport,
+    /// AES-256-GCM and zstd.
+    pub open_decompress: StageReport,
+    /// Writing.
+    pub write: StageReport,
+}
+
+struct Work {
+    target: Arc<Target>,
+    first: Mutex<FirstBlocks>,
+    stages: Stages,
+    written: AtomicU64,
+    rebuilt: AtomicU64,
+    progress: Arc<Progress>,
+}
+
+/// Install an image on a disk, and report to the controller.
+///
+/// # Errors
+/// For a person. Unless it returns `Ok`, the disk does not boot.
+pub async fn install(source: &Source, target: Target, progress: Arc<Progress>) -> anyhow::Result<Outcome> {
+    let start = Instant::now();
+    let work = Arc::new(Work {
+        target: Arc::new(target),
+        first: Mutex::new(FirstBlocks::new(source.root.disk_len)),
+        stages: Stages::default(),
+        written: AtomicU64::new(0),
+        rebuilt: AtomicU64::new(0),
+        progress,
+    });
+    let result = run(source, &work).await;
+    let fetched = source.fetcher.report().await;
+    let lied = fetched.peers.iter().filter_map(|(node, r)| Some((*node, r.lied.clone()?))).collect();
+    let report = Report {
+        image: source.root.image.clone(),
+        error: result.as_ref().err().map(|e| format!("{e:#}")),
+        lied,
+        written: work.written.load(Relaxed),
+        took_ms: start.elapsed().as_millis() as u64,
+    };
+    source.report(report).await;
+    let times = result?;
+    let root = &source.root;
+    Ok(Outcome {
+        image: root.image.to_string(),
+        content: root.content.to_string(),
+        written: work.written.load(Relaxed),
+        image_len: root.disk_len,
+        disk_len: work.target.len(),
+        fitted: times.fitted,
+        segments: root.totals.segments,
+        sealed: root.totals.sealed,
+        pieces: fetched.peers.iter().map(|(_, r)| r.pieces).sum(),
+        hedged: fetched.hedges,
+        rebuilt: work.rebuilt.load(Relaxed),
+        holders: fetched.peers.into_iter().map(|(node, r)| Holder {
+            node: node.to_string(),
+            pieces: r.pieces,
+            bytes: r.bytes,
+            failures: r.failures,
+            slow: r.slow,
+            lied: r.lied,
+            last_fault: r.last_fault,
+        }).collect(),
+        behind: fetched.behind.into_iter().map(|(node, epoch)| (node.to_string(), epoch.0)).collect(),
+        write_s: times.write_s,
+        flush_s: times.flush_s,
+        compare_s: times.compare_s,
+        took_s: start.elapsed().as_secs_f64(),
+        cpu_s: process_cpu().as_secs_f64(),
+        assemble: work.stages.assemble.report(),
+        open_decompress: work.stages.open.report(),
+        write: work.stages.write.report(),
+    })
+}
+
+struct Times {
+    write_s: f64,
+    flush_s: f64,
+    compare_s: f64,
+    fitted: bool,
+}
+
+async fn run(source: &Source, work: &Arc<Work>) -> anyhow::Result<Times> {
+    let start = Instant::now();
+    if !work.target.clear().context("clear the disk")? {
+        zero_gaps(source, &work.target).await?;
+    }
+    fetch_all(source, work).await?;
+    let write_s = start.elapsed().as_secs_f64();
+    let flushing = Instant::now();
+    let target = work.target.clone();
+    tokio::task::spawn_blocking(move || target.sync()).await?.context("make the disk durable: it reports write errors")?;
+    let flush_s = flushing.elapsed().as_secs_f64();
+
+    work.progress.stage.store(1, Relaxed);
+    let comparing = Instant::now();
+    let first = std::mem::replace(&mut *work.first.lock().unwrap_or_else(PoisonError::into_inner), FirstBlocks::new(0));
+    let done = Arc::new(AtomicU64::new(0));
+    {
+        let comparison = proof::compare(source, &work.target, &first, &done);
+        tokio::pin!(comparison);
+        loop {
+            tokio::select! {
+                result = &mut comparison => break result?,
+                () = tokio::time::sleep(std::time::Duration::from_millis(100)) => {
+                    work.progress.compared.store(done.load(Relaxed), Relaxed);
+                }
+            }
+        }
+    }
+    let compare_s = comparing.elapsed().as_secs_f64();
+    work.progress.stage.store(2, Relaxed);
+    let fitted = tokio::task::block_in_place(|| finish(source, &work.target, first)).context("write the first blocks")?;
+    Ok(Times { write_s, flush_s, compare_s, fitted })
+}
+
+/// Zero what no run writes. Runs come in the order of segments, so this takes a pass over the manifest of its own.
+async fn zero_gaps(source: &Source, target: &Target) -> anyhow::Result<()> {
+    let mut start = 0;
+    while start < source.root.disk_len {
+        let window = start..source.root.disk_len.min(start + WINDOW_LEN);
+        start = window.end;
+        let mut written = Written::new(window);
+        for index in 0..source.root.segment_pages.len() {
+            for segment in source.segments(index).await? {
+                segment.entry.runs.iter().for_each(|run| written.mark(run));
+            }
+        }
+        for gap in written.gaps() {
+            target.zero(gap).context("zero the disk")?;
+        }
+    }
+    Ok(())
+}
+
+async fn fetch_all(source: &Source, work: &Arc<Work>) -> anyhow::Result<()> {
+    let slots = Arc::new(Semaphore::new(TOGETHER));
+    let mut tasks: JoinSet<anyhow::Result<Result<(), Shortfall>>> = JoinSet::new();
+    let mut shortfalls = Vec::new();
+    'pages: for index in 0..source.root.segment_pages.len() {
+        for Segment { entry, key } in source.segments(index).await? {
+            let slot = slots.clone().acquire_owned().await?;
+            while let Some(done) = tasks.try_join_next() {
+                shortfalls.extend(done.context("write a segment")??.err());
+            }
+            if !shortfalls.is_empty() {
+                break 'pages;
+            }
+            let holders = source.holders(&entry)?;
+            let (fetcher, work) = (source.fetcher.clone(), work.clone());
+            tasks.spawn(async move {
+                let pieces = match fetcher.fetch(entry.clone(), holders).await {
+                    Ok(pieces) => pieces,
+                    Err(shortfall) => return Ok(Err(shortfall)),
+                };
+                let write = move || work.write_segment(&Segment { entry, key }, &pieces);
+                tokio::task::spawn_blocking(write).await.context("write a segment")??;
+                drop(slot);
+                Ok(Ok(()))
+            });
+        }
+    }
+    while let Some(done) = tasks.join_next().await {
+        shortfalls.extend(done.context("write a segment")??.err());
+    }
+    if shortfalls.is_empty() { Ok(()) } else { bail!("{}", explain(source, &shortfalls)) }
+}
+
+/// What is missing, in words: the image, the segments, and who should have them.
+fn explain(source: &Source, shortfalls: &[Shortfall]) -> String {
+    let mut text = format!(
+        "{} cannot be installed now: too few pieces of {}{} can be had. The disk was left unbootable.",
+        source.root.image,
+        if shortfalls.len() == 1 { "a segment" } else { "some segments" },
+        if shortfalls.len() > NAMED_MAX { " (the first are named)" } else { "" },
+    );
+    for s in shortfalls.iter().take(NAMED_MAX) {
+        text += &format!("\n  segment {}: {} of {} pieces", s.segment.short(), s.have, s.need);
+        for (piece, node, fault) in &s.missing {
+            let address = source.directory.member(*node).and_then(|m| m.addresses.first());
+            let address = address.map_or_else(|| "address unknown".into(), ToString::to_string);
+            text += &format!("\n    piece {piece} on stash {node} ({address}): {fault}");
+        }
+    }
+    text + "\nStart these stashes again, or publish the image anew; `coe-ctl nodes` shows who is up."
+}
+
+/// Codecs hold tables; each thread keeps those it used last.
+fn with_codec<T>(geometry: Geometry, work: impl FnOnce(&Codec) -> T) -> T {
+    thread_local!(static CODEC: std::cell::RefCell<Option<Codec>> = const { std::cell::RefCell::new(None) });
+    CODEC.with_borrow_mut(|slot| {
+        if slot.as_ref().is_none_or(|codec| codec.geometry() != geometry) {
+            *slot = Some(Codec::new(geometry));
+        }
+        work(slot.as_ref().expect("just set"))
+    })
+}
+
+impl Work {
+    fn write_segment(&self, segment: &Segment, pieces: &[(usize, bytes::Bytes)]) -> anyhow::Result<()> {
+        let entry = &segment.entry;
+        let data_pieces = entry.geometry.data();
+        let rebuilt = pieces.iter().take(data_pieces).any(|(piece, _)| *piece >= data_pieces);
+        self.rebuilt.fetch_add(u64::from(rebuilt), Relaxed);
+        let sealed = self.stages.assemble.run(entry.sealed_len as usize, || {
+            with_codec(entry.geometry, |codec| assemble(codec, entry.id, entry.sealed_len, pieces))
+        });
+        let sealed = sealed.context("assemble a segment")?;
+        let plain = self.stages.open.run(entry.data_len as usize, || segment::open(&sealed, &segment.key));
+        let plain = plain.with_context(|| format!("open segment {}", entry.id.short()))?;
+        if plain.data.len() != entry.data_len as usize {
+            bail!("segment {} is shorter than its manifest says", entry.id.short());
+        }
+        self.stages.write.run(plain.data.len(), || {
+            for run in &entry.runs {
+                let from = run.segment_offset as usize;
+                let bytes = &plain.data[from..from + run.len as usize];
+                let (offset, rest) = self.first.lock().unwrap_or_else(PoisonError::into_inner).keep(run.disk_offset, bytes);
+                if !rest.is_empty() {
+                    self.target.write(offset, rest)?;
+                }
+                self.written.fetch_add(u64::from(run.len), Relaxed);
+            }
+            Ok::<_, std::io::Error>(())
+        })
+        .context("write to the disk")?;
+        self.progress.written.store(self.written.load(Relaxed), Relaxed);
+        Ok(())
+    }
+}
+
+/// Fit the table, then write what makes the disk bootable: everything proven, nothing to lose. Says whether the table changed.
+fn finish(source: &Source, target: &Target, mut first: FirstBlocks) -> anyhow::Result<bool> {
+    let root = &source.root;
+    let mut patches: Vec<Patch> = Vec::new();
+    if root.disk.table == Table::Gpt {
+        let disk = target.reader()?;
+        let overlay = Overlay { first: &first, disk: &disk, len: root.disk_len };
+        patches = fit_gpt(&overlay, root.disk.sector_size, target.len())?;
+    }
+    let fitted = !patches.is_empty();
+    let elsewhere = first.patch(patches);
+    for patch in &elsewhere {
+        target.write(patch.offset, &patch.bytes)?;
+    }
+    target.sync()?;
+    // The very first sectors come last of all: until then there is no table.
+    let (head, rest) = first.bytes().split_at(first.bytes().len().min(4096));
+    target.write(head.len() as u64, rest)?;
+    target.sync()?;
+    target.write(0, head)?;
+    target.sync()?;
+    proof::compare_first(target, &first, &elsewhere)?;
+    Ok(fitted)
+}

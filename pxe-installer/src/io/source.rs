@@ -1,0 +1,127 @@
+//! Where the image comes from: the controller for the manifest, stashes for the bytes.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use images::NodeId;
+use images::keys::{ManifestKey, SegmentKey};
+use images::manifest::{PageRef, Root, SegmentEntry, SegmentPage, SpanPage};
+use protocol::directory::Directory;
+use protocol::getter::Patience;
+use protocol::identity::{CONTROLLER_NAME, Role};
+use protocol::io::credentials::{Credentials, file_of};
+use protocol::io::fetch::Fetcher;
+use protocol::io::pool::Pool;
+use protocol::io::{endpoint, rpc, tls};
+use protocol::message::image::{GetImage, GetPage, MANIFEST_PURPOSE, Report};
+use protocol::ticket::Ticket;
+use quinn::Connection;
+
+/// A segment and its key.
+pub struct Segment {
+    /// From the manifest.
+    pub entry: Arc<SegmentEntry>,
+    /// Opens it.
+    pub key: SegmentKey,
+}
+
+/// An image that may be installed.
+pub struct Source {
+    controller: Connection,
+    /// The verified root.
+    pub root: Root,
+    /// Who holds what.
+    pub directory: Directory,
+    key: ManifestKey,
+    /// Fetches segments.
+    pub fetcher: Fetcher,
+}
+
+/// Credentials for an installation: from a ticket, which is then used up, or those of the last ticket, or an admin's.
+///
+/// # Errors
+/// If there are none, or the ticket is not for an installer.
+pub async fn credentials(home: &Path, ticket: Option<Ticket>) -> anyhow::Result<Credentials> {
+    let file = file_of(home, Role::Installer);
+    if let Some(ticket) = ticket {
+        if ticket.role != Role::Installer {
+            bail!("this ticket is for role {}: create one with `coe-ctl token create --installer`", ticket.role);
+        }
+        let member = Credentials::join(&ticket).await?;
+        // Kept, so that an installation that fails can be tried again without another ticket.
+        member.save(&file)?;
+        return Ok(member);
+    }
+    let found = [file, file_of(home, Role::Admin)].into_iter().find(|f| f.exists());
+    let file = found.context("nobody said that this machine may install: give --ticket, from `coe-ctl token create --installer`")?;
+    Ok(Credentials::load(&file)?)
+}
+
+impl Source {
+    /// Ask for an image and check everything that the answer claims.
+    ///
+    /// # Errors
+    /// If the controller cannot be reached or refuses, or the answer is not the array's.
+    pub async fn open(member: &Credentials, name: &str, tag: Option<String>) -> anyhow::Result<Self> {
+        let endpoint = endpoint::client(tls::client(member, tls::ALPN_MEMBER)?).context("open a UDP socket")?;
+        let controller = rpc::connect_any(&endpoint, &member.controller, CONTROLLER_NAME).await.context("reach the controller")?;
+        let (grant, _) = rpc::call(&controller, GetImage { name: name.into(), tag: tag.clone() }, &[]).await?;
+        let signed = grant.manifest.verify(MANIFEST_PURPOSE, &member.array_key).context("verify the manifest")?;
+        let root = Root::decode(signed).context("decode the manifest")?;
+        if root.array != member.identity.array || root.image.name() != name || tag.is_some_and(|t| t != root.image.tag()) {
+            bail!("the controller answered with another image, {}", root.image);
+        }
+        let directory = Directory::open(&grant.directory, member.identity.array, &member.array_key)?;
+        let pool = Arc::new(Pool::new(endpoint));
+        pool.learn(&directory);
+        let fetcher = Fetcher::start(pool, Patience::default(), directory.epoch);
+        Ok(Self { controller, root, directory, key: grant.key, fetcher })
+    }
+
+    async fn page(&self, page: &PageRef) -> anyhow::Result<Vec<u8>> {
+        let (_, bytes) = rpc::call(&self.controller, GetPage { digest: page.digest }, &[]).await?;
+        if !page.matches(&bytes) {
+            bail!("the controller sent a page that is not the manifest's");
+        }
+        Ok(bytes.to_vec())
+    }
+
+    /// Segments of one page.
+    ///
+    /// # Errors
+    /// If the page cannot be had, or is not what the root says.
+    pub async fn segments(&self, index: usize) -> anyhow::Result<Vec<Segment>> {
+        let bytes = self.page(&self.root.segment_pages[index]).await?;
+        let page = SegmentPage::decode(&bytes, index as u32, self.root.disk_len)?;
+        let keys = page.keys(&self.key)?;
+        let segment = |(entry, key)| Segment { entry: Arc::new(entry), key };
+        Ok(page.segments.into_iter().zip(keys).map(segment).collect())
+    }
+
+    /// Spans of one page.
+    ///
+    /// # Errors
+    /// If the page cannot be had, or is not what the root says.
+    pub async fn spans(&self, index: usize) -> anyhow::Result<SpanPage> {
+        let bytes = self.page(&self.root.span_pages[index]).await?;
+        Ok(SpanPage::decode(&bytes)?)
+    }
+
+    /// Holders of a segment, piece by piece.
+    ///
+    /// # Errors
+    /// If the directory does not know its group.
+    pub fn holders(&self, entry: &SegmentEntry) -> anyhow::Result<Vec<NodeId>> {
+        let group = self.directory.groups.get(&entry.group).filter(|g| g.geometry == entry.geometry);
+        let group = group.with_context(|| format!("the directory does not know group {}", entry.group))?;
+        Ok(group.members.clone())
+    }
+
+    /// Tell the controller how it went. An installation does not fail because nobody hears of it.
+    pub async fn report(&self, report: Report) {
+        if let Err(error) = rpc::call(&self.controller, report, &[]).await {
+            tracing::warn!(%error, "report not delivered");
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! The disk that is written: what is refused, how it is made zero, how it is made durable.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use images::disk::{ReadAt as _, SectorSize, Table};
+use images::manifest::Root;
+use images::extent::is_zero;
+use protocol::io::disk::DiskFile;
+use rustix::fs::{Advice, FallocateFlags, OFlags, fadvise, fallocate};
+
+use crate::first_blocks::FIRST_LEN;
+
+/// Zeros that are written at once where a range cannot be made zero otherwise.
+const ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+
+/// What the person said about the disk.
+pub struct Consent {
+    /// `--wipe`: the serial number of the disk whose contents may go.
+    pub wipe: Option<String>,
+}
+
+/// A disk that may be written.
+pub struct Target {
+    file: File,
+    path: PathBuf,
+    len: u64,
+    is_block_device: bool,
+}
+
+/// What the kernel calls a block device, from its device number.
+fn sys_folder(rdev: u64) -> PathBuf {
+    let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
+    fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")).unwrap_or_default()
+}
+
+fn sys_text(path: &Path) -> Option<String> {
+    let text = fs::read_to_string(path).ok()?;
+    Some(text.trim().to_string()).filter(|t| !t.is_empty())
+}
+
+/// A disk's serial number or WWN, as `lsblk -o NAME,SERIAL,WWN` shows it; of a file, its name.
+fn serial(path: &Path, sys: Option<&Path>) -> String {
+    let of_device = sys.and_then(|sys| {
+        ["device/serial", "serial", "device/wwid", "wwid"].iter().find_map(|name| sys_text(&sys.join(name)))
+    });
+    let name = || path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    of_device.unwrap_or_else(name)
+}
+
+/// Device numbers of what is mounted or swapped on.
+fn in_use_devices() -> Vec<(u64, String)> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mut devices: Vec<(u64, String)> = Vec::new();
+    for line in mounts.lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        let (Some(numbers), Some(place)) = (fields.get(2), fields.get(4)) else { continue };
+        if let Some((major, minor)) = numbers.split_once(':')
+            && let (Ok(major), Ok(minor)) = (major.parse(), minor.parse())
+        {
+            devices.push((rustix::fs::makedev(major, minor), format!("mounted at {place}")));
+        }
+    }
+    for line in fs::read_to_string("/proc/swaps").unwrap_or_default().lines().skip(1) {
+        let path = line.split_whitespace().next().unwrap_or_default();
+        if let Ok(meta) = fs::metadata(path) {
+            devices.push((if meta.rdev() != 0 { meta.rdev() } else { meta.dev() }, "swapped on".into()));
+        }
+    }
+    devices
+}
+
+fn refuse_block_device(path: &Path, sys: &Path) -> anyhow::Result<()> {
+    let shown = path.display();
+    if sys.join("partition").exists() {
+        bail!("{shown} is a partition; an image is a whole disk: name the disk");
+    }
+    if sys_text(&sys.join("ro")).as_deref() == Some("1") {
+        bail!("{shown} is read-only");
+    }
+    let number = |folder: &Path| {
+        let text = sys_text(&folder.join("dev"))?;
+        let (major, minor) = text.split_once(':')?;
+        Some(rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?))
+    };
+    let partitions = fs::read_dir(sys).into_iter().flatten().flatten().map(|e| e.path()).filter(|p| p.join("partition").exists());
+    let folders: Vec<PathBuf> = std::iter::once(sys.to_path_buf()).chain(partitions).collect();
+    let in_use = in_use_devices();
+    for folder in folders {
+        let name = folder.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        if let Some((_, how)) = in_use.iter().find(|(dev, _)| Some(*dev) == number(&folder)) {
+            bail!("{shown} is in use: {name} is {how}");
+        }
+        if let Some(holder) = fs::read_dir(folder.join("holders")).into_iter().flatten().flatten().next() {
+            bail!("{shown} is in use: {} is built on {name}", holder.file_name().to_string_lossy());
+        }
+    }
+    Ok(())
+}
+
+fn refuse_file(path: &Path) -> anyhow::Result<()> {
+    let exact = fs::canonicalize(path)?;
+    for device in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+        if sys_text(&device.path().join("loop/backing_file")).is_some_and(|f| Path::new(&f) == exact) {
+            bail!("{} is in use: /dev/{} is built on it", path.display(), device.file_name().to_string_lossy());
+        }
+    }
+    Ok(())
+}
+
+impl Target {
+    /// Open a disk for an image, after everything that speaks against it was looked for. Nothing is written.
+    ///
+    /// # Errors
+    /// If the path is not a whole disk or a file, the disk is too small, in use, has other sectors than the image's table, or
+    /// holds data that nobody said may go.
+    pub fn open(path: &Path, root: &Root, consent: &Consent) -> anyhow::Result<Self> {
+        let shown = path.display();
+        let meta = fs::metadata(path).with_context(|| {
+            format!("find {shown}: name an existing disk or file exactly (`truncate -s SIZE FILE` makes a file)")
+        })?;
+        let kind = meta.file_type();
+        let is_block_device = kind.is_block_device();
+        if !is_block_device && !kind.is_file() {
+            bail!("{shown} is neither a disk nor a file");
+        }
+        let sys = is_block_device.then(|| sys_folder(meta.rdev()));
+        match &sys {
+            Some(sys) => refuse_block_device(path, sys)?,
+            None => refuse_file(path)?,
+        }
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        if is_block_device {
+            // With O_EXCL the kernel itself refuses a disk that is mounted or built on, and keeps others away meanwhile.
+            options.custom_flags(OFlags::EXCL.bits().cast_signed());
+        }
+        let file = options.open(path).with_context(|| format!("open {shown} for writing: is it in use?"))?;
+        let len = DiskFile::from_file(file.try_clone()?)?.len();
+        if len < root.disk_len {
+            bail!("{shown} is too small: {} needs {} bytes, it has {len}", root.image, root.disk_len);
+        }
+        if let Some(sys) = &sys {
+            check_sectors(path, sys, root)?;
+        }
+        let target = Self { file, path: path.into(), len, is_block_device };
+        target.check_wipe(&serial(path, sys.as_deref()), consent)?;
+        Ok(target)
+    }
+
+    fn check_wipe(&self, serial: &str, consent: &Consent) -> anyhow::Result<()> {
+        let shown = self.path.display();
+        match &consent.wipe {
+            Some(said) if said == serial => Ok(()),
+            Some(said) => bail!("--wipe names {said:?}, and {shown} is {serial:?}: nothing was written"),
+            None if self.holds_data()? => {
+                bail!("{shown} holds data. If all of it may be destroyed, say so: --wipe {serial:?}")
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a table or a file system could be here: anything but zeros at either end, or any data in a file.
+    fn holds_data(&self) -> io::Result<bool> {
+        let disk = DiskFile::from_file(self.file.try_clone()?)?;
+        let mut buffer = vec![0; self.len.min(FIRST_LEN) as usize];
+        for offset in [0, self.len - buffer.len() as u64] {
+            disk.read_exact_at(offset, &mut buffer)?;
+            if !is_zero(&buffer) {
+                return Ok(true);
+            }
+        }
+        Ok(!self.is_block_device && disk.next_data(0)?.is_some())
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether it has no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Make the disk unbootable and its old tables unreadable before anything else. Of a file, make everything zero; of a disk
+    /// the gaps follow. Says whether gaps are zero now.
+    ///
+    /// # Errors
+    /// The medium's.
+    pub fn clear(&self) -> io::Result<bool> {
+        if self.is_block_device {
+            let end = FIRST_LEN.min(self.len);
+            self.zero(0..end)?;
+            self.zero(self.len - end..self.len)?;
+            self.file.sync_data()?;
+            return Ok(false);
+        }
+        self.file.set_len(0)?;
+        self.file.set_len(self.len)?;
+        self.file.sync_all()?;
+        Ok(true)
+    }
+
+    /// Make a range read as zero.
+    ///
+    /// # Errors
+    /// The medium's.
+    pub fn zero(&self, range: std::ops::Range<u64>) -> io::Result<()> {
+        // On a block device this becomes BLKZEROOUT: the disk zeroes by itself where it can.
+        let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        if fallocate(&self.file, flags, range.start, range.end - range.start).is_ok() {
+            return Ok(());
+        }
+        let mut at = range.start;
+        while at < range.end {
+            let len = (range.end - at).min(ZEROS.len() as u64);
+            self.file.write_all_at(&ZEROS[..len as usize], at)?;
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Write.
+    ///
+    /// # Errors
+    /// The medium's. Some disks report only at [`Target::sync`].
+    pub fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
+    }
+
+    /// Make everything durable, and forget what memory holds of it: the next read comes from the disk.
+    ///
+    /// # Errors
+    /// The medium's: write errors show here.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_all()?;
+        Ok(fadvise(&self.file, 0, None, Advice::DontNeed)?)
+    }
+
+    /// For reading back.
+    ///
+    /// # Errors
+    /// The medium's.
+    pub fn reader(&self) -> io::Result<DiskFile> {
+        DiskFile::from_file(self.file.try_clone()?)
+    }
+}
+
+fn check_sectors(path: &Path, sys: &Path, root: &Root) -> anyhow::Result<()> {
+    let bytes = sys_text(&sys.join("queue/logical_block_size")).and_then(|t| t.parse().ok());
+    let have = bytes.and_then(SectorSize::from_bytes);
+    let want = root.disk.sector_size;
+    if root.disk.table != Table::None && have.is_some_and(|have| have != want) {
+        bail!(
+            "{} has sectors of {} bytes, and the partition table of {} counts in {}: it would not be found there",
+            path.display(),
+            bytes.unwrap_or(0),
+            root.image,
+            want.bytes()
+        );
+    }
+    Ok(())
+}
