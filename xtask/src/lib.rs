@@ -1,1 +1,12 @@
+//! Builds, runs, tests and measures everything. The product's programs are used as anybody would use them: as processes.
 
+pub mod bench;
+pub mod ci;
+pub mod compare;
+pub mod demo;
+pub mod fleet;
+pub mod sample;
+pub mod setup;
+pub mod shell;
+pub mod sim;
+pub mod tidy;

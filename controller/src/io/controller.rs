@@ -45,6 +45,8 @@ pub struct Controller {
     pub deleting: tokio::sync::RwLock<()>,
     /// When this process started.
     pub started: Instant,
+    /// CPU of encoding.
+    pub encode: protocol::io::stage::Stage,
     directory: Mutex<Option<(Epoch, Signed)>>,
     /// Stashes that the last installations caught lying.
     pub liars: Mutex<HashMap<images::NodeId, String>>,
@@ -85,6 +87,7 @@ impl Controller {
             settings,
             deleting: tokio::sync::RwLock::default(),
             started: Instant::now(),
+            encode: protocol::io::stage::Stage::default(),
             directory: Mutex::default(),
             liars: Mutex::default(),
         }

@@ -132,8 +132,11 @@ impl Controller {
         }
         let id = put.id;
         let for_split = sealed.clone();
+        let controller = self.clone();
         let split = tokio::task::spawn_blocking(move || {
-            (SegmentId::of(&for_split) == id).then(|| fragment::split(&Codec::new(geometry), id, &for_split))
+            controller.encode.run(for_split.len(), || {
+                (SegmentId::of(&for_split) == id).then(|| fragment::split(&Codec::new(geometry), id, &for_split))
+            })
         });
         let pieces = split.await.map_err(|_| Refusal::Failed("encode the segment".into()))?;
         let pieces = pieces.ok_or_else(|| Refusal::Invalid(format!("the bytes are not segment {id}")))?;

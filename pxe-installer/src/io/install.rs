@@ -110,6 +110,8 @@ pub struct Outcome {
     pub open_decompress: StageReport,
     /// Writing.
     pub write: StageReport,
+    /// Reading back and hashing.
+    pub compare: StageReport,
 }
 
 struct Work {
@@ -178,6 +180,7 @@ pub async fn install(source: &Source, target: Target, progress: Arc<Progress>) -
         assemble: work.stages.assemble.report(),
         open_decompress: work.stages.open.report(),
         write: work.stages.write.report(),
+        compare: times.compare,
     })
 }
 
@@ -185,6 +188,7 @@ struct Times {
     write_s: f64,
     flush_s: f64,
     compare_s: f64,
+    compare: StageReport,
     fitted: bool,
 }
 
@@ -201,7 +205,7 @@ async fn run(source: &Source, work: &Arc<Work>) -> anyhow::Result<Times> {
     let flush_s = flushing.elapsed().as_secs_f64();
 
     work.progress.stage.store(1, Relaxed);
-    let comparing = Instant::now();
+    let (comparing, cpu_before) = (Instant::now(), process_cpu());
     let first = std::mem::replace(&mut *work.first.lock().unwrap_or_else(PoisonError::into_inner), FirstBlocks::new(0));
     let done = Arc::new(AtomicU64::new(0));
     {
@@ -217,9 +221,11 @@ async fn run(source: &Source, work: &Arc<Work>) -> anyhow::Result<Times> {
         }
     }
     let compare_s = comparing.elapsed().as_secs_f64();
+    // Nothing else runs meanwhile, so the process's time is this stage's.
+    let compare = StageReport { bytes: source.root.disk_len, cpu_s: (process_cpu() - cpu_before).as_secs_f64() };
     work.progress.stage.store(2, Relaxed);
     let fitted = tokio::task::block_in_place(|| finish(source, &work.target, first)).context("write the first blocks")?;
-    Ok(Times { write_s, flush_s, compare_s, fitted })
+    Ok(Times { write_s, flush_s, compare_s, compare, fitted })
 }
 
 /// Zero what no run writes. Runs come in the order of segments, so this takes a pass over the manifest of its own.

@@ -65,6 +65,17 @@ pub struct Status {
     pub unreadable_now: u64,
     /// Seconds since the controller started.
     pub up_s: u64,
+    /// CPU that parity took since then.
+    pub encode: Encode,
+}
+
+/// CPU of encoding.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct Encode {
+    /// Sealed bytes encoded.
+    pub bytes: u64,
+    /// CPU seconds.
+    pub cpu_s: f64,
 }
 
 /// A stash.
@@ -251,7 +262,7 @@ async fn status(State(c): Shared) -> Answer<Status> {
     let (nodes, segments) =
         (c.catalog.nodes().map_err(catalog_refusal)?, c.catalog.segments().map_err(catalog_refusal)?);
     let groups = c.catalog.groups().map_err(catalog_refusal)?;
-    let up = c.fleet.up();
+    let (up, encode) = (c.fleet.up(), c.encode.report());
     let reachable = |id| {
         groups.get(id).is_some_and(|g| {
             g.members.iter().filter(|m| up.contains_key(m)).count() >= g.geometry.data()
@@ -273,6 +284,7 @@ async fn status(State(c): Shared) -> Answer<Status> {
         trash: c.catalog.trash().map_err(catalog_refusal)?.len() as u64,
         unreadable_now: segments.iter().filter(|(_, s)| !s.on_mass_storage && !reachable(&s.group)).count() as u64,
         up_s: c.started.elapsed().as_secs(),
+        encode: Encode { bytes: encode.bytes, cpu_s: encode.cpu_s },
     }))
 }
 

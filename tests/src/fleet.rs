@@ -1,0 +1,43 @@
+//! A fleet of the programs under test.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use xtask::fleet::{Fleet, Plan};
+
+/// The programs' folder; they are built once if nobody did.
+///
+/// # Panics
+/// If they do not build.
+pub fn programs() -> &'static Path {
+    static BIN: OnceLock<PathBuf> = OnceLock::new();
+    BIN.get_or_init(|| xtask::shell::build(false).expect("the programs build"))
+}
+
+/// A fleet in a temporary folder.
+pub struct TestFleet {
+    /// The fleet. It goes before its folder does.
+    pub fleet: Fleet,
+    /// Its folder, for more files.
+    pub dir: tempfile::TempDir,
+}
+
+/// Start a fleet of so many stashes.
+///
+/// # Panics
+/// If it does not come up.
+#[must_use]
+pub fn start(stashes: usize) -> TestFleet {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let plan = Plan { stashes, size: "1GiB".into(), heartbeat_ms: 300 };
+    let fleet = Fleet::start(programs(), &dir.path().join("array"), &plan).expect("a fleet starts");
+    TestFleet { fleet, dir }
+}
+
+impl TestFleet {
+    /// A file in the folder.
+    #[must_use]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+}

@@ -1,0 +1,32 @@
+//! `cargo xtask bench`: measured, never asserted. Results go into `docs/benchmarks.md`.
+
+mod delta;
+mod pipeline;
+
+use clap::Subcommand;
+
+/// Measure
+#[derive(Subcommand)]
+pub enum Bench {
+    Pipeline(pipeline::Pipeline),
+    Delta(delta::Delta),
+}
+
+impl Bench {
+    /// Run it.
+    ///
+    /// # Errors
+    /// If anything fails.
+    pub fn run(&self) -> anyhow::Result<()> {
+        match self {
+            Self::Pipeline(args) => args.run(),
+            Self::Delta(args) => args.run(),
+        }
+    }
+}
+
+/// The middle of some numbers.
+fn median(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers.get(numbers.len() / 2).copied().unwrap_or(f64::NAN)
+}

@@ -1,0 +1,257 @@
+//! One controller and some stashes as processes on loopback, each with a folder of its own.
+
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use serde_json::Value;
+
+use crate::shell;
+
+/// What a fleet is made of.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Number of stashes.
+    pub stashes: usize,
+    /// Size of each, as `--size` takes it.
+    pub size: String,
+    /// How often they report, milliseconds.
+    pub heartbeat_ms: u32,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self { stashes: 8, size: "4GiB".into(), heartbeat_ms: 500 }
+    }
+}
+
+/// A stash of the fleet.
+pub struct Stash {
+    /// Its folder.
+    pub dir: PathBuf,
+    /// Its id.
+    pub node: String,
+    child: Option<Child>,
+}
+
+/// A fleet; it ends when this is dropped.
+pub struct Fleet {
+    bin: PathBuf,
+    dir: PathBuf,
+    controller: Option<Child>,
+    /// The stashes.
+    pub stashes: Vec<Stash>,
+}
+
+/// How long a process may take to come up, or a state to be reached.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Wait for a condition.
+///
+/// # Errors
+/// If it does not come about in a minute.
+pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) -> anyhow::Result<()> {
+    let start = Instant::now();
+    while !condition() {
+        if start.elapsed() > PATIENCE {
+            bail!("waited a minute for {what}");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+/// A port that is free for TCP and UDP.
+fn free_port() -> anyhow::Result<u16> {
+    for _ in 0..100 {
+        let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let port = tcp.local_addr()?.port();
+        if UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("no free port")
+}
+
+fn kill(child: &mut Option<Child>) {
+    if let Some(mut child) = child.take() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+impl Fleet {
+    /// Make an array in `dir` and start everything.
+    ///
+    /// # Errors
+    /// If a program fails; what it logged is in `dir`.
+    pub fn start(bin: &Path, dir: &Path, plan: &Plan) -> anyhow::Result<Self> {
+        let mut fleet = Self { bin: bin.into(), dir: dir.into(), controller: None, stashes: Vec::new() };
+        fs::create_dir_all(dir)?;
+        let listen = format!("127.0.0.1:{}", free_port()?);
+        let heartbeat = plan.heartbeat_ms.to_string();
+        let mut init = fleet.command("coe-controller");
+        init.args(["init", "--json", "--listen", &listen, "--heartbeat-ms", &heartbeat, "--dir"]);
+        shell::output(init.arg(fleet.controller_dir()))?;
+        fleet.start_controller()?;
+        for _ in 0..plan.stashes {
+            fleet.add_stash(&plan.size)?;
+        }
+        fleet.wait_until_up(plan.stashes)?;
+        Ok(fleet)
+    }
+
+    /// A program of the product, with this fleet's credentials.
+    #[must_use]
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(self.bin.join(program));
+        command.env("COE_HOME", self.dir.join("home")).env("RUST_BACKTRACE", "1").stdin(Stdio::null());
+        command
+    }
+
+    /// Where everything lies.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The controller's folder.
+    #[must_use]
+    pub fn controller_dir(&self) -> PathBuf {
+        self.dir.join("controller")
+    }
+
+    /// The folder of its mass storage.
+    #[must_use]
+    pub fn mass_storage_dir(&self) -> PathBuf {
+        self.controller_dir().join("mass-storage")
+    }
+
+    fn spawn(&self, program: &str, dir: &Path, log: &str) -> anyhow::Result<Child> {
+        let log = File::options().create(true).append(true).open(self.dir.join(log))?;
+        let mut command = self.command(program);
+        command.args(["serve", "--dir"]).arg(dir).stdout(log.try_clone()?).stderr(log);
+        command.spawn().with_context(|| format!("start {program}"))
+    }
+
+    /// Start the controller, and wait until it answers.
+    ///
+    /// # Errors
+    /// If it does not; its log says why.
+    pub fn start_controller(&mut self) -> anyhow::Result<()> {
+        self.controller = Some(self.spawn("coe-controller", &self.controller_dir(), "controller.log")?);
+        wait_for("the controller", || self.ctl(&["status"]).is_ok())
+    }
+
+    /// SIGKILL the controller.
+    pub fn kill_controller(&mut self) {
+        kill(&mut self.controller);
+    }
+
+    /// Process ids of all that run: controller first.
+    #[must_use]
+    pub fn pids(&self) -> Vec<u32> {
+        self.controller.iter().chain(self.stashes.iter().filter_map(|s| s.child.as_ref())).map(Child::id).collect()
+    }
+
+    /// Join and start one more stash.
+    ///
+    /// # Errors
+    /// If it does not join.
+    pub fn add_stash(&mut self, size: &str) -> anyhow::Result<()> {
+        let number = self.stashes.len();
+        let dir = self.dir.join(format!("stash-{number}"));
+        let ticket = self.ticket(&[])?;
+        let mut join = self.command("coe-stash");
+        join.args(["join", &ticket, "--json", "--size", size, "--min-free", "1MiB", "--listen", "127.0.0.1:0", "--dir"]);
+        let joined: Value = serde_json::from_str(&shell::output(join.arg(&dir))?)?;
+        let node = joined["node"].as_str().context("a node")?.to_string();
+        self.stashes.push(Stash { dir, node, child: None });
+        self.start_stash(number)
+    }
+
+    /// Start a stash again.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn start_stash(&mut self, number: usize) -> anyhow::Result<()> {
+        let child = self.spawn("coe-stash", &self.stashes[number].dir, &format!("stash-{number}.log"))?;
+        self.stashes[number].child = Some(child);
+        Ok(())
+    }
+
+    /// SIGKILL a stash.
+    pub fn kill_stash(&mut self, number: usize) {
+        kill(&mut self.stashes[number].child);
+    }
+
+    /// Number of stashes that run.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.stashes.iter().filter(|s| s.child.is_some()).count()
+    }
+
+    /// Wait until the controller has heard so many stashes.
+    ///
+    /// # Errors
+    /// If it does not in a minute.
+    pub fn wait_until_up(&self, count: usize) -> anyhow::Result<()> {
+        wait_for(&format!("{count} stashes"), || self.ctl(&["status"]).is_ok_and(|s| s["stashes_up"] == count))
+    }
+
+    /// `coe-ctl`, with `--json`.
+    ///
+    /// # Errors
+    /// If it fails; with what it says.
+    pub fn ctl(&self, args: &[&str]) -> anyhow::Result<Value> {
+        let text = shell::output(self.command("coe-ctl").args(args).arg("--json"))?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// A ticket; `["--installer"]`, `["--admin"]`, or for a stash.
+    ///
+    /// # Errors
+    /// If the controller refuses.
+    pub fn ticket(&self, what: &[&str]) -> anyhow::Result<String> {
+        let answer = self.ctl(&[&["token", "create"], what].concat())?;
+        Ok(answer["ticket"].as_str().context("a ticket")?.to_string())
+    }
+
+    /// Publish a file; what `coe-ctl publish` tells.
+    ///
+    /// # Errors
+    /// If it fails; with what it says.
+    pub fn publish(&self, image: &Path, args: &[&str]) -> anyhow::Result<Value> {
+        let image = image.to_str().context("a path in UTF-8")?;
+        self.ctl(&[&["publish", image], args].concat())
+    }
+
+    /// Install an image on a fresh file of `len` bytes; what `coe-installer` tells.
+    ///
+    /// # Errors
+    /// If it fails; with what it says.
+    pub fn install(&self, image: &str, disk: &Path, len: u64) -> anyhow::Result<Value> {
+        crate::sample::empty(disk, len)?;
+        let mut command = self.command("coe-installer");
+        command.args(["--json", "--image", image, "--disk"]).arg(disk);
+        Ok(serde_json::from_str(&shell::output(&mut command)?)?)
+    }
+
+    /// Leave everything running.
+    pub fn keep(mut self) {
+        self.controller = None;
+        self.stashes.clear();
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        kill(&mut self.controller);
+        for stash in &mut self.stashes {
+            kill(&mut stash.child);
+        }
+    }
+}
