@@ -67,7 +67,8 @@ impl FragmentHeader {
     /// Whether the numbers fit each other and the limits.
     #[must_use]
     pub fn is_valid(&self) -> bool {
-        usize::from(self.id.piece) < self.geometry.pieces() && self.sealed_len as usize <= SEALED_MAX
+        usize::from(self.id.piece) < self.geometry.pieces()
+            && self.sealed_len as usize <= SEALED_MAX
     }
 
     /// The layout of `docs/formats.md`, section "Fragment".
@@ -97,12 +98,19 @@ impl FragmentHeader {
     pub fn decode(bytes: &[u8; FRAGMENT_HEADER_LEN]) -> Result<Self, FragmentError> {
         let id = |at: usize| <[u8; 32]>::try_from(&bytes[at..at + 32]).expect("32 bytes");
         let header = Self {
-            id: FragmentId { segment: SegmentId(id(16)), piece: bytes[7] },
+            id: FragmentId {
+                segment: SegmentId(id(16)),
+                piece: bytes[7],
+            },
             geometry: Geometry::new(bytes[5], bytes[6]).map_err(|_| FragmentError::Header)?,
             sealed_len: u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]),
             digest: FragmentDigest(id(48)),
         };
-        if header.is_valid() && header.encode() == *bytes { Ok(header) } else { Err(FragmentError::Header) }
+        if header.is_valid() && header.encode() == *bytes {
+            Ok(header)
+        } else {
+            Err(FragmentError::Header)
+        }
     }
 
     /// Check a payload against length and digest.
@@ -111,9 +119,16 @@ impl FragmentHeader {
     /// [`FragmentError`] says which of them differs.
     pub fn verify(&self, payload: &[u8]) -> Result<(), FragmentError> {
         if payload.len() != self.payload_len() {
-            return Err(FragmentError::Length { have: payload.len(), need: self.payload_len() });
+            return Err(FragmentError::Length {
+                have: payload.len(),
+                need: self.payload_len(),
+            });
         }
-        if FragmentDigest::of(payload) == self.digest { Ok(()) } else { Err(FragmentError::Digest) }
+        if FragmentDigest::of(payload) == self.digest {
+            Ok(())
+        } else {
+            Err(FragmentError::Digest)
+        }
     }
 }
 
@@ -122,14 +137,22 @@ impl FragmentHeader {
 pub fn split(codec: &Codec, segment: SegmentId, sealed: &Bytes) -> Vec<(FragmentHeader, Bytes)> {
     let header = |(piece, payload): (usize, Bytes)| {
         let header = FragmentHeader {
-            id: FragmentId { segment, piece: piece as u8 },
+            id: FragmentId {
+                segment,
+                piece: piece as u8,
+            },
             geometry: codec.geometry(),
             sealed_len: sealed.len() as u32,
             digest: FragmentDigest::of(&payload),
         };
         (header, payload)
     };
-    codec.encode(sealed).into_iter().enumerate().map(header).collect()
+    codec
+        .encode(sealed)
+        .into_iter()
+        .enumerate()
+        .map(header)
+        .collect()
 }
 
 /// Why pieces do not give their segment.
@@ -154,7 +177,11 @@ pub fn assemble(
     pieces: &[(usize, Bytes)],
 ) -> Result<Vec<u8>, AssembleError> {
     let sealed = codec.reconstruct(pieces, sealed_len as usize)?;
-    if SegmentId::of(&sealed) == segment { Ok(sealed) } else { Err(AssembleError::WrongSegment(segment)) }
+    if SegmentId::of(&sealed) == segment {
+        Ok(sealed)
+    } else {
+        Err(AssembleError::WrongSegment(segment))
+    }
 }
 
 #[cfg(test)]
@@ -179,7 +206,11 @@ mod tests {
             for at in 0..bytes.len() {
                 let mut changed = bytes;
                 changed[at] ^= 0x10;
-                assert_eq!(FragmentHeader::decode(&changed), Err(FragmentError::Header), "byte {at}");
+                assert_eq!(
+                    FragmentHeader::decode(&changed),
+                    Err(FragmentError::Header),
+                    "byte {at}"
+                );
             }
         }
     }
@@ -190,13 +221,22 @@ mod tests {
         let some: Vec<(usize, Bytes)> = [4, 1, 3].map(|i| (i, all[i].1.clone())).to_vec();
         assert_eq!(assemble(&codec, segment, 5000, &some).unwrap(), sealed);
         let other = SegmentId::of(b"other");
-        assert_eq!(assemble(&codec, other, 5000, &some), Err(AssembleError::WrongSegment(other)));
+        assert_eq!(
+            assemble(&codec, other, 5000, &some),
+            Err(AssembleError::WrongSegment(other))
+        );
     }
 
     #[test]
     fn a_swapped_payload_is_noticed() {
         let (_, _, _, all) = fragments();
         assert_eq!(all[0].0.verify(&all[1].1), Err(FragmentError::Digest));
-        assert_eq!(all[0].0.verify(b"x"), Err(FragmentError::Length { have: 1, need: 1667 }));
+        assert_eq!(
+            all[0].0.verify(b"x"),
+            Err(FragmentError::Length {
+                have: 1,
+                need: 1667
+            })
+        );
     }
 }

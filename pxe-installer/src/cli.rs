@@ -21,7 +21,11 @@ use crate::io::target::{Consent, Target};
 /// Every byte is verified on its way, and the whole disk is read back before this says "installed". Until then the disk does
 /// not boot.
 #[derive(Parser)]
-#[command(name = "coe-installer", version, after_help = "Example:\n  coe-installer --image debian:12.1 --disk /dev/disk/by-id/nvme-… --ticket coe1abc…\n\nExit code 0: installed. 1: not installed, and the error says why. 2: wrong options.")]
+#[command(
+    name = "coe-installer",
+    version,
+    after_help = "Example:\n  coe-installer --image debian:12.1 --disk /dev/disk/by-id/nvme-… --ticket coe1abc…\n\nExit code 0: installed. 1: not installed, and the error says why. 2: wrong options."
+)]
 pub struct Cli {
     /// NAME:TAG, or NAME for the newest
     #[arg(long, value_name = "IMAGE")]
@@ -50,7 +54,11 @@ fn split_image(text: &str) -> anyhow::Result<(String, Option<String>)> {
     if let Ok(image) = text.parse::<ImageName>() {
         return Ok((image.name().into(), Some(image.tag().into())));
     }
-    if ImageName::is_valid_part(text) { Ok((text.into(), None)) } else { bail!("--image is NAME:TAG or NAME, not {text:?}") }
+    if ImageName::is_valid_part(text) {
+        Ok((text.into(), None))
+    } else {
+        bail!("--image is NAME:TAG or NAME, not {text:?}")
+    }
 }
 
 impl Cli {
@@ -64,7 +72,12 @@ impl Cli {
         let source = Source::open(&member, &name, tag).await?;
         let target = Target::open(&self.disk, &source.root, &Consent { wipe: self.wipe })?;
         if self.dry_run {
-            println!("{} would be installed on {} ({} bytes)", source.root.image, self.disk.display(), target.len());
+            println!(
+                "{} would be installed on {} ({} bytes)",
+                source.root.image,
+                self.disk.display(),
+                target.len()
+            );
             return Ok(());
         }
         let progress = Arc::new(Progress::default());
@@ -84,7 +97,9 @@ impl Cli {
 }
 
 async fn show(progress: Arc<Progress>, bar: ProgressBar, disk_len: u64) {
-    let style = ProgressStyle::with_template("{prefix:8} [{bar:32}] {percent:>3}%  {bytes} of {total_bytes}  {elapsed} (eta {eta})");
+    let style = ProgressStyle::with_template(
+        "{prefix:8} [{bar:32}] {percent:>3}%  {bytes} of {total_bytes}  {elapsed} (eta {eta})",
+    );
     bar.set_style(style.expect("the template is valid").progress_chars("=> "));
     loop {
         match progress.stage.load(Relaxed) {
@@ -107,8 +122,18 @@ fn print(o: &Outcome, disk: &std::path::Path) {
     let mb = |bytes: u64| bytes as f64 / 1e6;
     println!("installed {} on {}", o.image, disk.display());
     println!("  content   {}   (read back and compared)", o.content);
-    println!("  written   {:.1} MB in {:.1} s, {:.0} MB/s; flush {:.1} s; read back in {:.1} s", mb(o.written), o.write_s, mb(o.written) / o.write_s, o.flush_s, o.compare_s);
-    println!("  pieces    {} fetched, {} hedged, {} of {} segments rebuilt by parity", o.pieces, o.hedged, o.rebuilt, o.segments);
+    println!(
+        "  written   {:.1} MB in {:.1} s, {:.0} MB/s; flush {:.1} s; read back in {:.1} s",
+        mb(o.written),
+        o.write_s,
+        mb(o.written) / o.write_s,
+        o.flush_s,
+        o.compare_s
+    );
+    println!(
+        "  pieces    {} fetched, {} hedged, {} of {} segments rebuilt by parity",
+        o.pieces, o.hedged, o.rebuilt, o.segments
+    );
     if o.fitted {
         println!("  table     fitted to the disk's {} bytes", o.disk_len);
     }
@@ -116,7 +141,11 @@ fn print(o: &Outcome, disk: &std::path::Path) {
         if let Some(what) = &h.lied {
             println!("  LIED      stash {}: {what}", h.node);
         } else if h.pieces == 0 && h.failures > 0 {
-            println!("  missing   stash {}: {}", h.node, h.last_fault.as_deref().unwrap_or("unknown"));
+            println!(
+                "  missing   stash {}: {}",
+                h.node,
+                h.last_fault.as_deref().unwrap_or("unknown")
+            );
         }
     }
     for (node, epoch) in &o.behind {

@@ -10,10 +10,16 @@ use serde_json::Value;
 use crate::setup::tool;
 use crate::shell;
 
+/// `sfdisk` takes a file for a disk of these sectors.
+const SECTOR: u64 = 512;
+
 /// A partition table as `sfdisk --json` tells it; `None` where there is none.
 fn table(disk: &Path) -> Option<Value> {
     let text = shell::output(tool("sfdisk").arg("--json").arg(disk)).ok()?;
-    serde_json::from_str::<Value>(&text).ok()?.get("partitiontable").cloned()
+    serde_json::from_str::<Value>(&text)
+        .ok()?
+        .get("partitiontable")
+        .cloned()
 }
 
 fn same_bytes(a: &File, b: &File, from: u64, len: u64, what: &str) -> anyhow::Result<()> {
@@ -24,7 +30,11 @@ fn same_bytes(a: &File, b: &File, from: u64, len: u64, what: &str) -> anyhow::Re
         a.read_exact_at(&mut x[..n], from + at)?;
         b.read_exact_at(&mut y[..n], from + at)?;
         if x[..n] != y[..n] {
-            let i = x[..n].iter().zip(&y[..n]).position(|(p, q)| p != q).unwrap_or(0) as u64;
+            let i = x[..n]
+                .iter()
+                .zip(&y[..n])
+                .position(|(p, q)| p != q)
+                .unwrap_or(0) as u64;
             bail!("{what}: byte {} differs", from + at + i);
         }
         at += n as u64;
@@ -41,7 +51,12 @@ fn meaning(table: &Value) -> Value {
         }
         p
     };
-    let partitions: Vec<Value> = table["partitions"].as_array().into_iter().flatten().map(strip).collect();
+    let partitions: Vec<Value> = table["partitions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(strip)
+        .collect();
     serde_json::json!({ "label": table["label"], "id": table["id"], "unit": table["unit"],
         "sectorsize": table["sectorsize"], "partitions": partitions })
 }
@@ -70,19 +85,33 @@ pub fn installed(image: &Path, installed: &Path) -> anyhow::Result<String> {
         bail!("sfdisk --verify: {verify}");
     }
     // The backup alone must tell the same: hide the primary from a copy of both ends.
-    backup_alone(&b, disk_len, &meaning(&after), after["sectorsize"].as_u64().unwrap_or(512))?;
-    let sector = before["sectorsize"].as_u64().unwrap_or(512);
-    let number = |v: &Value| v.as_u64().unwrap_or(0) * sector;
+    backup_alone(&b, disk_len, &meaning(&after))?;
+    let number = |v: &Value| v.as_u64().unwrap_or(0) * SECTOR;
     let partitions = before["partitions"].as_array().cloned().unwrap_or_default();
     for p in &partitions {
-        same_bytes(&a, &b, number(&p["start"]), number(&p["size"]), p["node"].as_str().unwrap_or("partition"))?;
+        same_bytes(
+            &a,
+            &b,
+            number(&p["start"]),
+            number(&p["size"]),
+            p["node"].as_str().unwrap_or("partition"),
+        )?;
     }
     let first = number(&before["firstlba"]);
-    same_bytes(&a, &b, first, number(&before["lastlba"]) + sector - first, "between the tables")?;
-    Ok(format!("{} partitions are identical byte for byte; both tables mean the same and are at the ends of the disk", partitions.len()))
+    same_bytes(
+        &a,
+        &b,
+        first,
+        number(&before["lastlba"]) + SECTOR - first,
+        "between the tables",
+    )?;
+    Ok(format!(
+        "{} partitions are identical byte for byte; both tables mean the same and are at the ends of the disk",
+        partitions.len()
+    ))
 }
 
-fn backup_alone(disk: &File, disk_len: u64, expected: &Value, sector: u64) -> anyhow::Result<()> {
+fn backup_alone(disk: &File, disk_len: u64, expected: &Value) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("disk");
     let copy = File::create(&path)?;
@@ -95,9 +124,8 @@ fn backup_alone(disk: &File, disk_len: u64, expected: &Value, sector: u64) -> an
     let mut mbr = vec![0; 512];
     disk.read_exact_at(&mut mbr, 0)?;
     copy.write_all_at(&mbr, 0)?;
-    let mut command = tool("sfdisk");
-    command.args(["--sector-size", &sector.to_string(), "--json"]).arg(&path);
-    let text = shell::output(&mut command).context("read the backup table alone")?;
+    let text = shell::output(tool("sfdisk").arg("--json").arg(&path))
+        .context("read the backup table alone")?;
     let found: Value = serde_json::from_str(&text)?;
     let found = meaning(&found["partitiontable"]);
     if found != *expected {

@@ -14,14 +14,20 @@ const MIB: u64 = 1 << 20;
 
 /// Copy files below `from` until `budget` bytes are there; deterministic for an unchanged machine.
 fn collect(from: &Path, to: &Path, budget: &mut u64) -> anyhow::Result<()> {
-    let mut entries: Vec<_> = fs::read_dir(from).with_context(|| format!("read {}", from.display()))?.flatten().collect();
+    let mut entries: Vec<_> = fs::read_dir(from)
+        .with_context(|| format!("read {}", from.display()))?
+        .flatten()
+        .collect();
     entries.sort_by_key(std::fs::DirEntry::file_name);
     for entry in entries {
-        let (Ok(meta), target) = (entry.metadata(), to.join(entry.file_name())) else { continue };
+        let (Ok(meta), target) = (entry.metadata(), to.join(entry.file_name())) else {
+            continue;
+        };
         if meta.is_dir() {
             fs::create_dir_all(&target)?;
             collect(&entry.path(), &target, budget)?;
-        } else if meta.is_file() && meta.len() <= *budget && fs::copy(entry.path(), &target).is_ok() {
+        } else if meta.is_file() && meta.len() <= *budget && fs::copy(entry.path(), &target).is_ok()
+        {
             *budget -= meta.len();
         }
         if *budget < 4096 {
@@ -58,14 +64,18 @@ pub fn empty(path: &Path, len: u64) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// If `sfdisk` refuses it.
-pub fn partition(disk: &Path, script: &str, sector: u64) -> anyhow::Result<()> {
+pub fn partition(disk: &Path, script: &str) -> anyhow::Result<()> {
     let mut child = tool("sfdisk")
-        .args(["--quiet", "--sector-size", &sector.to_string()])
+        .arg("--quiet")
         .arg(disk)
         .stdin(Stdio::piped())
         .spawn()
         .context("start sfdisk")?;
-    child.stdin.take().context("sfdisk reads a script")?.write_all(script.as_bytes())?;
+    child
+        .stdin
+        .take()
+        .context("sfdisk reads a script")?
+        .write_all(script.as_bytes())?;
     anyhow::ensure!(child.wait()?.success(), "sfdisk refused the table");
     Ok(())
 }
@@ -98,10 +108,24 @@ pub fn place(part: &Path, disk: &Path, offset: u64) -> anyhow::Result<()> {
 /// If the tools fail.
 pub fn fat(path: &Path, len: u64, sector: u64) -> anyhow::Result<()> {
     empty(path, len)?;
-    shell::output(tool("mkfs.vfat").args(["-n", "ESP", "-i", "C0EC0E00", "-S", &sector.to_string()]).arg(path))?;
+    shell::output(
+        tool("mkfs.vfat")
+            .args(["-n", "ESP", "-i", "C0EC0E00", "-S", &sector.to_string()])
+            .arg(path),
+    )?;
     let image = path.as_os_str();
-    shell::output(tool("mmd").arg("-i").arg(image).args(["::/EFI", "::/EFI/BOOT"]))?;
-    shell::output(tool("mcopy").arg("-i").arg(image).args(["/bin/sh", "::/EFI/BOOT/BOOTX64.EFI"]))?;
+    shell::output(
+        tool("mmd")
+            .arg("-i")
+            .arg(image)
+            .args(["::/EFI", "::/EFI/BOOT"]),
+    )?;
+    shell::output(
+        tool("mcopy")
+            .arg("-i")
+            .arg(image)
+            .args(["/bin/sh", "::/EFI/BOOT/BOOTX64.EFI"]),
+    )?;
     Ok(())
 }
 
@@ -113,7 +137,17 @@ pub fn ext4(path: &Path, len: u64, contents: &Path) -> anyhow::Result<()> {
     empty(path, len)?;
     let ids = "hash_seed=00000000-0000-0000-0000-00000000c0e0";
     let mut command = tool("mke2fs");
-    command.args(["-q", "-F", "-t", "ext4", "-U", "00000000-0000-0000-0000-00000000c0e1", "-E", ids, "-d"]);
+    command.args([
+        "-q",
+        "-F",
+        "-t",
+        "ext4",
+        "-U",
+        "00000000-0000-0000-0000-00000000c0e1",
+        "-E",
+        ids,
+        "-d",
+    ]);
     shell::output(command.arg(contents).arg(path))?;
     Ok(())
 }
@@ -136,7 +170,7 @@ pub fn disk(path: &Path, files_len: u64) -> anyhow::Result<()> {
         esp_len / MIB,
         root_len / MIB
     );
-    partition(path, &script, 512)?;
+    partition(path, &script)?;
     place(&in_work("esp"), path, MIB)?;
     place(&in_work("ext4"), path, MIB + esp_len)
 }

@@ -13,7 +13,11 @@ use crate::io::folder::{Folder, default_folder};
 
 /// Keep pieces of the array on this machine's disk
 #[derive(Parser)]
-#[command(name = "coe-stash", version, after_help = "Example:\n  coe-stash join coe1abc… --size 20GiB && coe-stash serve")]
+#[command(
+    name = "coe-stash",
+    version,
+    after_help = "Example:\n  coe-stash join coe1abc… --size 20GiB && coe-stash serve"
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,

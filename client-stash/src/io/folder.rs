@@ -78,18 +78,29 @@ impl Folder {
     /// # Errors
     /// The file system's.
     pub fn create(&self, member: &Credentials, settings: &Settings) -> anyhow::Result<()> {
-        let regions = u32::try_from(settings.size / REGION_LEN).context("a stash of at most 16 TiB")?;
+        let regions =
+            u32::try_from(settings.size / REGION_LEN).context("a stash of at most 16 TiB")?;
         if regions < REGIONS_MIN {
-            bail!("a stash needs at least {} MiB", u64::from(REGIONS_MIN) * REGION_LEN >> 20);
+            bail!(
+                "a stash needs at least {} MiB",
+                u64::from(REGIONS_MIN) * REGION_LEN >> 20
+            );
         }
-        credentials::create_private_dir(&self.0).with_context(|| format!("create {}", self.0.display()))?;
+        credentials::create_private_dir(&self.0)
+            .with_context(|| format!("create {}", self.0.display()))?;
         // Backup programs skip folders with this signature (https://bford.info/cachedir/).
         credentials::write_private(
             &self.0.join("CACHEDIR.TAG"),
             b"Signature: 8a477f597d28d172789f06886806bc55\n# Pieces of the array; they are rebuilt, not backed up.\n",
         )?;
-        let storage = FileStorage::open(&self.stash_file(), true).context("create the stash file")?;
-        Store::create(storage, member.identity.array, member.identity.node, regions)?;
+        let storage =
+            FileStorage::open(&self.stash_file(), true).context("create the stash file")?;
+        Store::create(
+            storage,
+            member.identity.array,
+            member.identity.node,
+            regions,
+        )?;
         let text = serde_json::to_vec_pretty(settings)?;
         credentials::write_private(&self.settings_file(), &text).context("write the settings")?;
         // Last: with credentials the folder counts as joined.
@@ -103,7 +114,8 @@ impl Folder {
     /// If nobody joined here, or the file is damaged.
     pub fn settings(&self) -> anyhow::Result<Settings> {
         let path = self.settings_file();
-        let bytes = fs::read(&path).with_context(|| format!("read {}: was `coe-stash join` run?", path.display()))?;
+        let bytes = fs::read(&path)
+            .with_context(|| format!("read {}: was `coe-stash join` run?", path.display()))?;
         serde_json::from_slice(&bytes).with_context(|| format!("understand {}", path.display()))
     }
 
@@ -112,7 +124,8 @@ impl Folder {
     /// # Errors
     /// If nobody joined here, or the file is damaged.
     pub fn credentials(&self) -> anyhow::Result<Credentials> {
-        Credentials::load(&self.credentials_file()).context("this folder has not joined an array: run `coe-stash join TICKET`")
+        Credentials::load(&self.credentials_file())
+            .context("this folder has not joined an array: run `coe-stash join TICKET`")
     }
 
     /// Keep fresh credentials.
@@ -130,7 +143,9 @@ impl Folder {
     pub fn open_store(&self, member: &Credentials) -> anyhow::Result<Store<FileStorage>> {
         let path = self.stash_file();
         let storage = FileStorage::open(&path, false).map_err(|e| match e.kind() {
-            io::ErrorKind::WouldBlock => anyhow::anyhow!("another coe-stash serves {}", self.0.display()),
+            io::ErrorKind::WouldBlock => {
+                anyhow::anyhow!("another coe-stash serves {}", self.0.display())
+            }
             _ => anyhow::Error::new(e).context(format!("open {}", path.display())),
         })?;
         let store = Store::open(storage, member.identity.array, member.identity.node);
@@ -148,12 +163,21 @@ impl Folder {
     ///
     /// # Errors
     /// If it is forged, of another array, older, or cannot be written.
-    pub fn keep_directory(&self, member: &Credentials, signed: &Signed, than: Epoch) -> anyhow::Result<Epoch> {
+    pub fn keep_directory(
+        &self,
+        member: &Credentials,
+        signed: &Signed,
+        than: Epoch,
+    ) -> anyhow::Result<Epoch> {
         let directory = Directory::open(signed, member.identity.array, &member.array_key)?;
         if directory.epoch <= than {
-            bail!("directory of epoch {} is not newer than {than}", directory.epoch);
+            bail!(
+                "directory of epoch {} is not newer than {than}",
+                directory.epoch
+            );
         }
-        credentials::write_private(&self.directory_file(), &wire::encode(signed)).context("keep the directory")?;
+        credentials::write_private(&self.directory_file(), &wire::encode(signed))
+            .context("keep the directory")?;
         Ok(directory.epoch)
     }
 
@@ -171,7 +195,11 @@ impl Folder {
     /// # Errors
     /// The file system's.
     pub fn default_min_free(&self) -> io::Result<u64> {
-        let existing = self.0.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
+        let existing = self
+            .0
+            .ancestors()
+            .find(|p| p.exists())
+            .unwrap_or(Path::new("/"));
         let stat = rustix::fs::statvfs(existing)?;
         let total = stat.f_blocks * stat.f_frsize;
         Ok((total / 10).max(10 << 30).min(total / 2))

@@ -50,7 +50,10 @@ impl Heart {
                 Err(error) => {
                     connection = None;
                     if !std::mem::replace(&mut was_away, true) {
-                        tracing::warn!(error = format!("{error:#}"), "controller is away, serving goes on");
+                        tracing::warn!(
+                            error = format!("{error:#}"),
+                            "controller is away, serving goes on"
+                        );
                     }
                     RETRY
                 }
@@ -59,10 +62,16 @@ impl Heart {
         }
     }
 
-    async fn beat(&mut self, connection: &mut Option<Connection>, lost: &[FragmentId]) -> anyhow::Result<Duration> {
+    async fn beat(
+        &mut self,
+        connection: &mut Option<Connection>,
+        lost: &[FragmentId],
+    ) -> anyhow::Result<Duration> {
         let link = match connection.as_ref().filter(|c| c.close_reason().is_none()) {
             Some(link) => link.clone(),
-            None => rpc::connect_any(&self.endpoint, &self.member.controller, CONTROLLER_NAME).await?,
+            None => {
+                rpc::connect_any(&self.endpoint, &self.member.controller, CONTROLLER_NAME).await?
+            }
         };
         *connection = Some(link.clone());
         let usage = self.writer.usage().await;
@@ -76,7 +85,9 @@ impl Heart {
             lost: lost.to_vec(),
         };
         let call = rpc::call(&link, beat, &[]);
-        let (ack, _) = tokio::time::timeout(Duration::from_secs(10), call).await.context("wait for the controller")??;
+        let (ack, _) = tokio::time::timeout(Duration::from_secs(10), call)
+            .await
+            .context("wait for the controller")??;
         if let Some(signed) = &ack.directory {
             match self.folder.keep_directory(&self.member, signed, epoch) {
                 Ok(newer) => self.epoch.store(newer.0, Ordering::Relaxed),
@@ -88,18 +99,27 @@ impl Heart {
     }
 
     async fn renew_if_due(&mut self, link: &Connection) -> anyhow::Result<()> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         let expires = tls::expires_unix_s(&self.member.certificate).unwrap_or(0);
         if u64::try_from(expires).unwrap_or(0) > (now + RENEW_BEFORE).as_secs() {
             return Ok(());
         }
         let csr = request_certificate(&self.member.key_pair()?)?;
-        let (renewed, _) = rpc::call(link, member::Renew { csr }, &[]).await.context("renew the certificate")?;
+        let (renewed, _) = rpc::call(link, member::Renew { csr }, &[])
+            .await
+            .context("renew the certificate")?;
         self.member.certificate = renewed.certificate;
         self.folder.save_credentials(&self.member)?;
         let server = tls::server(&self.member, tls::Admit::Members, &[tls::ALPN_MEMBER])?;
-        self.endpoint.set_server_config(Some(endpoint::server_config(server)));
-        self.endpoint.set_default_client_config(endpoint::client_config(tls::client(&self.member, tls::ALPN_MEMBER)?));
+        self.endpoint
+            .set_server_config(Some(endpoint::server_config(server)));
+        self.endpoint
+            .set_default_client_config(endpoint::client_config(tls::client(
+                &self.member,
+                tls::ALPN_MEMBER,
+            )?));
         tracing::info!("certificate renewed");
         Ok(())
     }

@@ -19,7 +19,8 @@ use crate::format::{
     FileHeader, RecordHeader, RecordKind, RegionHeader, RegionState, encode_table, table_len,
 };
 use crate::limits::{
-    FILE_HEAD_LEN, RECORD_HEADER_LEN, REGION_HEAD_LEN, REGION_LEN, REGIONS_MAX, REGIONS_MIN, SLOT_LEN,
+    FILE_HEAD_LEN, RECORD_HEADER_LEN, REGION_HEAD_LEN, REGION_LEN, REGIONS_MAX, REGIONS_MIN,
+    SLOT_LEN,
 };
 use crate::storage::Storage;
 
@@ -30,10 +31,14 @@ pub enum OpenError {
     #[error("read the stash file")]
     Io(#[from] io::Error),
     /// Neither header slot is good.
-    #[error("the stash file has no readable header: it is another file, or damaged; move it away and join again")]
+    #[error(
+        "the stash file has no readable header: it is another file, or damaged; move it away and join again"
+    )]
     Header,
     /// A file of another array or another machine.
-    #[error("the stash file belongs to member {found} of another place: a stash cannot be copied; join again")]
+    #[error(
+        "the stash file belongs to member {found} of another place: a stash cannot be copied; join again"
+    )]
     Foreign {
         /// Whose it is.
         found: NodeId,
@@ -97,7 +102,10 @@ pub struct Reader<S> {
 
 impl<S> Clone for Reader<S> {
     fn clone(&self) -> Self {
-        Self { storage: self.storage.clone(), index: self.index.clone() }
+        Self {
+            storage: self.storage.clone(),
+            index: self.index.clone(),
+        }
     }
 }
 
@@ -126,12 +134,22 @@ impl<S: Storage> Store<S> {
     ///
     /// # Errors
     /// [`OpenError::Size`], or the medium's.
-    pub fn create(storage: S, array: ArrayId, node: NodeId, regions: u32) -> Result<Self, OpenError> {
+    pub fn create(
+        storage: S,
+        array: ArrayId,
+        node: NodeId,
+        regions: u32,
+    ) -> Result<Self, OpenError> {
         if !(REGIONS_MIN..=REGIONS_MAX).contains(&regions) {
             return Err(OpenError::Size(regions));
         }
         storage.allocate(0, FILE_HEAD_LEN)?;
-        let header = FileHeader { array, node, regions, session: 0 };
+        let header = FileHeader {
+            array,
+            node,
+            regions,
+            session: 0,
+        };
         write_file_header(&storage, &header)?;
         Self::open(storage, array, node)
     }
@@ -161,22 +179,39 @@ impl<S: Storage> Store<S> {
     /// A handle that reads.
     #[must_use]
     pub fn reader(&self) -> Reader<S> {
-        Reader { storage: self.storage.clone(), index: self.index.clone() }
+        Reader {
+            storage: self.storage.clone(),
+            index: self.index.clone(),
+        }
     }
 
     /// How full it is.
     #[must_use]
     pub fn usage(&self) -> Usage {
-        let head = |r: &Region| if r.header.state == RegionState::Sealed { REGION_LEN } else { r.tail };
+        let head = |r: &Region| {
+            if r.header.state == RegionState::Sealed {
+                REGION_LEN
+            } else {
+                r.tail
+            }
+        };
         Usage {
             capacity: u64::from(self.file.regions) * REGION_LEN,
-            used: self.regions.values().filter(|r| !self.is_dead(r)).map(head).sum(),
+            used: self
+                .regions
+                .values()
+                .filter(|r| !self.is_dead(r))
+                .map(head)
+                .sum(),
             fragments: self.reader().index().len() as u64,
         }
     }
 
     /// Store fragments, with one sync for all of them. `Ok` for one means that it is durable.
-    pub fn put(&mut self, items: Vec<(Owner, FragmentHeader, Bytes)>) -> Vec<Result<(), StoreError>> {
+    pub fn put(
+        &mut self,
+        items: Vec<(Owner, FragmentHeader, Bytes)>,
+    ) -> Vec<Result<(), StoreError>> {
         let mut results: Vec<Result<(), StoreError>> = Vec::with_capacity(items.len());
         for (owner, header, payload) in items {
             let written = self.write_one(owner, &header, &payload);
@@ -184,15 +219,28 @@ impl<S: Storage> Store<S> {
         }
         if let Err(error) = self.commit() {
             for result in results.iter_mut().filter(|r| r.is_ok()) {
-                *result = Err(StoreError::Io(io::Error::new(error.kind(), error.to_string())));
+                *result = Err(StoreError::Io(io::Error::new(
+                    error.kind(),
+                    error.to_string(),
+                )));
             }
         }
         results
     }
 
-    fn write_one(&mut self, owner: Owner, header: &FragmentHeader, payload: &Bytes) -> Result<(), StoreError> {
+    fn write_one(
+        &mut self,
+        owner: Owner,
+        header: &FragmentHeader,
+        payload: &Bytes,
+    ) -> Result<(), StoreError> {
         header.verify(payload)?;
-        let pending = self.fresh.iter().rev().find(|(r, _)| r.fragment.id == header.id).map(|(r, _)| r.fragment);
+        let pending = self
+            .fresh
+            .iter()
+            .rev()
+            .find(|(r, _)| r.fragment.id == header.id)
+            .map(|(r, _)| r.fragment);
         let held = pending.or_else(|| self.held(header.id));
         if held == Some(*header) {
             return Ok(());
@@ -223,7 +271,9 @@ impl<S: Storage> Store<S> {
     fn held(&self, id: FragmentId) -> Option<FragmentHeader> {
         let place = self.reader().index().get(&id)?;
         let records = &self.regions[&place.region].records;
-        let at = records.binary_search_by_key(&place.offset, |(offset, _)| *offset).ok()?;
+        let at = records
+            .binary_search_by_key(&place.offset, |(offset, _)| *offset)
+            .ok()?;
         Some(records[at].1.fragment)
     }
 
@@ -249,11 +299,18 @@ impl<S: Storage> Store<S> {
         bytes.extend_from_slice(&record.encode());
         bytes.extend_from_slice(payload);
         bytes.resize(record.record_len() as usize, 0);
-        self.storage.write_all_at(region_offset(number) + u64::from(offset), &bytes)?;
+        self.storage
+            .write_all_at(region_offset(number) + u64::from(offset), &bytes)?;
         region.tail += record.record_len();
         region.records.push((offset, record));
         self.next_sequence += 1;
-        self.fresh.push((record, Place { region: number, offset }));
+        self.fresh.push((
+            record,
+            Place {
+                region: number,
+                offset,
+            },
+        ));
         Ok(())
     }
 
@@ -275,7 +332,10 @@ impl<S: Storage> Store<S> {
     fn seal(&mut self, number: u32) -> io::Result<()> {
         let region = &self.regions[&number];
         let table = encode_table(region.header.generation, &region.records);
-        self.storage.write_all_at(region_offset(number) + REGION_LEN - table.len() as u64, &table)?;
+        self.storage.write_all_at(
+            region_offset(number) + REGION_LEN - table.len() as u64,
+            &table,
+        )?;
         // The index must know every record of the region before anybody asks whether the region is dead.
         self.commit()?;
         let region = self.regions.get_mut(&number).expect("just read");
@@ -287,7 +347,12 @@ impl<S: Storage> Store<S> {
 
     fn open_region(&mut self, owner: Owner) -> Result<u32, StoreError> {
         let unused = (0..self.file.regions).find(|i| !self.regions.contains_key(i));
-        let dead = || self.regions.iter().find(|(_, r)| self.is_dead(r)).map(|(&i, _)| i);
+        let dead = || {
+            self.regions
+                .iter()
+                .find(|(_, r)| self.is_dead(r))
+                .map(|(&i, _)| i)
+        };
         let number = unused.or_else(dead).ok_or(StoreError::Full)?;
         let old = self.regions.get(&number).map(|r| r.header);
         let header = RegionHeader {
@@ -310,7 +375,10 @@ impl<S: Storage> Store<S> {
     fn is_dead(&self, region: &Region) -> bool {
         let needed = |&(victim, generation): &(u32, u64)| {
             victim != region.header.index
-                && self.regions.get(&victim).is_some_and(|r| r.header.generation == generation)
+                && self
+                    .regions
+                    .get(&victim)
+                    .is_some_and(|r| r.header.generation == generation)
         };
         let idle = region.header.state == RegionState::Sealed || region.poisoned;
         idle && region.live == 0 && !region.kills.iter().any(needed)
@@ -346,12 +414,22 @@ impl<S: Storage> Store<S> {
 }
 
 fn write_region_header(storage: &impl Storage, header: &RegionHeader) -> io::Result<()> {
-    storage.write_all_at(region_offset(header.index) + header.write % 2 * SLOT_LEN, &header.encode())
+    storage.write_all_at(
+        region_offset(header.index) + header.write % 2 * SLOT_LEN,
+        &header.encode(),
+    )
 }
 
 impl Region {
     fn new(header: RegionHeader) -> Self {
-        Self { header, tail: REGION_HEAD_LEN, records: Vec::new(), live: 0, kills: Vec::new(), poisoned: false }
+        Self {
+            header,
+            tail: REGION_HEAD_LEN,
+            records: Vec::new(),
+            live: 0,
+            kills: Vec::new(),
+            poisoned: false,
+        }
     }
 }
 
@@ -375,7 +453,10 @@ impl<S: Storage> Reader<S> {
     /// Fragments that were here and are damaged, once each.
     #[must_use]
     pub fn take_damaged(&self) -> Vec<FragmentId> {
-        self.index.write().unwrap_or_else(PoisonError::into_inner).take_damaged()
+        self.index
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take_damaged()
     }
 
     /// Read a fragment and verify it.
@@ -388,10 +469,12 @@ impl<S: Storage> Reader<S> {
         let offset = region_offset(place.region) + u64::from(place.offset);
         let mut head = [0; RECORD_HEADER_LEN];
         self.storage.read_exact_at(offset, &mut head)?;
-        let record = RecordHeader::decode(&head).filter(|r| r.kind == RecordKind::Put && r.fragment.id == id);
+        let record = RecordHeader::decode(&head)
+            .filter(|r| r.kind == RecordKind::Put && r.fragment.id == id);
         if let Some(record) = record {
             let mut payload = vec![0; record.payload_len()];
-            self.storage.read_exact_at(offset + RECORD_HEADER_LEN as u64, &mut payload)?;
+            self.storage
+                .read_exact_at(offset + RECORD_HEADER_LEN as u64, &mut payload)?;
             if record.fragment.verify(&payload).is_ok() {
                 return Ok((record.fragment, payload.into()));
             }

@@ -46,17 +46,32 @@ pub(super) fn regions(storage: &impl Storage, file: &FileHeader) -> io::Result<R
         if region_offset(number) + REGION_LEN > storage.len()? {
             break;
         }
-        let Some(header) = region_header(storage, number)? else { continue };
+        let Some(header) = region_header(storage, number)? else {
+            continue;
+        };
         let mut region = Region::new(header);
         region.records = match header.state {
             RegionState::Sealed => match read_table(storage, &header)? {
                 Some(records) => records,
                 None => walk(storage, &header, file.session)?,
             },
-            RegionState::Open => drop_torn_tail(storage, number, walk(storage, &header, file.session)?)?,
+            RegionState::Open => {
+                drop_torn_tail(storage, number, walk(storage, &header, file.session)?)?
+            }
         };
-        region.tail = region.records.last().map_or(REGION_HEAD_LEN, |(at, r)| u64::from(*at) + r.record_len());
-        let place = |&(offset, record): &(u32, RecordHeader)| (record, Place { region: number, offset });
+        region.tail = region
+            .records
+            .last()
+            .map_or(REGION_HEAD_LEN, |(at, r)| u64::from(*at) + r.record_len());
+        let place = |&(offset, record): &(u32, RecordHeader)| {
+            (
+                record,
+                Place {
+                    region: number,
+                    offset,
+                },
+            )
+        };
         all.extend(region.records.iter().map(place));
         regions.insert(number, region);
     }
@@ -65,7 +80,11 @@ pub(super) fn regions(storage: &impl Storage, file: &FileHeader) -> io::Result<R
     for (record, place) in &all {
         index::apply(&mut index, &mut regions, record, *place);
     }
-    Ok(Recovered { regions, index, next_sequence })
+    Ok(Recovered {
+        regions,
+        index,
+        next_sequence,
+    })
 }
 
 fn region_header(storage: &impl Storage, number: u32) -> io::Result<Option<RegionHeader>> {
@@ -83,25 +102,38 @@ fn region_header(storage: &impl Storage, number: u32) -> io::Result<Option<Regio
     Ok(best)
 }
 
-fn read_table(storage: &impl Storage, header: &RegionHeader) -> io::Result<Option<Vec<(u32, RecordHeader)>>> {
+fn read_table(
+    storage: &impl Storage,
+    header: &RegionHeader,
+) -> io::Result<Option<Vec<(u32, RecordHeader)>>> {
     let len = table_len(header.records as usize);
     if len > REGION_LEN - REGION_HEAD_LEN {
         return Ok(None);
     }
     let mut bytes = vec![0; len as usize];
     storage.read_exact_at(region_offset(header.index) + REGION_LEN - len, &mut bytes)?;
-    Ok(decode_table(&bytes, header.generation, header.records as usize))
+    Ok(decode_table(
+        &bytes,
+        header.generation,
+        header.records as usize,
+    ))
 }
 
 /// Walk records from the start until one is not of this region, generation and order.
-fn walk(storage: &impl Storage, header: &RegionHeader, session: u32) -> io::Result<Vec<(u32, RecordHeader)>> {
+fn walk(
+    storage: &impl Storage,
+    header: &RegionHeader,
+    session: u32,
+) -> io::Result<Vec<(u32, RecordHeader)>> {
     let mut records: Vec<(u32, RecordHeader)> = Vec::new();
     let mut at = REGION_HEAD_LEN;
     let (mut sequence, mut newest) = (0, 0);
     while at + RECORD_HEADER_LEN as u64 <= REGION_LEN {
         let mut bytes = [0; RECORD_HEADER_LEN];
         storage.read_exact_at(region_offset(header.index) + at, &mut bytes)?;
-        let Some(record) = RecordHeader::decode(&bytes) else { break };
+        let Some(record) = RecordHeader::decode(&bytes) else {
+            break;
+        };
         let follows = record.generation == header.generation
             && record.sequence > sequence
             && (newest..session).contains(&record.session)

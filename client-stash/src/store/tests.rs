@@ -12,7 +12,10 @@ const OWNER: Owner = Owner(1);
 /// A fragment whose bytes follow from `seed`.
 fn fragment(seed: u32, len: usize) -> (Owner, FragmentHeader, Bytes) {
     let mut sealed = vec![0; len];
-    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut sealed);
+    blake3::Hasher::new()
+        .update(&seed.to_le_bytes())
+        .finalize_xof()
+        .fill(&mut sealed);
     let sealed = Bytes::from(sealed);
     let codec = Codec::new(Geometry::new(1, 0).unwrap());
     let (header, payload) = split(&codec, SegmentId::of(&sealed), &sealed).remove(0);
@@ -27,7 +30,12 @@ fn create(regions: u32) -> Store<SimDisk> {
 fn reopen(store: Store<SimDisk>) -> Store<SimDisk> {
     let storage = store.storage();
     drop(store);
-    Store::open(Arc::into_inner(storage).expect("the last handle"), ARRAY, NODE).unwrap()
+    Store::open(
+        Arc::into_inner(storage).expect("the last handle"),
+        ARRAY,
+        NODE,
+    )
+    .unwrap()
 }
 
 fn check(store: &Store<SimDisk>, expected: &[(Owner, FragmentHeader, Bytes)]) {
@@ -43,7 +51,9 @@ fn check(store: &Store<SimDisk>, expected: &[(Owner, FragmentHeader, Bytes)]) {
 #[test]
 fn what_was_put_is_there_after_opening_again() {
     let mut store = create(4);
-    let items: Vec<_> = (0..40).map(|i| fragment(i, 1 + 70_000 * i as usize)).collect();
+    let items: Vec<_> = (0..40)
+        .map(|i| fragment(i, 1 + 70_000 * i as usize))
+        .collect();
     for batch in items.chunks(7) {
         assert!(store.put(batch.to_vec()).iter().all(Result::is_ok));
     }
@@ -66,9 +76,18 @@ fn a_fragment_that_is_not_what_it_says_is_refused() {
 fn a_foreign_file_is_refused() {
     let storage = create(2).storage();
     let storage = Arc::into_inner(storage).expect("the last handle");
-    assert!(matches!(Store::open(storage, ARRAY, NodeId([9; 16])), Err(OpenError::Foreign { .. })));
-    assert!(matches!(Store::open(SimDisk::default(), ARRAY, NODE), Err(OpenError::Header)));
-    assert!(matches!(Store::create(SimDisk::default(), ARRAY, NODE, 1), Err(OpenError::Size(1))));
+    assert!(matches!(
+        Store::open(storage, ARRAY, NodeId([9; 16])),
+        Err(OpenError::Foreign { .. })
+    ));
+    assert!(matches!(
+        Store::open(SimDisk::default(), ARRAY, NODE),
+        Err(OpenError::Header)
+    ));
+    assert!(matches!(
+        Store::create(SimDisk::default(), ARRAY, NODE, 1),
+        Err(OpenError::Size(1))
+    ));
 }
 
 #[test]
@@ -77,10 +96,19 @@ fn deletions_last_and_give_space_back() {
     // Many times the capacity goes through, so regions must be reused.
     let mut kept = Vec::new();
     for round in 0..40 {
-        let items: Vec<_> = (0..6).map(|i| fragment(round * 100 + i, 4_000_000)).collect();
-        assert!(store.put(items.clone()).iter().all(Result::is_ok), "round {round}");
+        let items: Vec<_> = (0..6)
+            .map(|i| fragment(round * 100 + i, 4_000_000))
+            .collect();
+        assert!(
+            store.put(items.clone()).iter().all(Result::is_ok),
+            "round {round}"
+        );
         let ids: Vec<_> = items.iter().map(|(_, h, _)| h.id).collect();
-        let (gone, stays) = if round == 39 { ids.split_at(5) } else { ids.split_at(6) };
+        let (gone, stays) = if round == 39 {
+            ids.split_at(5)
+        } else {
+            ids.split_at(6)
+        };
         store.delete(gone).unwrap();
         kept = stays.to_vec();
     }
@@ -101,7 +129,11 @@ fn a_full_stash_says_so_and_keeps_what_it_has() {
             Err(other) => panic!("{other}"),
         }
     }
-    assert!(stored.len() >= 30, "two regions hold {} fragments of 4 MB", stored.len());
+    assert!(
+        stored.len() >= 30,
+        "two regions hold {} fragments of 4 MB",
+        stored.len()
+    );
     check(&reopen(store), &stored);
 }
 
@@ -112,7 +144,10 @@ fn a_failed_sync_acknowledges_nothing_and_the_store_goes_on_elsewhere() {
     store.put(vec![first.clone()]).remove(0).unwrap();
     store.storage().fail_syncs(1);
     let lost = fragment(2, 5000);
-    assert!(matches!(store.put(vec![lost]).remove(0), Err(StoreError::Io(_))));
+    assert!(matches!(
+        store.put(vec![lost]).remove(0),
+        Err(StoreError::Io(_))
+    ));
     let third = fragment(3, 5000);
     store.put(vec![third.clone()]).remove(0).unwrap();
     check(&store, &[first, third]);
@@ -131,7 +166,11 @@ fn rot_is_found_on_read_reported_once_and_never_served() {
     assert_eq!(reader.take_damaged(), [item.1.id]);
     assert_eq!(reader.take_damaged(), []);
     store.put(vec![item.clone()]).remove(0).unwrap();
-    assert_eq!(reader.get(item.1.id).unwrap().1, item.2, "a repaired fragment is served again");
+    assert_eq!(
+        reader.get(item.1.id).unwrap().1,
+        item.2,
+        "a repaired fragment is served again"
+    );
 }
 
 #[test]

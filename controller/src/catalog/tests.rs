@@ -4,7 +4,12 @@ use super::*;
 use images::FragmentDigest;
 
 fn catalog() -> Catalog {
-    Catalog::new(Database::builder().create_with_backend(InMemoryBackend::new()).unwrap()).unwrap()
+    Catalog::new(
+        Database::builder()
+            .create_with_backend(InMemoryBackend::new())
+            .unwrap(),
+    )
+    .unwrap()
 }
 
 fn node(i: u8) -> NodeId {
@@ -34,46 +39,93 @@ fn new_segment(i: u8, holders: [u8; 2]) -> NewSegment {
 fn a_segment_s_life() {
     let catalog = catalog();
     let id = SegmentId([1; 32]);
-    let sent = PendingRecord { sent: vec![(0, node(1)), (1, node(2))], copy: true };
+    let sent = PendingRecord {
+        sent: vec![(0, node(1)), (1, node(2))],
+        copy: true,
+    };
     catalog.change(|c| c.put_pending(id, &sent)).unwrap();
-    let more = PendingRecord { sent: vec![(1, node(3)), (0, node(1))], copy: false };
+    let more = PendingRecord {
+        sent: vec![(1, node(3)), (0, node(1))],
+        copy: false,
+    };
     catalog.change(|c| c.put_pending(id, &more)).unwrap();
-    assert_eq!(catalog.places(&[ChunkId([1; 32])]).unwrap(), [None], "pending chunks are not known");
+    assert_eq!(
+        catalog.places(&[ChunkId([1; 32])]).unwrap(),
+        [None],
+        "pending chunks are not known"
+    );
 
-    catalog.change(|c| c.put_segment(&new_segment(1, [1, 3]))).unwrap();
+    catalog
+        .change(|c| c.put_segment(&new_segment(1, [1, 3])))
+        .unwrap();
     assert_eq!(catalog.pending().unwrap(), []);
     let second = catalog.places(&[ChunkId([99; 32])]).unwrap();
-    assert_eq!(second, [Some(ChunkPlace { segment: id, offset: 10 })]);
-    let replaced = TrashKey::Fragment { node: node(2), segment: id, piece: 1 };
-    assert_eq!(catalog.trash().unwrap(), [replaced], "the replaced member may have its piece");
+    assert_eq!(
+        second,
+        [Some(ChunkPlace {
+            segment: id,
+            offset: 10
+        })]
+    );
+    let replaced = TrashKey::Fragment {
+        node: node(2),
+        segment: id,
+        piece: 1,
+    };
+    assert_eq!(
+        catalog.trash().unwrap(),
+        [replaced],
+        "the replaced member may have its piece"
+    );
     catalog.change(|c| c.remove_trash(&replaced)).unwrap();
 
     catalog.change(|c| c.refer(&id)).unwrap();
-    assert!(!catalog.change(|c| c.reclaim(&id)).unwrap(), "it is referred to");
+    assert!(
+        !catalog.change(|c| c.reclaim(&id)).unwrap(),
+        "it is referred to"
+    );
     let image: ImageName = "a:1".parse().unwrap();
-    catalog.change(|c| c.remove_image(&image, &[], &[id])).unwrap();
+    catalog
+        .change(|c| c.remove_image(&image, &[], &[id]))
+        .unwrap();
     assert!(catalog.change(|c| c.reclaim(&id)).unwrap());
     assert_eq!(catalog.trash().unwrap().len(), 3, "two pieces and the copy");
-    assert_eq!(catalog.places(&[ChunkId([1; 32]), ChunkId([99; 32])]).unwrap(), [None, None]);
+    assert_eq!(
+        catalog
+            .places(&[ChunkId([1; 32]), ChunkId([99; 32])])
+            .unwrap(),
+        [None, None]
+    );
     assert_eq!(catalog.groups().unwrap()[&GroupId(1)].segments, 0);
 }
 
 #[test]
 fn reclaiming_leaves_chunks_that_moved_to_another_segment() {
     let catalog = catalog();
-    catalog.change(|c| c.put_segment(&new_segment(1, [1, 2]))).unwrap();
-    catalog.change(|c| c.put_segment(&new_segment(2, [1, 2]))).unwrap();
+    catalog
+        .change(|c| c.put_segment(&new_segment(1, [1, 2])))
+        .unwrap();
+    catalog
+        .change(|c| c.put_segment(&new_segment(2, [1, 2])))
+        .unwrap();
     catalog.change(|c| c.reclaim(&SegmentId([1; 32]))).unwrap();
     let place = catalog.places(&[ChunkId([99; 32])]).unwrap()[0];
     assert_eq!(place.map(|p| p.segment), Some(SegmentId([2; 32])));
-    assert_eq!(catalog.groups().unwrap().len(), 1, "equal holders are one group");
+    assert_eq!(
+        catalog.groups().unwrap().len(),
+        1,
+        "equal holders are one group"
+    );
 }
 
 #[test]
 fn an_abandoned_segment_becomes_trash_where_it_may_lie() {
     let catalog = catalog();
     let id = SegmentId([1; 32]);
-    let sent = PendingRecord { sent: vec![(0, node(1))], copy: true };
+    let sent = PendingRecord {
+        sent: vec![(0, node(1))],
+        copy: true,
+    };
     catalog.change(|c| c.put_pending(id, &sent)).unwrap();
     catalog.change(|c| c.abandon(&id)).unwrap();
     assert_eq!(catalog.pending().unwrap(), []);

@@ -58,7 +58,10 @@ pub fn catalog_refusal(error: CatalogError) -> Refusal {
     match error {
         CatalogError::Conflict(what) => Refusal::Invalid(what),
         other => {
-            tracing::error!(error = format!("{:#}", anyhow::Error::new(other)), "catalog failed");
+            tracing::error!(
+                error = format!("{:#}", anyhow::Error::new(other)),
+                "catalog failed"
+            );
             Refusal::Failed("the catalog failed; the controller's log says why".into())
         }
     }
@@ -105,7 +108,10 @@ impl Controller {
     /// The catalog's.
     pub fn directory(&self) -> Result<(Epoch, Signed), CatalogError> {
         let epoch = self.catalog.epoch()?;
-        let mut cached = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cached = self
+            .directory
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some((have, signed)) = cached.as_ref().filter(|(have, _)| *have == epoch) {
             return Ok((*have, signed.clone()));
         }
@@ -117,14 +123,30 @@ impl Controller {
             })
         };
         let group = |(id, g): (images::GroupId, crate::catalog::GroupRecord)| {
-            (id, Group { geometry: g.geometry, members: g.members })
+            (
+                id,
+                Group {
+                    geometry: g.geometry,
+                    members: g.members,
+                },
+            )
         };
         let directory = Directory {
             array: self.array(),
             epoch,
-            members: self.catalog.nodes()?.into_iter().filter_map(stash).collect(),
+            members: self
+                .catalog
+                .nodes()?
+                .into_iter()
+                .filter_map(stash)
+                .collect(),
             groups: self.catalog.groups()?.into_iter().map(group).collect(),
-            heads: self.catalog.images()?.into_iter().map(|(name, image)| (name, image.manifest)).collect(),
+            heads: self
+                .catalog
+                .images()?
+                .into_iter()
+                .map(|(name, image)| (name, image.manifest))
+                .collect(),
         };
         let signed = directory.sign(&self.authority.array_key);
         *cached = Some((epoch, signed.clone()));

@@ -38,7 +38,10 @@ impl Fleet {
     /// A fleet that reports every `heartbeat`: three missed reports make a stash away.
     #[must_use]
     pub fn new(heartbeat: Duration) -> Self {
-        Self { patience: heartbeat * 3 + Duration::from_secs(1), pulses: Mutex::default() }
+        Self {
+            patience: heartbeat * 3 + Duration::from_secs(1),
+            pulses: Mutex::default(),
+        }
     }
 
     fn pulses(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeId, Pulse>> {

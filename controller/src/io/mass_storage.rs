@@ -25,7 +25,9 @@ impl MassStorage {
     /// The file system's.
     pub fn folder(path: &Path) -> anyhow::Result<Self> {
         protocol::io::credentials::create_private_dir(path)?;
-        Ok(Self(Arc::new(LocalFileSystem::new_with_prefix(path)?.with_fsync(true))))
+        Ok(Self(Arc::new(
+            LocalFileSystem::new_with_prefix(path)?.with_fsync(true),
+        )))
     }
 
     /// Store a segment; durable when this returns.

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use images::NodeId;
+use images::SegmentId;
 use images::fragment::FragmentId;
 use images::manifest::{ImageName, SegmentPage};
-use images::SegmentId;
 use protocol::io::rpc;
 use protocol::message::{Refusal, store};
 
@@ -56,12 +56,17 @@ impl Controller {
             let _deleting = self.deleting.write().await;
             let before = unix_s().saturating_sub(keep_s);
             for (id, _) in self.catalog.pending().map_err(catalog_refusal)? {
-                self.committer.change(move |change| change.abandon(&id)).await.map_err(catalog_refusal)?;
+                self.committer
+                    .change(move |change| change.abandon(&id))
+                    .await
+                    .map_err(catalog_refusal)?;
                 swept.segments += 1;
             }
             for (id, record) in self.catalog.segments().map_err(catalog_refusal)? {
                 if record.references == 0 && record.stored_unix_s <= before {
-                    let reclaim = self.committer.change(move |change| change.reclaim(&id).map(drop));
+                    let reclaim = self
+                        .committer
+                        .change(move |change| change.reclaim(&id).map(drop));
                     reclaim.await.map_err(catalog_refusal)?;
                     swept.segments += 1;
                 }
@@ -72,7 +77,12 @@ impl Controller {
         swept.waiting = self.catalog.trash().map_err(catalog_refusal)?.len() as u64;
         swept.deleted = before.saturating_sub(swept.waiting);
         if swept != Swept::default() {
-            tracing::info!(segments = swept.segments, deleted = swept.deleted, waiting = swept.waiting, "swept");
+            tracing::info!(
+                segments = swept.segments,
+                deleted = swept.deleted,
+                waiting = swept.waiting,
+                "swept"
+            );
         }
         Ok(swept)
     }
@@ -80,14 +90,23 @@ impl Controller {
     /// Delete what is trash at all members that are up. What they do not confirm stays trash.
     pub async fn empty_trash(&self) {
         let _deleting = self.deleting.write().await;
-        let Ok(trash) = self.catalog.trash() else { return };
+        let Ok(trash) = self.catalog.trash() else {
+            return;
+        };
         let up = self.fleet.up();
         let mut by_node: BTreeMap<NodeId, Vec<FragmentId>> = BTreeMap::new();
         for key in trash {
             match key {
                 TrashKey::Copy { segment } => self.delete_copy(segment).await,
-                TrashKey::Fragment { node, segment, piece } if up.contains_key(&node) => {
-                    by_node.entry(node).or_default().push(FragmentId { segment, piece });
+                TrashKey::Fragment {
+                    node,
+                    segment,
+                    piece,
+                } if up.contains_key(&node) => {
+                    by_node
+                        .entry(node)
+                        .or_default()
+                        .push(FragmentId { segment, piece });
                 }
                 TrashKey::Fragment { .. } => {}
             }
@@ -106,7 +125,10 @@ impl Controller {
         match self.mass_storage.delete(&segment).await {
             Ok(()) => {
                 let gone = TrashKey::Copy { segment };
-                let _ = self.committer.change(move |change| change.remove_trash(&gone)).await;
+                let _ = self
+                    .committer
+                    .change(move |change| change.remove_trash(&gone))
+                    .await;
             }
             Err(error) => tracing::warn!(%segment, %error, "copy on mass storage not deleted"),
         }
@@ -114,13 +136,21 @@ impl Controller {
 
     async fn delete_at(&self, node: NodeId, fragments: &[FragmentId]) -> anyhow::Result<()> {
         let connection = self.pool.get(node).await?;
-        let message = store::DeleteFragments { fragments: fragments.to_vec() };
+        let message = store::DeleteFragments {
+            fragments: fragments.to_vec(),
+        };
         tokio::time::timeout(DELETE_WITHIN, rpc::call(&connection, message, &[])).await??;
         let gone: Vec<TrashKey> = fragments
             .iter()
-            .map(|f| TrashKey::Fragment { node, segment: f.segment, piece: f.piece })
+            .map(|f| TrashKey::Fragment {
+                node,
+                segment: f.segment,
+                piece: f.piece,
+            })
             .collect();
-        self.committer.change(move |change| gone.iter().try_for_each(|key| change.remove_trash(key))).await?;
+        self.committer
+            .change(move |change| gone.iter().try_for_each(|key| change.remove_trash(key)))
+            .await?;
         Ok(())
     }
 
@@ -135,18 +165,32 @@ impl Controller {
         for (name, other) in self.catalog.images().map_err(catalog_refusal)? {
             if name != *image {
                 let root = Self::root(&other.signed).map_err(catalog_refusal)?;
-                others.extend(root.segment_pages.iter().chain(&root.span_pages).map(|p| p.digest));
+                others.extend(
+                    root.segment_pages
+                        .iter()
+                        .chain(&root.span_pages)
+                        .map(|p| p.digest),
+                );
             }
         }
         let mut segments = Vec::new();
         for (index, page) in root.segment_pages.iter().enumerate() {
-            let page = self.segment_page(&page.digest, index as u32, root.disk_len).map_err(catalog_refusal)?;
+            let page = self
+                .segment_page(&page.digest, index as u32, root.disk_len)
+                .map_err(catalog_refusal)?;
             segments.extend(page.segments.iter().map(|s| s.id));
         }
-        let pages: Vec<[u8; 32]> = root.segment_pages.iter().chain(&root.span_pages).map(|p| p.digest).collect();
+        let pages: Vec<[u8; 32]> = root
+            .segment_pages
+            .iter()
+            .chain(&root.span_pages)
+            .map(|p| p.digest)
+            .collect();
         let pages: Vec<[u8; 32]> = pages.into_iter().filter(|p| !others.contains(p)).collect();
         let name = image.clone();
-        let removed = self.committer.change(move |change| change.remove_image(&name, &pages, &segments));
+        let removed = self
+            .committer
+            .change(move |change| change.remove_image(&name, &pages, &segments));
         removed.await.map_err(catalog_refusal)?;
         tracing::info!(%image, "image removed");
         self.sweep(0).await
@@ -156,9 +200,18 @@ impl Controller {
     ///
     /// # Errors
     /// If it is missing or damaged.
-    pub fn segment_page(&self, digest: &[u8; 32], index: u32, disk_len: u64) -> Result<SegmentPage, CatalogError> {
-        let damaged = |what: &str| CatalogError::Conflict(format!("a page of the manifest is {what}"));
-        let bytes = self.catalog.page(digest)?.ok_or_else(|| damaged("missing"))?;
+    pub fn segment_page(
+        &self,
+        digest: &[u8; 32],
+        index: u32,
+        disk_len: u64,
+    ) -> Result<SegmentPage, CatalogError> {
+        let damaged =
+            |what: &str| CatalogError::Conflict(format!("a page of the manifest is {what}"));
+        let bytes = self
+            .catalog
+            .page(digest)?
+            .ok_or_else(|| damaged("missing"))?;
         SegmentPage::decode(&bytes, index, disk_len).map_err(|_| damaged("damaged"))
     }
 }

@@ -136,7 +136,11 @@ pub struct Outcome {
 ///
 /// # Errors
 /// For a person: what is wrong with the source, the array or the connection. What was sent stays, and the next try goes on there.
-pub async fn publish(connection: &Connection, order: Order, progress: Arc<Progress>) -> anyhow::Result<Outcome> {
+pub async fn publish(
+    connection: &Connection,
+    order: Order,
+    progress: Arc<Progress>,
+) -> anyhow::Result<Outcome> {
     let (start, cpu_before) = (Instant::now(), process_cpu());
     let shown = order.source.display().to_string();
     let disk = Arc::new(DiskFile::open(&order.source).with_context(|| format!("open {shown}"))?);
@@ -164,7 +168,10 @@ pub async fn publish(connection: &Connection, order: Order, progress: Arc<Progre
     };
     let (batches, reading) = reader::start(disk.clone(), stages.clone(), progress.clone());
     let entries = sender.run(batches).await;
-    let spans = reading.await.context("read the source")?.with_context(|| format!("read {shown}"));
+    let spans = reading
+        .await
+        .context("read the source")?
+        .with_context(|| format!("read {shown}"));
     // A reader that failed ends the resolver early without an error of its own.
     let (spans, entries) = (spans?, entries?);
     if let Some(checksum) = checksum {
@@ -223,8 +230,11 @@ fn check_sha256(path: &std::path::Path, expected: [u8; 32]) -> anyhow::Result<()
     }
     let found: [u8; 32] = hasher.finalize().into();
     if found != expected {
-        bail!("{} has SHA-256 {}, not the one expected: the download is damaged", path.display(),
-            data_encoding::HEXLOWER.encode(&found));
+        bail!(
+            "{} has SHA-256 {}, not the one expected: the download is damaged",
+            path.display(),
+            data_encoding::HEXLOWER.encode(&found)
+        );
     }
     Ok(())
 }

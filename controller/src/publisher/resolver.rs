@@ -63,7 +63,11 @@ impl Draft {
     }
 
     fn place(&mut self, number: usize, chunk: &BatchChunk, offset: u32) {
-        let run = Run { disk_offset: chunk.disk_offset, segment_offset: offset, len: chunk.len };
+        let run = Run {
+            disk_offset: chunk.disk_offset,
+            segment_offset: offset,
+            len: chunk.len,
+        };
         let runs = &mut self.runs[number];
         if !runs.last_mut().is_some_and(|last| last.merge(&run)) {
             runs.push(run);
@@ -73,7 +77,10 @@ impl Draft {
 
 impl Sender {
     /// Resolve all batches. When this returns, every segment that an entry names is durable.
-    pub(super) async fn run(self, mut batches: mpsc::Receiver<Batch>) -> anyhow::Result<Vec<Entry>> {
+    pub(super) async fn run(
+        self,
+        mut batches: mpsc::Receiver<Batch>,
+    ) -> anyhow::Result<Vec<Entry>> {
         let mut draft = Draft::default();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let slots = Arc::new(Semaphore::new(cores + ON_THE_WIRE));
@@ -92,7 +99,9 @@ impl Sender {
                 }
                 continue;
             }
-            let Some((batch, answer)) = questions.pop_front() else { continue };
+            let Some((batch, answer)) = questions.pop_front() else {
+                continue;
+            };
             let places = answer.await.context("ask which chunks are new")??;
             for (chunk, place) in batch.chunks.iter().zip(places) {
                 if let Some(full) = self.take(&mut draft, &batch, chunk, place) {
@@ -112,20 +121,40 @@ impl Sender {
             let (number, id) = done.context("seal a segment")??;
             draft.names.insert(number, id);
         }
-        let Draft { runs, known, mut names, .. } = draft;
+        let Draft {
+            runs,
+            known,
+            mut names,
+            ..
+        } = draft;
         names.extend(known.into_iter().map(|(id, number)| (number, id)));
-        let entry = |(number, runs): (usize, Vec<Run>)| Entry { id: names[&number], runs };
+        let entry = |(number, runs): (usize, Vec<Run>)| Entry {
+            id: names[&number],
+            runs,
+        };
         Ok(runs.into_iter().enumerate().map(entry).collect())
     }
 
     fn ask(&self, batch: &Batch) -> Answer {
         let chunks = batch.chunks.iter().map(|c| c.id).collect();
-        let (connection, have) = (self.connection.clone(), Have { session: self.session, chunks });
+        let (connection, have) = (
+            self.connection.clone(),
+            Have {
+                session: self.session,
+                chunks,
+            },
+        );
         tokio::spawn(async move { Ok(rpc::call(&connection, have, &[]).await?.0.places) })
     }
 
     /// Find a chunk's place, or pack it; a segment that is full comes back.
-    fn take(&self, draft: &mut Draft, batch: &Batch, chunk: &BatchChunk, place: Option<ChunkPlace>) -> Option<Full> {
+    fn take(
+        &self,
+        draft: &mut Draft,
+        batch: &Batch,
+        chunk: &BatchChunk,
+        place: Option<ChunkPlace>,
+    ) -> Option<Full> {
         self.progress.chunks.fetch_add(1, Relaxed);
         // First: the array may have learnt this publication's own segments meanwhile, and one segment is one entry.
         if let Some(&(number, offset)) = draft.own.get(&chunk.id) {
@@ -143,7 +172,9 @@ impl Sender {
             return None;
         }
         let bytes = &batch.data[chunk.start as usize..(chunk.start + chunk.len) as usize];
-        let full = (!draft.packer.fits(bytes.len())).then(|| seal_off(draft)).flatten();
+        let full = (!draft.packer.fits(bytes.len()))
+            .then(|| seal_off(draft))
+            .flatten();
         let number = match draft.packing {
             Some(number) => number,
             None => *draft.packing.insert(draft.runs.len()),
@@ -151,7 +182,10 @@ impl Sender {
         if number == draft.runs.len() {
             draft.number();
         }
-        let offset = self.stages.pack.run(bytes.len(), || draft.packer.push(bytes));
+        let offset = self
+            .stages
+            .pack
+            .run(bytes.len(), || draft.packer.push(bytes));
         draft.packed.push((chunk.id, chunk.len));
         draft.own.insert(chunk.id, (number, offset));
         draft.place(number, chunk, offset);
@@ -166,22 +200,36 @@ impl Sender {
         sealers: &Arc<Semaphore>,
         full: Full,
     ) {
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        let Ok(slot) = slots.clone().acquire_owned().await else {
+            return;
+        };
         let sealers = sealers.clone();
         let (connection, session) = (self.connection.clone(), self.session);
         let (owner_key, level, stages) = (self.owner_key.clone(), self.level, self.stages.clone());
         let progress = self.progress.clone();
         uploads.spawn(async move {
             let sealing = sealers.acquire_owned().await?;
-            let Full { number, plain, chunks } = full;
+            let Full {
+                number,
+                plain,
+                chunks,
+            } = full;
             let len = plain.data.len();
             let sealed = tokio::task::spawn_blocking(move || {
-                stages.seal.run(len, || segment::seal(plain, &owner_key, level))
+                stages
+                    .seal
+                    .run(len, || segment::seal(plain, &owner_key, level))
             });
             let sealed = sealed.await.context("seal a segment")?;
             drop(sealing);
             let (id, sealed_len) = (sealed.id, sealed.bytes.len() as u64);
-            let put = PutSegment { session, id, key: sealed.key, data_len: sealed.data_len, chunks };
+            let put = PutSegment {
+                session,
+                id,
+                key: sealed.key,
+                data_len: sealed.data_len,
+                chunks,
+            };
             let (stored, _) = rpc::call(&connection, put, &[sealed.bytes.into()]).await?;
             progress.sealed.fetch_add(sealed_len, Relaxed);
             progress.segments.fetch_add(1, Relaxed);
@@ -202,5 +250,9 @@ struct Full {
 
 fn seal_off(draft: &mut Draft) -> Option<Full> {
     let number = draft.packing.take()?;
-    Some(Full { number, plain: draft.packer.take(), chunks: std::mem::take(&mut draft.packed) })
+    Some(Full {
+        number,
+        plain: draft.packer.take(),
+        chunks: std::mem::take(&mut draft.packed),
+    })
 }

@@ -160,9 +160,15 @@ pub enum Action {
 #[derive(Clone, Debug)]
 enum Piece {
     /// Not asked for, after `attempts` tries and the last one's fault.
-    Idle { attempts: u32, fault: Option<Fault> },
+    Idle {
+        attempts: u32,
+        fault: Option<Fault>,
+    },
     /// Asked for.
-    Asked { request: RequestId, attempts: u32 },
+    Asked {
+        request: RequestId,
+        attempts: u32,
+    },
     Got,
     /// Never to be had from this holder.
     Dead(Fault),
@@ -212,9 +218,22 @@ impl Getter {
 
     /// Want a segment.
     pub fn want(&mut self, want: Want, now: Now) {
-        let pieces = vec![Piece::Idle { attempts: 0, fault: None }; want.holders.len()];
+        let pieces = vec![
+            Piece::Idle {
+                attempts: 0,
+                fault: None
+            };
+            want.holders.len()
+        ];
         let job = want.job;
-        self.jobs.insert(job, Job { want, pieces, hedged: 0 });
+        self.jobs.insert(
+            job,
+            Job {
+                want,
+                pieces,
+                hedged: 0,
+            },
+        );
         self.schedule(job, now);
     }
 
@@ -223,10 +242,13 @@ impl Getter {
         let request = match event {
             Event::Got { request, .. } | Event::Failed { request, .. } => request,
         };
-        let Some(asked) = self.asked.remove(&request) else { return };
+        let Some(asked) = self.asked.remove(&request) else {
+            return;
+        };
         match event {
             Event::Got { len, .. } => {
-                self.peers.answered(asked.node, now.saturating_sub(asked.at), len);
+                self.peers
+                    .answered(asked.node, now.saturating_sub(asked.at), len);
                 self.settle(asked.job, asked.piece, asked.slow, Piece::Got);
             }
             Event::Failed { fault, .. } => self.fail(&asked, fault, now),
@@ -236,15 +258,20 @@ impl Getter {
 
     fn fail(&mut self, asked: &Asked, fault: Fault, now: Now) {
         self.peers.failed(asked.node, &fault, now, &self.patience);
-        let attempts = self.jobs.get(&asked.job).map_or(1, |job| match &job.pieces[usize::from(asked.piece)] {
-            Piece::Asked { attempts, .. } => attempts + 1,
-            _ => 1,
+        let attempts = self.jobs.get(&asked.job).map_or(1, |job| {
+            match &job.pieces[usize::from(asked.piece)] {
+                Piece::Asked { attempts, .. } => attempts + 1,
+                _ => 1,
+            }
         });
         let last = attempts >= self.patience.attempts;
         let piece = match fault {
             Fault::Lied(_) | Fault::NotThere => Piece::Dead(fault),
             fault if last => Piece::Dead(fault),
-            fault => Piece::Idle { attempts, fault: Some(fault) },
+            fault => Piece::Idle {
+                attempts,
+                fault: Some(fault),
+            },
         };
         self.settle(asked.job, asked.piece, asked.slow, piece);
     }
@@ -291,12 +318,21 @@ impl Getter {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Now> {
         let slow_after = self.peers.slow_after(&self.patience);
-        let asked = self
-            .asked
+        let asked = self.asked.values().map(|asked| {
+            asked.at
+                + if asked.slow {
+                    self.patience.timeout
+                } else {
+                    slow_after.min(self.patience.timeout)
+                }
+        });
+        let waiting = self
+            .jobs
             .values()
-            .map(|asked| asked.at + if asked.slow { self.patience.timeout } else { slow_after.min(self.patience.timeout) });
-        let waiting = self.jobs.values().any(|job| job.pieces.iter().any(|p| matches!(p, Piece::Idle { .. })));
-        asked.chain(self.peers.next_release().filter(|_| waiting)).min()
+            .any(|job| job.pieces.iter().any(|p| matches!(p, Piece::Idle { .. })));
+        asked
+            .chain(self.peers.next_release().filter(|_| waiting))
+            .min()
     }
 
     /// What is known of each holder.
@@ -320,7 +356,9 @@ impl Getter {
     }
 
     fn schedule(&mut self, id: JobId, now: Now) {
-        let Some(job) = self.jobs.get(&id) else { return };
+        let Some(job) = self.jobs.get(&id) else {
+            return;
+        };
         let count = |test: fn(&Piece) -> bool| job.pieces.iter().filter(|p| test(p)).count();
         let have = count(|p| matches!(p, Piece::Got));
         if have >= job.want.need {
@@ -348,7 +386,9 @@ impl Getter {
 
     /// Ask the best holder among `open` pieces. False when nobody can be asked now.
     fn ask_best(&mut self, id: JobId, open: &[u8], now: Now) -> bool {
-        let Some(job) = self.jobs.get_mut(&id) else { return false };
+        let Some(job) = self.jobs.get_mut(&id) else {
+            return false;
+        };
         let idle = |i: u8, job: &Job| match job.pieces[usize::from(i)] {
             Piece::Idle { attempts, .. } => Some(attempts),
             _ => None,
@@ -362,21 +402,51 @@ impl Getter {
                 let expected = self.peers.expected(*node);
                 let is_parity = usize::from(*i) >= job.want.need;
                 let turn = i.wrapping_add(job.want.segment.0[0]) % job.want.holders.len() as u8;
-                (*attempts, if is_parity { expected * 3 / 2 } else { expected }, is_parity, turn)
+                (
+                    *attempts,
+                    if is_parity {
+                        expected * 3 / 2
+                    } else {
+                        expected
+                    },
+                    is_parity,
+                    turn,
+                )
             });
-        let Some((piece, attempts, node)) = best else { return false };
+        let Some((piece, attempts, node)) = best else {
+            return false;
+        };
         let request = RequestId(self.next_request);
         self.next_request += 1;
         job.pieces[usize::from(piece)] = Piece::Asked { request, attempts };
-        self.asked.insert(request, Asked { job: id, piece, node, at: now, slow: false });
+        self.asked.insert(
+            request,
+            Asked {
+                job: id,
+                piece,
+                node,
+                at: now,
+                slow: false,
+            },
+        );
         self.peers.asked(node);
-        let fragment = FragmentId { segment: job.want.segment, piece };
-        self.actions.push_back(Action::Fetch { request, job: id, node, fragment });
+        let fragment = FragmentId {
+            segment: job.want.segment,
+            piece,
+        };
+        self.actions.push_back(Action::Fetch {
+            request,
+            job: id,
+            node,
+            fragment,
+        });
         true
     }
 
     fn finish(&mut self, id: JobId, action: Action) {
-        let Some(job) = self.jobs.remove(&id) else { return };
+        let Some(job) = self.jobs.remove(&id) else {
+            return;
+        };
         for piece in job.pieces {
             if let Piece::Asked { request, .. } = piece {
                 self.actions.push_back(Action::Cancel(request));
@@ -390,19 +460,31 @@ impl Getter {
 }
 
 fn shortfall(job: &Job, have: usize, peers: &Peers) -> Shortfall {
-    let missing = job.pieces.iter().zip(&job.want.holders).enumerate().filter_map(|(i, (piece, &node))| {
-        let fault = match piece {
-            Piece::Got => return None,
-            Piece::Dead(fault) => fault.clone(),
-            Piece::Idle { fault: Some(fault), .. } => fault.clone(),
-            Piece::Idle { .. } | Piece::Asked { .. } => match peers.lie(node) {
-                Some(what) => Fault::Lied(what),
-                None => Fault::Unreachable,
-            },
-        };
-        Some((i as u8, node, fault))
-    });
-    Shortfall { segment: job.want.segment, have, need: job.want.need, missing: missing.collect() }
+    let missing = job
+        .pieces
+        .iter()
+        .zip(&job.want.holders)
+        .enumerate()
+        .filter_map(|(i, (piece, &node))| {
+            let fault = match piece {
+                Piece::Got => return None,
+                Piece::Dead(fault) => fault.clone(),
+                Piece::Idle {
+                    fault: Some(fault), ..
+                } => fault.clone(),
+                Piece::Idle { .. } | Piece::Asked { .. } => match peers.lie(node) {
+                    Some(what) => Fault::Lied(what),
+                    None => Fault::Unreachable,
+                },
+            };
+            Some((i as u8, node, fault))
+        });
+    Shortfall {
+        segment: job.want.segment,
+        have,
+        need: job.want.need,
+        missing: missing.collect(),
+    }
 }
 
 #[cfg(test)]

@@ -24,7 +24,11 @@ impl Pool {
     /// An empty pool on an endpoint.
     #[must_use]
     pub fn new(endpoint: Endpoint) -> Self {
-        Self { endpoint, addresses: Mutex::default(), connections: Mutex::default() }
+        Self {
+            endpoint,
+            addresses: Mutex::default(),
+            connections: Mutex::default(),
+        }
     }
 
     /// Learn where everybody is.
@@ -36,7 +40,10 @@ impl Pool {
 
     /// Learn where one member is.
     pub fn learn_one(&self, node: NodeId, addresses: Vec<SocketAddr>) {
-        self.addresses.lock().unwrap_or_else(PoisonError::into_inner).insert(node, addresses);
+        self.addresses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(node, addresses);
     }
 
     /// The connection to a stash. Callers that come at the same time share one handshake.
@@ -44,13 +51,24 @@ impl Pool {
     /// # Errors
     /// The last address's [`CallError`].
     pub async fn get(&self, node: NodeId) -> Result<Connection, CallError> {
-        let slot = self.connections.lock().unwrap_or_else(PoisonError::into_inner).entry(node).or_default().clone();
+        let slot = self
+            .connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(node)
+            .or_default()
+            .clone();
         let mut slot = slot.lock().await;
         if let Some(connection) = slot.as_ref().filter(|c| c.close_reason().is_none()) {
             return Ok(connection.clone());
         }
-        let addresses =
-            self.addresses.lock().unwrap_or_else(PoisonError::into_inner).get(&node).cloned().unwrap_or_default();
+        let addresses = self
+            .addresses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&node)
+            .cloned()
+            .unwrap_or_default();
         let mut last = CallError::Unreachable(node.to_string());
         for address in addresses {
             match rpc::connect(&self.endpoint, address, &server_name(Role::Stash, node)).await {

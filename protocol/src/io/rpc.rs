@@ -64,7 +64,11 @@ async fn read_len(recv: &mut RecvStream, limit: usize) -> Result<usize, CallErro
     let mut len = [0; 4];
     recv.read_exact(&mut len).await.map_err(read_error)?;
     let len = u32::from_le_bytes(len) as usize;
-    if len <= limit { Ok(len) } else { Err(CallError::Malformed) }
+    if len <= limit {
+        Ok(len)
+    } else {
+        Err(CallError::Malformed)
+    }
 }
 
 fn read_error(error: ReadExactError) -> CallError {
@@ -102,11 +106,16 @@ async fn write(send: &mut SendStream, frame: Vec<u8>, body: &[Bytes]) -> Result<
 ///
 /// # Errors
 /// [`CallError`].
-pub async fn call<C: Call>(connection: &Connection, message: C, body: &[Bytes]) -> Result<(C::Reply, Bytes), CallError> {
+pub async fn call<C: Call>(
+    connection: &Connection,
+    message: C,
+    body: &[Bytes],
+) -> Result<(C::Reply, Bytes), CallError> {
     let (mut send, mut recv) = connection.open_bi().await?;
     write(&mut send, wire::encode(&message.into_request()), body).await?;
     let frame = read_block(&mut recv, FRAME_MAX).await?;
-    let reply: Result<C::Reply, Refusal> = wire::decode(&frame).map_err(|_| CallError::Malformed)?;
+    let reply: Result<C::Reply, Refusal> =
+        wire::decode(&frame).map_err(|_| CallError::Malformed)?;
     let reply = reply?;
     let body = read_block(&mut recv, BODY_MAX).await?;
     Ok((reply, body.into()))
@@ -116,7 +125,11 @@ pub async fn call<C: Call>(connection: &Connection, message: C, body: &[Bytes]) 
 ///
 /// # Errors
 /// The last address's [`CallError`].
-pub async fn connect_any(endpoint: &Endpoint, addresses: &[String], name: &str) -> Result<Connection, CallError> {
+pub async fn connect_any(
+    endpoint: &Endpoint,
+    addresses: &[String],
+    name: &str,
+) -> Result<Connection, CallError> {
     let mut last = CallError::Resolve("the controller: no address is known".into());
     for text in addresses {
         let Ok(resolved) = text.to_socket_addrs() else {
@@ -137,7 +150,11 @@ pub async fn connect_any(endpoint: &Endpoint, addresses: &[String], name: &str) 
 ///
 /// # Errors
 /// [`CallError`], after [`CONNECT_TIMEOUT`] at the latest.
-pub async fn connect(endpoint: &Endpoint, address: SocketAddr, name: &str) -> Result<Connection, CallError> {
+pub async fn connect(
+    endpoint: &Endpoint,
+    address: SocketAddr,
+    name: &str,
+) -> Result<Connection, CallError> {
     let unreachable = || CallError::Unreachable(address.to_string());
     let connecting = endpoint.connect(address, name).map_err(|_| unreachable())?;
     match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
@@ -165,13 +182,19 @@ pub struct Answer {
 impl Answer {
     /// The answer to a `C`.
     pub fn to<C: Call>(reply: Result<C::Reply, Refusal>) -> Self {
-        Self { frame: wire::encode(&reply), body: Vec::new() }
+        Self {
+            frame: wire::encode(&reply),
+            body: Vec::new(),
+        }
     }
 
     /// The answer to a `C`, with bulk bytes.
     pub fn with_body<C: Call>(reply: Result<(C::Reply, Bytes), Refusal>) -> Self {
         match reply {
-            Ok((reply, body)) => Self { frame: wire::encode(&Ok::<_, Refusal>(reply)), body: vec![body] },
+            Ok((reply, body)) => Self {
+                frame: wire::encode(&Ok::<_, Refusal>(reply)),
+                body: vec![body],
+            },
             Err(refusal) => Self::refuse(refusal),
         }
     }
@@ -180,7 +203,10 @@ impl Answer {
     #[must_use]
     pub fn refuse(refusal: Refusal) -> Self {
         // The variant `Err` is encoded alike whatever the type beside it is.
-        Self { frame: wire::encode(&Err::<(), _>(refusal)), body: Vec::new() }
+        Self {
+            frame: wire::encode(&Err::<(), _>(refusal)),
+            body: Vec::new(),
+        }
     }
 }
 
@@ -194,7 +220,9 @@ where
     while let Some(incoming) = endpoint.accept().await {
         let handler = handler.clone();
         tokio::spawn(async move {
-            let Ok(connection) = incoming.await else { return };
+            let Ok(connection) = incoming.await else {
+                return;
+            };
             let Some(peer) = admit(&connection, array) else {
                 connection.close(CLOSE_NO_IDENTITY, b"certificate required");
                 return;
@@ -210,13 +238,25 @@ where
 /// A member by its certificate, or a stranger that said that it wants to enroll.
 fn admit(connection: &Connection, array: ArrayId) -> Option<Peer> {
     let address = connection.remote_address();
-    let data = connection.handshake_data()?.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?;
+    let data = connection
+        .handshake_data()?
+        .downcast::<quinn::crypto::rustls::HandshakeData>()
+        .ok()?;
     if data.protocol.as_deref() == Some(tls::ALPN_ENROLL) {
-        return Some(Peer { identity: None, address });
+        return Some(Peer {
+            identity: None,
+            address,
+        });
     }
-    let chain = connection.peer_identity()?.downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>().ok()?;
+    let chain = connection
+        .peer_identity()?
+        .downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>()
+        .ok()?;
     let identity = tls::identity_of(chain.first()?, array)?;
-    Some(Peer { identity: Some(identity), address })
+    Some(Peer {
+        identity: Some(identity),
+        address,
+    })
 }
 
 async fn answer_one<H, F>(peer: Peer, mut send: SendStream, mut recv: RecvStream, handler: Arc<H>)
@@ -235,8 +275,15 @@ where
 }
 
 /// A request that the asker's role permits. `Err(None)`: the stream broke or carried noise, and nobody waits for an answer.
-async fn read_request(peer: &Peer, recv: &mut RecvStream) -> Result<(Request, Bytes), Option<Refusal>> {
-    let frame_max = if peer.identity.is_some() { FRAME_MAX } else { ENROLL_FRAME_MAX };
+async fn read_request(
+    peer: &Peer,
+    recv: &mut RecvStream,
+) -> Result<(Request, Bytes), Option<Refusal>> {
+    let frame_max = if peer.identity.is_some() {
+        FRAME_MAX
+    } else {
+        ENROLL_FRAME_MAX
+    };
     let frame = read_block(recv, frame_max).await.map_err(|_| None)?;
     let noise = || Some(Refusal::Invalid("not a request of this protocol".into()));
     let request: Request = wire::decode(&frame).map_err(|_| noise())?;
@@ -251,6 +298,8 @@ async fn read_request(peer: &Peer, recv: &mut RecvStream) -> Result<(Request, By
             None => Refusal::NotAdmitted("a certificate is needed".into()),
         }));
     }
-    let body = read_block(recv, request.body_max()).await.map_err(|_| noise())?;
+    let body = read_block(recv, request.body_max())
+        .await
+        .map_err(|_| noise())?;
     Ok((request, body.into()))
 }

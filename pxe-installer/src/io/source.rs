@@ -46,14 +46,19 @@ pub async fn credentials(home: &Path, ticket: Option<Ticket>) -> anyhow::Result<
     let file = file_of(home, Role::Installer);
     if let Some(ticket) = ticket {
         if ticket.role != Role::Installer {
-            bail!("this ticket is for role {}: create one with `coe-ctl token create --installer`", ticket.role);
+            bail!(
+                "this ticket is for role {}: create one with `coe-ctl token create --installer`",
+                ticket.role
+            );
         }
         let member = Credentials::join(&ticket).await?;
         // Kept, so that an installation that fails can be tried again without another ticket.
         member.save(&file)?;
         return Ok(member);
     }
-    let found = [file, file_of(home, Role::Admin)].into_iter().find(|f| f.exists());
+    let found = [file, file_of(home, Role::Admin)]
+        .into_iter()
+        .find(|f| f.exists());
     let file = found.context("nobody said that this machine may install: give --ticket, from `coe-ctl token create --installer`")?;
     Ok(Credentials::load(&file)?)
 }
@@ -63,24 +68,59 @@ impl Source {
     ///
     /// # Errors
     /// If the controller cannot be reached or refuses, or the answer is not the array's.
-    pub async fn open(member: &Credentials, name: &str, tag: Option<String>) -> anyhow::Result<Self> {
-        let endpoint = endpoint::client(tls::client(member, tls::ALPN_MEMBER)?).context("open a UDP socket")?;
-        let controller = rpc::connect_any(&endpoint, &member.controller, CONTROLLER_NAME).await.context("reach the controller")?;
-        let (grant, _) = rpc::call(&controller, GetImage { name: name.into(), tag: tag.clone() }, &[]).await?;
-        let signed = grant.manifest.verify(MANIFEST_PURPOSE, &member.array_key).context("verify the manifest")?;
+    pub async fn open(
+        member: &Credentials,
+        name: &str,
+        tag: Option<String>,
+    ) -> anyhow::Result<Self> {
+        let endpoint = endpoint::client(tls::client(member, tls::ALPN_MEMBER)?)
+            .context("open a UDP socket")?;
+        let controller = rpc::connect_any(&endpoint, &member.controller, CONTROLLER_NAME)
+            .await
+            .context("reach the controller")?;
+        let (grant, _) = rpc::call(
+            &controller,
+            GetImage {
+                name: name.into(),
+                tag: tag.clone(),
+            },
+            &[],
+        )
+        .await?;
+        let signed = grant
+            .manifest
+            .verify(MANIFEST_PURPOSE, &member.array_key)
+            .context("verify the manifest")?;
         let root = Root::decode(signed).context("decode the manifest")?;
-        if root.array != member.identity.array || root.image.name() != name || tag.is_some_and(|t| t != root.image.tag()) {
+        if root.array != member.identity.array
+            || root.image.name() != name
+            || tag.is_some_and(|t| t != root.image.tag())
+        {
             bail!("the controller answered with another image, {}", root.image);
         }
-        let directory = Directory::open(&grant.directory, member.identity.array, &member.array_key)?;
+        let directory =
+            Directory::open(&grant.directory, member.identity.array, &member.array_key)?;
         let pool = Arc::new(Pool::new(endpoint));
         pool.learn(&directory);
         let fetcher = Fetcher::start(pool, Patience::default(), directory.epoch);
-        Ok(Self { controller, root, directory, key: grant.key, fetcher })
+        Ok(Self {
+            controller,
+            root,
+            directory,
+            key: grant.key,
+            fetcher,
+        })
     }
 
     async fn page(&self, page: &PageRef) -> anyhow::Result<Vec<u8>> {
-        let (_, bytes) = rpc::call(&self.controller, GetPage { digest: page.digest }, &[]).await?;
+        let (_, bytes) = rpc::call(
+            &self.controller,
+            GetPage {
+                digest: page.digest,
+            },
+            &[],
+        )
+        .await?;
         if !page.matches(&bytes) {
             bail!("the controller sent a page that is not the manifest's");
         }
@@ -95,7 +135,10 @@ impl Source {
         let bytes = self.page(&self.root.segment_pages[index]).await?;
         let page = SegmentPage::decode(&bytes, index as u32, self.root.disk_len)?;
         let keys = page.keys(&self.key)?;
-        let segment = |(entry, key)| Segment { entry: Arc::new(entry), key };
+        let segment = |(entry, key)| Segment {
+            entry: Arc::new(entry),
+            key,
+        };
         Ok(page.segments.into_iter().zip(keys).map(segment).collect())
     }
 
@@ -113,8 +156,13 @@ impl Source {
     /// # Errors
     /// If the directory does not know its group.
     pub fn holders(&self, entry: &SegmentEntry) -> anyhow::Result<Vec<NodeId>> {
-        let group = self.directory.groups.get(&entry.group).filter(|g| g.geometry == entry.geometry);
-        let group = group.with_context(|| format!("the directory does not know group {}", entry.group))?;
+        let group = self
+            .directory
+            .groups
+            .get(&entry.group)
+            .filter(|g| g.geometry == entry.geometry);
+        let group =
+            group.with_context(|| format!("the directory does not know group {}", entry.group))?;
         Ok(group.members.clone())
     }
 

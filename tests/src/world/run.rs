@@ -57,10 +57,24 @@ macro_rules! ensure {
 }
 
 enum Ev {
-    Put { segment: usize, send: Send },
-    Confirm { segment: usize, send: Send, ok: bool },
-    Get { request: RequestId, node: usize, fragment: FragmentId },
-    Answer { request: RequestId, result: Result<(FragmentHeader, Bytes), Fault> },
+    Put {
+        segment: usize,
+        send: Send,
+    },
+    Confirm {
+        segment: usize,
+        send: Send,
+        ok: bool,
+    },
+    Get {
+        request: RequestId,
+        node: usize,
+        fragment: FragmentId,
+    },
+    Answer {
+        request: RequestId,
+        result: Result<(FragmentHeader, Bytes), Fault>,
+    },
     Crash(usize),
     Restart(usize),
 }
@@ -123,9 +137,15 @@ impl World {
         let geometry = Geometry::new(data, parity).expect("within the limits");
         let count = geometry.pieces() + rng.below(4) as usize;
         let stashes = (0..count).map(|i| Stash {
-            store: Some(Store::create(SimDisk::default(), ARRAY, node(i), 3).expect("an empty disk")),
+            store: Some(
+                Store::create(SimDisk::default(), ARRAY, node(i), 3).expect("an empty disk"),
+            ),
             disk: None,
-            slow_ms: if rng.one_in(6) { 2_000 } else { 1 + rng.below(20) },
+            slow_ms: if rng.one_in(6) {
+                2_000
+            } else {
+                1 + rng.below(20)
+            },
             lies: false,
             confirmed: BTreeMap::new(),
         });
@@ -140,16 +160,35 @@ impl World {
             let sealed = segment::seal(packer.take(), &OwnerKey([3; 32]), 1);
             let bytes = Bytes::from(sealed.bytes);
             let pieces = split(&codec, sealed.id, &bytes);
-            Segment { id: sealed.id, sealed: bytes, pieces, placement: None, holders: None }
+            Segment {
+                id: sealed.id,
+                sealed: bytes,
+                pieces,
+                placement: None,
+                holders: None,
+            }
         });
         let segments = segments.collect();
         let (queue, stats) = (BTreeMap::new(), Stats::default());
-        Self { rng, now: Duration::ZERO, queue, serial: 0, stashes, segments, geometry, stats, log }
+        Self {
+            rng,
+            now: Duration::ZERO,
+            queue,
+            serial: 0,
+            stashes,
+            segments,
+            geometry,
+            stats,
+            log,
+        }
     }
 
     fn at(&mut self, delay_ms: u64, event: Ev) {
         self.serial += 1;
-        self.queue.insert((self.now + Duration::from_millis(delay_ms), self.serial), event);
+        self.queue.insert(
+            (self.now + Duration::from_millis(delay_ms), self.serial),
+            event,
+        );
     }
 
     /// Send a message to or from a stash: delayed by chance, so that later ones overtake, and sometimes lost.
@@ -170,7 +209,9 @@ impl World {
     }
 
     fn crash(&mut self, i: usize) {
-        let Some(store) = self.stashes[i].store.take() else { return };
+        let Some(store) = self.stashes[i].store.take() else {
+            return;
+        };
         self.stats.crashes += 1;
         let disk = store.storage();
         drop(store);
@@ -184,8 +225,11 @@ impl World {
     }
 
     fn restart(&mut self, i: usize) -> Result<(), Failure> {
-        let Some(disk) = self.stashes[i].disk.take() else { return Ok(()) };
-        let store = Store::open(disk, ARRAY, node(i)).map_err(|e| Failure(format!("stash {i} does not open: {e}")))?;
+        let Some(disk) = self.stashes[i].disk.take() else {
+            return Ok(());
+        };
+        let store = Store::open(disk, ARRAY, node(i))
+            .map_err(|e| Failure(format!("stash {i} does not open: {e}")))?;
         for (id, payload) in &self.stashes[i].confirmed {
             let found = store.reader().get(*id);
             ensure!(
@@ -207,7 +251,10 @@ impl World {
             self.segments[i].placement = Some(Placement::new(self.geometry, &members, self.now));
         }
         for _ in 0..self.rng.below(6) {
-            let (when, who) = (self.rng.below(3_000), self.rng.below(self.stashes.len() as u64) as usize);
+            let (when, who) = (
+                self.rng.below(3_000),
+                self.rng.below(self.stashes.len() as u64) as usize,
+            );
             self.at(when, Ev::Crash(who));
         }
         loop {
@@ -217,14 +264,21 @@ impl World {
             if self.segments.iter().all(|s| s.placement.is_none()) {
                 return Ok(());
             }
-            let timeout = self.segments.iter().filter_map(|s| s.placement.as_ref()?.poll_timeout()).min();
+            let timeout = self
+                .segments
+                .iter()
+                .filter_map(|s| s.placement.as_ref()?.poll_timeout())
+                .min();
             let next = self.queue.keys().next().map(|(at, _)| *at);
             match (next, timeout) {
                 (Some(at), timeout) if timeout.is_none_or(|t| at <= t) => self.step()?,
                 (_, Some(at)) => {
                     self.now = self.now.max(at);
                     let now = self.now;
-                    self.segments.iter_mut().filter_map(|s| s.placement.as_mut()).for_each(|p| p.tick(now));
+                    self.segments
+                        .iter_mut()
+                        .filter_map(|s| s.placement.as_mut())
+                        .for_each(|p| p.tick(now));
                 }
                 (_, None) => return Err(Failure("placements wait for nothing".into())),
             }
@@ -234,9 +288,17 @@ impl World {
 
     /// Send what a placement wants, and end it when it is decided.
     fn drive(&mut self, i: usize) {
-        let Some(mut placement) = self.segments[i].placement.take() else { return };
+        let Some(mut placement) = self.segments[i].placement.take() else {
+            return;
+        };
         while let Some(send) = placement.poll_send() {
-            self.say(|| format!("segment {i}: piece {} to stash {}", send.piece, index(send.node)));
+            self.say(|| {
+                format!(
+                    "segment {i}: piece {} to stash {}",
+                    send.piece,
+                    index(send.node)
+                )
+            });
             self.send(index(send.node), Ev::Put { segment: i, send });
         }
         match placement.outcome() {
@@ -250,7 +312,9 @@ impl World {
     }
 
     fn step(&mut self) -> Result<(), Failure> {
-        let Some(((at, _), event)) = self.queue.pop_first() else { return Ok(()) };
+        let Some(((at, _), event)) = self.queue.pop_first() else {
+            return Ok(());
+        };
         self.now = at;
         match event {
             Ev::Crash(i) => self.crash(i),
@@ -259,7 +323,11 @@ impl World {
             Ev::Confirm { segment, send, ok } => {
                 let now = self.now;
                 if let Some(placement) = self.segments[segment].placement.as_mut() {
-                    if ok { placement.confirmed(send) } else { placement.failed(send, now) }
+                    if ok {
+                        placement.confirmed(send)
+                    } else {
+                        placement.failed(send, now)
+                    }
                 }
             }
             // Reading has its own loop; what is left of it means nothing to others.
@@ -272,11 +340,16 @@ impl World {
         let i = index(send.node);
         let (header, payload) = self.segments[segment].pieces[usize::from(send.piece)].clone();
         let fails = self.rng.one_in(40);
-        let Some(store) = self.stashes[i].store.as_mut() else { return };
+        let Some(store) = self.stashes[i].store.as_mut() else {
+            return;
+        };
         if fails {
             store.storage().fail_syncs(1);
         }
-        let ok = store.put(vec![(OWNER_IMAGES, header, payload.clone())]).remove(0).is_ok();
+        let ok = store
+            .put(vec![(OWNER_IMAGES, header, payload.clone())])
+            .remove(0)
+            .is_ok();
         store.storage().fail_syncs(0);
         if ok {
             self.stashes[i].confirmed.insert(header.id, payload);
@@ -300,10 +373,16 @@ impl World {
 
     fn read(&mut self) -> Result<(), Failure> {
         for stash in &mut self.stashes {
-            stash.slow_ms = if self.rng.one_in(6) { 30_000 } else { 1 + self.rng.below(20) };
+            stash.slow_ms = if self.rng.one_in(6) {
+                30_000
+            } else {
+                1 + self.rng.below(20)
+            };
             stash.lies = self.rng.one_in(8);
         }
-        let down: BTreeSet<usize> = (0..self.stashes.len()).filter(|_| self.rng.one_in(6)).collect();
+        let down: BTreeSet<usize> = (0..self.stashes.len())
+            .filter(|_| self.rng.one_in(6))
+            .collect();
         let mut getter = Getter::new(Patience::default());
         let mut pieces: BTreeMap<JobId, Vec<(usize, Bytes)>> = BTreeMap::new();
         let mut jobs: BTreeMap<RequestId, (JobId, u8)> = BTreeMap::new();
@@ -326,10 +405,22 @@ impl World {
         while ended.len() < wanted.len() {
             while let Some(action) = getter.poll_action() {
                 match action {
-                    Action::Fetch { request, job, node, fragment } => {
+                    Action::Fetch {
+                        request,
+                        job,
+                        node,
+                        fragment,
+                    } => {
                         jobs.insert(request, (job, fragment.piece));
                         self.say(|| format!("ask stash {} for {fragment}", index(node)));
-                        self.send(index(node), Ev::Get { request, node: index(node), fragment });
+                        self.send(
+                            index(node),
+                            Ev::Get {
+                                request,
+                                node: index(node),
+                                fragment,
+                            },
+                        );
                     }
                     Action::Cancel(_) => {}
                     Action::Complete(job) => drop(ended.insert(job, true)),
@@ -342,13 +433,22 @@ impl World {
             let next = self.queue.keys().next().map(|(at, _)| *at);
             match (next, getter.poll_timeout()) {
                 (Some(at), timeout) if timeout.is_none_or(|t| at <= t) => {
-                    let Some(((at, _), event)) = self.queue.pop_first() else { continue };
+                    let Some(((at, _), event)) = self.queue.pop_first() else {
+                        continue;
+                    };
                     self.now = at;
                     match event {
-                        Ev::Get { request, node, fragment } => self.serve(request, node, fragment, &down),
+                        Ev::Get {
+                            request,
+                            node,
+                            fragment,
+                        } => self.serve(request, node, fragment, &down),
                         Ev::Answer { request, result } => {
                             let (job, piece) = jobs[&request];
-                            getter.handle(self.check(request, job, piece, result, &mut pieces), self.now);
+                            getter.handle(
+                                self.check(request, job, piece, result, &mut pieces),
+                                self.now,
+                            );
                         }
                         _ => {}
                     }
@@ -365,14 +465,28 @@ impl World {
         self.judge(&wanted, &ended, &pieces, &down)
     }
 
-    fn serve(&mut self, request: RequestId, i: usize, fragment: FragmentId, down: &BTreeSet<usize>) {
+    fn serve(
+        &mut self,
+        request: RequestId,
+        i: usize,
+        fragment: FragmentId,
+        down: &BTreeSet<usize>,
+    ) {
         if down.contains(&i) {
             if self.rng.one_in(2) {
-                self.send(i, Ev::Answer { request, result: Err(Fault::Unreachable) });
+                self.send(
+                    i,
+                    Ev::Answer {
+                        request,
+                        result: Err(Fault::Unreachable),
+                    },
+                );
             }
             return;
         }
-        let Some(store) = self.stashes[i].store.as_ref() else { return };
+        let Some(store) = self.stashes[i].store.as_ref() else {
+            return;
+        };
         let mut result = store.reader().get(fragment).map_err(|_| Fault::NotThere);
         if self.stashes[i].lies
             && let Ok((_, payload)) = &mut result
@@ -405,7 +519,10 @@ impl World {
                 pieces.entry(job).or_default().push((piece.into(), payload));
                 Event::Got { request, len }
             }
-            Err(error) => Event::Failed { request, fault: Fault::Lied(error.to_string()) },
+            Err(error) => Event::Failed {
+                request,
+                fault: Fault::Lied(error.to_string()),
+            },
         }
     }
 
@@ -424,14 +541,24 @@ impl World {
                 // One that takes half a minute may rightly be given up.
                 !down.contains(&index(**n)) && !stash.lies && stash.slow_ms < 1_000
             };
-            let (good, done) = (holders.iter().filter(good).count(), ended[&JobId(*i as u64)]);
-            ensure!(done || good < self.geometry.data(), "segment {i} is unreadable with {good} good holders of {}", self.geometry);
+            let (good, done) = (
+                holders.iter().filter(good).count(),
+                ended[&JobId(*i as u64)],
+            );
+            ensure!(
+                done || good < self.geometry.data(),
+                "segment {i} is unreadable with {good} good holders of {}",
+                self.geometry
+            );
             if done {
                 let mut have = pieces.get(&JobId(*i as u64)).cloned().unwrap_or_default();
                 have.sort_by_key(|(piece, _)| *piece);
                 have.dedup_by_key(|(piece, _)| *piece);
                 let sealed = assemble(&codec, segment.id, segment.sealed.len() as u32, &have);
-                ensure!(sealed.as_deref() == Ok(&segment.sealed[..]), "segment {i} was read wrong: {sealed:?}");
+                ensure!(
+                    sealed.as_deref() == Ok(&segment.sealed[..]),
+                    "segment {i} was read wrong: {sealed:?}"
+                );
                 self.stats.read += 1;
             } else {
                 self.stats.unreadable += 1;

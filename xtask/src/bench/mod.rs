@@ -8,7 +8,9 @@ use clap::Subcommand;
 /// Measure
 #[derive(Subcommand)]
 pub enum Bench {
+    /// Both pipelines against their ceilings
     Pipeline(pipeline::Pipeline),
+    /// A second version against casync
     Delta(delta::Delta),
 }
 

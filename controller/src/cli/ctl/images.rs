@@ -32,7 +32,10 @@ impl Images {
                 i.content[..16].to_string(),
             ]
         };
-        table::print(&["IMAGE", "DISK", "IN USE", "SEALED", "PUBLISHED", "CONTENT"], &images.iter().map(row).collect::<Vec<_>>());
+        table::print(
+            &["IMAGE", "DISK", "IN USE", "SEALED", "PUBLISHED", "CONTENT"],
+            &images.iter().map(row).collect::<Vec<_>>(),
+        );
         Ok(())
     }
 }

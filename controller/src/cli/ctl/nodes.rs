@@ -38,7 +38,18 @@ impl Nodes {
             ]
         };
         let rows: Vec<_> = nodes.iter().map(row).collect();
-        table::print(&["STASH", "STATE", "HEARD", "OFFERS", "USED", "FRAGMENTS", "ADDRESS"], &rows);
+        table::print(
+            &[
+                "STASH",
+                "STATE",
+                "HEARD",
+                "OFFERS",
+                "USED",
+                "FRAGMENTS",
+                "ADDRESS",
+            ],
+            &rows,
+        );
         Ok(())
     }
 }

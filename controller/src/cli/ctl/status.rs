@@ -22,15 +22,32 @@ impl Status {
             return Ok(());
         }
         println!("array      {}", s.array);
-        println!("stashes    {} of {} up, {} used of {}", s.stashes_up, s.stashes, table::size(s.used), table::size(s.capacity));
+        println!(
+            "stashes    {} of {} up, {} used of {}",
+            s.stashes_up,
+            s.stashes,
+            table::size(s.used),
+            table::size(s.capacity)
+        );
         println!("images     {}", s.images);
-        println!("segments   {}, {} sealed, {} chunks", s.segments, table::size(s.sealed), s.chunks);
+        println!(
+            "segments   {}, {} sealed, {} chunks",
+            s.segments,
+            table::size(s.sealed),
+            s.chunks
+        );
         println!("directory  epoch {}", s.epoch);
         if s.pending + s.unreferenced + s.trash > 0 {
-            println!("unfinished {} segments on their way, {} without an image, {} deletions to do", s.pending, s.unreferenced, s.trash);
+            println!(
+                "unfinished {} segments on their way, {} without an image, {} deletions to do",
+                s.pending, s.unreferenced, s.trash
+            );
         }
         if s.unreadable_now > 0 {
-            println!("AT RISK    {} segments cannot be read now: too many of their stashes are away", s.unreadable_now);
+            println!(
+                "AT RISK    {} segments cannot be read now: too many of their stashes are away",
+                s.unreadable_now
+            );
         }
         Ok(())
     }

@@ -14,7 +14,9 @@ pub enum Token {
 
 /// Create a ticket; it works once
 #[derive(Args)]
-#[command(after_help = "Examples:\n  coe-ctl token create\n  coe-ctl token create --installer --minutes 30")]
+#[command(
+    after_help = "Examples:\n  coe-ctl token create\n  coe-ctl token create --installer --minutes 30"
+)]
 pub struct Create {
     /// For a machine that installs an image
     #[arg(long, conflicts_with = "admin")]
@@ -37,8 +39,13 @@ impl Token {
             (_, true) => "admin",
             _ => "stash",
         };
-        let request = TicketRequest { role: role.into(), valid_s: args.minutes * 60 };
-        let ticket: TicketResponse = Client::new(&args.common)?.post("/v1/tickets", &request).await?;
+        let request = TicketRequest {
+            role: role.into(),
+            valid_s: args.minutes * 60,
+        };
+        let ticket: TicketResponse = Client::new(&args.common)?
+            .post("/v1/tickets", &request)
+            .await?;
         if args.common.json {
             println!("{}", serde_json::to_string(&ticket)?);
         } else {

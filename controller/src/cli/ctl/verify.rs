@@ -29,7 +29,10 @@ pub struct Verify {
 impl Verify {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let client = Client::new(&self.common)?;
-        let request = VerifyRequest { image: self.image.map(|i| i.to_string()), deep: self.deep };
+        let request = VerifyRequest {
+            image: self.image.map(|i| i.to_string()),
+            deep: self.deep,
+        };
         let started: VerifyStarted = client.post("/v1/verify", &request).await?;
         let bar = table::bar(1, "verify");
         let v = loop {
@@ -51,14 +54,21 @@ impl Verify {
             bail!("verification stopped: {error}");
         }
         if v.problem_count > 0 {
-            bail!("{} problems; {} segments are unreadable now", v.problem_count, v.unreadable);
+            bail!(
+                "{} problems; {} segments are unreadable now",
+                v.problem_count,
+                v.unreadable
+            );
         }
         Ok(())
     }
 }
 
 fn print(v: &Verification) {
-    println!("{} segments: {} pieces proven by their holders, {} copies on mass storage", v.done, v.pieces_proven, v.copies_proven);
+    println!(
+        "{} segments: {} pieces proven by their holders, {} copies on mass storage",
+        v.done, v.pieces_proven, v.copies_proven
+    );
     let row = |p: &crate::io::verify::Problem| {
         vec![
             p.segment[..16].to_string(),
@@ -68,9 +78,15 @@ fn print(v: &Verification) {
         ]
     };
     if !v.problems.is_empty() {
-        table::print(&["SEGMENT", "PIECE", "HOLDER", "PROBLEM"], &v.problems.iter().take(40).map(row).collect::<Vec<_>>());
+        table::print(
+            &["SEGMENT", "PIECE", "HOLDER", "PROBLEM"],
+            &v.problems.iter().take(40).map(row).collect::<Vec<_>>(),
+        );
         if v.problem_count > 40 {
-            println!("… and {} more (--json lists up to 1000)", v.problem_count - 40);
+            println!(
+                "… and {} more (--json lists up to 1000)",
+                v.problem_count - 40
+            );
         }
     }
 }
