@@ -248,11 +248,7 @@ pub fn table_len(records: usize) -> u64 {
 
 /// Undo [`encode_table`].
 #[must_use]
-pub fn decode_table(
-    bytes: &[u8],
-    generation: u64,
-    records: usize,
-) -> Option<Vec<(u32, RecordHeader)>> {
+pub fn decode_table(bytes: &[u8], generation: u64, records: usize) -> Option<Vec<(u32, RecordHeader)>> {
     let used = bytes.get(..TABLE_HEADER_LEN + records * TABLE_ENTRY_LEN)?;
     let mut zeroed = used.to_vec();
     zeroed[16..20].fill(0);
@@ -264,10 +260,7 @@ pub fn decode_table(
         return None;
     }
     let entry = |e: &[u8]| Some((u32_at(e, 0), RecordHeader::decode(e[8..].try_into().ok()?)?));
-    used[TABLE_HEADER_LEN..]
-        .chunks_exact(TABLE_ENTRY_LEN)
-        .map(entry)
-        .collect()
+    used[TABLE_HEADER_LEN..].chunks_exact(TABLE_ENTRY_LEN).map(entry).collect()
 }
 
 #[cfg(test)]
@@ -281,10 +274,7 @@ mod tests {
         RecordHeader {
             kind: RecordKind::Put,
             fragment: FragmentHeader {
-                id: FragmentId {
-                    segment: SegmentId([3; 32]),
-                    piece: 1,
-                },
+                id: FragmentId { segment: SegmentId([3; 32]), piece: 1 },
                 geometry: Geometry::new(2, 1).unwrap(),
                 sealed_len: 1000,
                 digest: FragmentDigest([4; 32]),
@@ -295,10 +285,7 @@ mod tests {
         }
     }
 
-    fn every_flip_is_noticed<const N: usize, T: PartialEq>(
-        bytes: [u8; N],
-        decode: fn(&[u8; N]) -> Option<T>,
-    ) {
+    fn every_flip_is_noticed<const N: usize, T: PartialEq>(bytes: [u8; N], decode: fn(&[u8; N]) -> Option<T>) {
         assert!(decode(&bytes).is_some());
         for at in 0..N {
             let mut changed = bytes;
@@ -309,22 +296,11 @@ mod tests {
 
     #[test]
     fn headers_round_trip_and_notice_every_flip() {
-        let file = FileHeader {
-            array: ArrayId([1; 32]),
-            node: NodeId([2; 16]),
-            regions: 9,
-            session: 4,
-        };
+        let file = FileHeader { array: ArrayId([1; 32]), node: NodeId([2; 16]), regions: 9, session: 4 };
         assert_eq!(FileHeader::decode(&file.encode()), Some(file));
         every_flip_is_noticed(file.encode(), FileHeader::decode);
-        let region = RegionHeader {
-            index: 3,
-            state: RegionState::Sealed,
-            owner: Owner(1),
-            generation: 5,
-            write: 6,
-            records: 2,
-        };
+        let region =
+            RegionHeader { index: 3, state: RegionState::Sealed, owner: Owner(1), generation: 5, write: 6, records: 2 };
         assert_eq!(RegionHeader::decode(&region.encode()), Some(region));
         every_flip_is_noticed(region.encode(), RegionHeader::decode);
         assert_eq!(RecordHeader::decode(&record(1).encode()), Some(record(1)));

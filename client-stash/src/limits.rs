@@ -28,9 +28,6 @@ pub const BATCH_MAX: usize = 64;
 const _: () = {
     assert!(FILE_HEAD_LEN >= 2 * SLOT_LEN && FILE_HEAD_LEN.is_multiple_of(RECORD_ALIGN));
     assert!(REGION_LEN.is_multiple_of(RECORD_ALIGN));
-    assert!(
-        SEALED_MAX as u64 * 8 < REGION_LEN,
-        "a region holds several of the largest fragments"
-    );
+    assert!(SEALED_MAX as u64 * 8 < REGION_LEN, "a region holds several of the largest fragments");
     assert!(REGION_LEN <= u32::MAX as u64);
 };

@@ -68,9 +68,7 @@ fn write_pages(pages: &mut Pages, mut offset: u64, mut bytes: &[u8]) {
     while !bytes.is_empty() {
         let within = (offset % PAGE as u64) as usize;
         let (now, later) = bytes.split_at(bytes.len().min(PAGE - within));
-        let page = pages
-            .entry(offset / PAGE as u64)
-            .or_insert_with(|| Box::new([0; PAGE]));
+        let page = pages.entry(offset / PAGE as u64).or_insert_with(|| Box::new([0; PAGE]));
         page[within..within + now.len()].copy_from_slice(now);
         offset += now.len() as u64;
         bytes = later;
@@ -103,8 +101,7 @@ impl SimDisk {
     /// Flip bits on the medium, as rot does.
     pub fn rot(&self, offset: u64, mask: u8) {
         let mut byte = [0];
-        self.read_exact_at(offset, &mut byte)
-            .expect("rot within the disk");
+        self.read_exact_at(offset, &mut byte).expect("rot within the disk");
         let mut inner = self.inner();
         write_pages(&mut inner.durable, offset, &[byte[0] ^ mask]);
         write_pages(&mut inner.written, offset, &[byte[0] ^ mask]);
@@ -118,10 +115,7 @@ impl Storage for SimDisk {
 
     fn read_exact_at(&self, mut offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
         let inner = self.inner();
-        if offset
-            .checked_add(buffer.len() as u64)
-            .is_none_or(|end| end > inner.len)
-        {
+        if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > inner.len) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         while !buffer.is_empty() {
@@ -174,10 +168,7 @@ pub(crate) fn contract(storage: &impl Storage) {
     let mut buffer = [1; 10];
     storage.read_exact_at(9_990, &mut buffer).unwrap();
     assert_eq!(buffer, [0; 10], "allocated bytes read as zero");
-    assert!(
-        storage.read_exact_at(9_991, &mut buffer).is_err(),
-        "reads beyond the end fail"
-    );
+    assert!(storage.read_exact_at(9_991, &mut buffer).is_err(), "reads beyond the end fail");
     storage.write_all_at(4090, b"0123456789").unwrap();
     storage.read_exact_at(4090, &mut buffer).unwrap();
     assert_eq!(&buffer, b"0123456789", "a write is seen at once");
@@ -207,10 +198,6 @@ mod tests {
         disk.crash(|| sectors.next().unwrap());
         let mut after = [0; 1024];
         disk.read_exact_at(0, &mut after).unwrap();
-        assert_eq!(
-            (after[0], after[511], after[512], after[1023]),
-            (2, 2, 1, 1),
-            "torn at 512 bytes"
-        );
+        assert_eq!((after[0], after[511], after[512], after[1023]), (2, 2, 1, 1), "torn at 512 bytes");
     }
 }

@@ -7,8 +7,7 @@ use images::disk::Layout as DiskLayout;
 use images::keys::ManifestKey;
 use images::limits::{PAGE_LEN_MAX, ROOT_LEN_MAX};
 use images::manifest::{
-    ArrayKey, ImageName, PageError, PageRef, Root, SegmentEntry, SegmentPage, SpanPage, Totals,
-    Version,
+    ArrayKey, ImageName, PageError, PageRef, Root, SegmentEntry, SegmentPage, SpanPage, Totals, Version,
 };
 use images::parity::Geometry;
 use images::span::{ContentHasher, Span};
@@ -40,6 +39,8 @@ pub struct Draft {
     pub run_pages: Vec<Vec<DraftSegment>>,
     /// Read-back digests, page by page.
     pub span_pages: Vec<Vec<Span>>,
+    /// Segments that are protected less than was asked for.
+    pub weaker: u64,
     /// Seals the segment keys.
     pub key: ManifestKey,
 }
@@ -53,15 +54,8 @@ impl Draft {
     ///
     /// # Errors
     /// [`CatalogError::Conflict`] if the name is taken, a segment is missing, or the draft contradicts itself.
-    pub fn publish(
-        &self,
-        change: &Change<'_>,
-        array_key: &ArrayKey,
-    ) -> Result<Published, CatalogError> {
-        let mut totals = Totals {
-            in_use: self.in_use,
-            ..Totals::default()
-        };
+    pub fn publish(&self, change: &Change<'_>, array_key: &ArrayKey) -> Result<Published, CatalogError> {
+        let mut totals = Totals { in_use: self.in_use, ..Totals::default() };
         let segment_pages = self.put_segment_pages(change, &mut totals)?;
         let span_pages = self.put_span_pages(change)?;
         let root = Root {
@@ -79,39 +73,26 @@ impl Draft {
         };
         let bytes = root.encode();
         if bytes.len() > ROOT_LEN_MAX {
-            return Err(CatalogError::Conflict(
-                "the manifest's root is too long".into(),
-            ));
+            return Err(CatalogError::Conflict("the manifest's root is too long".into()));
         }
         let signed = array_key.sign(MANIFEST_PURPOSE, bytes);
         let manifest = root.id();
-        let record = ImageRecord {
-            number: 0,
-            manifest,
-            signed,
-            key: self.key.clone(),
-        };
+        let record = ImageRecord { number: 0, manifest, signed, key: self.key.clone() };
         change.put_image(&self.image, &record)?;
         Ok(Published {
             image: self.image.clone(),
             manifest,
             segments: totals.segments,
             sealed: totals.sealed,
+            weaker: self.weaker,
         })
     }
 
-    fn put_segment_pages(
-        &self,
-        change: &Change<'_>,
-        totals: &mut Totals,
-    ) -> Result<Vec<PageRef>, CatalogError> {
+    fn put_segment_pages(&self, change: &Change<'_>, totals: &mut Totals) -> Result<Vec<PageRef>, CatalogError> {
         let mut seen = BTreeSet::new();
         let mut pages = Vec::with_capacity(self.run_pages.len());
         for (index, draft) in self.run_pages.iter().enumerate() {
-            let records = draft
-                .iter()
-                .map(|s| change.refer(&s.id))
-                .collect::<Result<Vec<_>, _>>()?;
+            let records = draft.iter().map(|s| change.refer(&s.id)).collect::<Result<Vec<_>, _>>()?;
             let mut entries = Vec::with_capacity(draft.len());
             for (segment, record) in draft.iter().zip(&records) {
                 let geometry = geometry_of(change, record.group)?;
@@ -130,8 +111,7 @@ impl Draft {
                     runs: segment.runs.clone(),
                 });
             }
-            let bytes =
-                SegmentPage::seal(index as u32, entries, &keys_of(&records), &self.key).encode();
+            let bytes = SegmentPage::seal(index as u32, entries, &keys_of(&records), &self.key).encode();
             // What an installer would refuse must not be published.
             SegmentPage::decode(&bytes, index as u32, self.disk_len).map_err(|e| invalid(&e))?;
             pages.push(put_page(change, &bytes)?);
@@ -144,17 +124,12 @@ impl Draft {
         let mut pages = Vec::with_capacity(self.span_pages.len());
         for spans in &self.span_pages {
             spans.iter().for_each(|span| content.push(span));
-            let bytes = SpanPage {
-                spans: spans.clone(),
-            }
-            .encode();
+            let bytes = SpanPage { spans: spans.clone() }.encode();
             SpanPage::decode(&bytes).map_err(|e| invalid(&e))?;
             pages.push(put_page(change, &bytes)?);
         }
         if content.finish() != self.content {
-            return Err(CatalogError::Conflict(
-                "the draft's digests contradict each other".into(),
-            ));
+            return Err(CatalogError::Conflict("the draft's digests contradict each other".into()));
         }
         Ok(pages)
     }
@@ -170,8 +145,6 @@ fn put_page(change: &Change<'_>, bytes: &[u8]) -> Result<PageRef, CatalogError> 
 }
 
 fn geometry_of(change: &Change<'_>, group: images::GroupId) -> Result<Geometry, CatalogError> {
-    let group = change
-        .group(group)?
-        .ok_or_else(|| CatalogError::Conflict("a segment without a group".into()))?;
+    let group = change.group(group)?.ok_or_else(|| CatalogError::Conflict("a segment without a group".into()))?;
     Ok(group.geometry)
 }

@@ -32,9 +32,7 @@ pub fn choose(mut candidates: Vec<Candidate>, piece_len: u64) -> Vec<NodeId> {
     candidates.retain(|c| c.free > piece_len);
     candidates.sort_by(|a, b| {
         let load = |c: &Candidate| u128::from(c.groups + 1);
-        (load(a) * u128::from(b.free))
-            .cmp(&(load(b) * u128::from(a.free)))
-            .then(a.node.cmp(&b.node))
+        (load(a) * u128::from(b.free)).cmp(&(load(b) * u128::from(a.free))).then(a.node.cmp(&b.node))
     });
     candidates.into_iter().map(|c| c.node).collect()
 }
@@ -87,15 +85,9 @@ impl Placement {
     #[must_use]
     pub fn new(geometry: Geometry, members: &[NodeId], now: Now) -> Self {
         let (first, spares) = members.split_at(geometry.pieces());
-        let send = |(piece, &node): (usize, &NodeId)| Send {
-            piece: piece as u8,
-            node,
-        };
+        let send = |(piece, &node): (usize, &NodeId)| Send { piece: piece as u8, node };
         Self {
-            pieces: first
-                .iter()
-                .map(|&node| Piece::Waiting(node, now + CONFIRM_WITHIN))
-                .collect(),
+            pieces: first.iter().map(|&node| Piece::Waiting(node, now + CONFIRM_WITHIN)).collect(),
             spares: spares.iter().copied().collect(),
             failed: BTreeSet::new(),
             sends: first.iter().enumerate().map(send).collect(),
@@ -138,13 +130,7 @@ impl Placement {
             if let Piece::Waiting(node, until) = piece
                 && until <= now
             {
-                self.replace(
-                    Send {
-                        piece: i as u8,
-                        node,
-                    },
-                    now,
-                );
+                self.replace(Send { piece: i as u8, node }, now);
             }
         }
     }
@@ -166,10 +152,7 @@ impl Placement {
         } else if waiting {
             Outcome::Pending
         } else {
-            Outcome::Short {
-                confirmed: holders.len(),
-                failed: self.failed.iter().copied().collect(),
-            }
+            Outcome::Short { confirmed: holders.len(), failed: self.failed.iter().copied().collect() }
         }
     }
 
@@ -188,10 +171,7 @@ impl Placement {
         self.pieces[usize::from(send.piece)] = match self.spares.pop_front() {
             None => Piece::Homeless,
             Some(node) => {
-                self.sends.push_back(Send {
-                    piece: send.piece,
-                    node,
-                });
+                self.sends.push_back(Send { piece: send.piece, node });
                 Piece::Waiting(node, now + CONFIRM_WITHIN)
             }
         };
@@ -212,11 +192,7 @@ pub fn least_used<'a, G: Copy + Ord>(
     piece_len: u64,
 ) -> Option<G> {
     groups
-        .filter(|(_, members, _)| {
-            members
-                .iter()
-                .all(|m| usable.get(m).is_some_and(|&free| free > piece_len))
-        })
+        .filter(|(_, members, _)| members.iter().all(|m| usable.get(m).is_some_and(|&free| free > piece_len)))
         .min_by_key(|&(id, _, segments)| (segments, id))
         .map(|(id, _, _)| id)
 }
@@ -257,14 +233,8 @@ mod tests {
         let holders = |h: [u8; 3]| Outcome::Durable(h.map(node).to_vec());
         assert_eq!(run(3, |_| Some(true)), (holders([0, 1, 2]), Now::ZERO));
         assert_eq!(run(4, |i| Some(i != 1)), (holders([0, 3, 2]), Now::ZERO));
-        assert_eq!(
-            run(5, |i| (i != 0).then_some(i != 3)),
-            (holders([4, 1, 2]), CONFIRM_WITHIN)
-        );
-        let short = Outcome::Short {
-            confirmed: 2,
-            failed: vec![node(1), node(3)],
-        };
+        assert_eq!(run(5, |i| (i != 0).then_some(i != 3)), (holders([4, 1, 2]), CONFIRM_WITHIN));
+        let short = Outcome::Short { confirmed: 2, failed: vec![node(1), node(3)] };
         assert_eq!(run(4, |i| Some(i != 1 && i != 3)).0, short);
     }
 
@@ -280,17 +250,7 @@ mod tests {
 
     #[test]
     fn load_follows_free_space() {
-        let c = |i, free, groups| Candidate {
-            node: node(i),
-            free,
-            groups,
-        };
-        assert_eq!(
-            choose(
-                vec![c(1, 100, 0), c(2, 300, 0), c(3, 300, 3), c(4, 5, 0)],
-                10
-            ),
-            [2, 1, 3].map(node)
-        );
+        let c = |i, free, groups| Candidate { node: node(i), free, groups };
+        assert_eq!(choose(vec![c(1, 100, 0), c(2, 300, 0), c(3, 300, 3), c(4, 5, 0)], 10), [2, 1, 3].map(node));
     }
 }

@@ -47,10 +47,7 @@ impl Chunker {
         let cdc = FastCDC::new(&self.pending, CHUNK_MIN, CHUNK_AVG, CHUNK_MAX);
         while self.pending.len() - start >= need.max(1) {
             let (_, end) = cdc.cut(start, self.pending.len() - start);
-            emit(Chunk {
-                disk_offset: self.disk_offset + start as u64,
-                bytes: &self.pending[start..end],
-            });
+            emit(Chunk { disk_offset: self.disk_offset + start as u64, bytes: &self.pending[start..end] });
             start = end;
         }
         self.pending.drain(..start);
@@ -64,10 +61,7 @@ mod tests {
 
     fn noise(seed: u64, len: usize) -> Vec<u8> {
         let mut out = vec![0; len];
-        blake3::Hasher::new()
-            .update(&seed.to_le_bytes())
-            .finalize_xof()
-            .fill(&mut out);
+        blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
         out
     }
 
@@ -86,11 +80,8 @@ mod tests {
     fn chunks_do_not_depend_on_how_bytes_arrive() {
         let data = noise(1, 1_000_003);
         let whole = chunks_of(&[(8192, &data)]);
-        let split: Vec<(u64, &[u8])> = data
-            .chunks(4096)
-            .enumerate()
-            .map(|(i, c)| (8192 + 4096 * i as u64, c))
-            .collect();
+        let split: Vec<(u64, &[u8])> =
+            data.chunks(4096).enumerate().map(|(i, c)| (8192 + 4096 * i as u64, c)).collect();
         assert_eq!(whole, chunks_of(&split));
         assert_eq!(whole.concat_bytes(), data);
         assert!(whole.iter().all(|(_, c)| c.len() <= CHUNK_MAX));
@@ -101,12 +92,7 @@ mod tests {
         let data = noise(2, 300_000);
         let both = chunks_of(&[(0, &data), (1 << 20, &data)]);
         let (first, second) = both.split_at(both.len() / 2);
-        assert!(
-            first
-                .iter()
-                .zip(second)
-                .all(|(a, b)| a.1 == b.1 && b.0 == a.0 + (1 << 20))
-        );
+        assert!(first.iter().zip(second).all(|(a, b)| a.1 == b.1 && b.0 == a.0 + (1 << 20)));
     }
 
     trait ConcatBytes {

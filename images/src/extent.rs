@@ -13,9 +13,7 @@ pub fn is_zero(bytes: &[u8]) -> bool {
     for chunk in &mut chunks {
         let mut any = 0u64;
         for word in chunk.chunks_exact(8) {
-            any |= u64::from_ne_bytes([
-                word[0], word[1], word[2], word[3], word[4], word[5], word[6], word[7],
-            ]);
+            any |= u64::from_ne_bytes([word[0], word[1], word[2], word[3], word[4], word[5], word[6], word[7]]);
         }
         if any != 0 {
             return false;

@@ -67,8 +67,7 @@ impl FragmentHeader {
     /// Whether the numbers fit each other and the limits.
     #[must_use]
     pub fn is_valid(&self) -> bool {
-        usize::from(self.id.piece) < self.geometry.pieces()
-            && self.sealed_len as usize <= SEALED_MAX
+        usize::from(self.id.piece) < self.geometry.pieces() && self.sealed_len as usize <= SEALED_MAX
     }
 
     /// The layout of `docs/formats.md`, section "Fragment".
@@ -76,12 +75,7 @@ impl FragmentHeader {
     pub fn encode(&self) -> [u8; FRAGMENT_HEADER_LEN] {
         let mut out = [0; FRAGMENT_HEADER_LEN];
         out[0..4].copy_from_slice(&MAGIC);
-        out[4..8].copy_from_slice(&[
-            VERSION,
-            self.geometry.data() as u8,
-            self.geometry.parity() as u8,
-            self.id.piece,
-        ]);
+        out[4..8].copy_from_slice(&[VERSION, self.geometry.data() as u8, self.geometry.parity() as u8, self.id.piece]);
         out[8..12].copy_from_slice(&self.sealed_len.to_le_bytes());
         out[12..16].copy_from_slice(&(self.payload_len() as u32).to_le_bytes());
         out[16..48].copy_from_slice(&self.id.segment.0);
@@ -98,19 +92,12 @@ impl FragmentHeader {
     pub fn decode(bytes: &[u8; FRAGMENT_HEADER_LEN]) -> Result<Self, FragmentError> {
         let id = |at: usize| <[u8; 32]>::try_from(&bytes[at..at + 32]).expect("32 bytes");
         let header = Self {
-            id: FragmentId {
-                segment: SegmentId(id(16)),
-                piece: bytes[7],
-            },
+            id: FragmentId { segment: SegmentId(id(16)), piece: bytes[7] },
             geometry: Geometry::new(bytes[5], bytes[6]).map_err(|_| FragmentError::Header)?,
             sealed_len: u32::from_le_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]),
             digest: FragmentDigest(id(48)),
         };
-        if header.is_valid() && header.encode() == *bytes {
-            Ok(header)
-        } else {
-            Err(FragmentError::Header)
-        }
+        if header.is_valid() && header.encode() == *bytes { Ok(header) } else { Err(FragmentError::Header) }
     }
 
     /// Check a payload against length and digest.
@@ -119,16 +106,9 @@ impl FragmentHeader {
     /// [`FragmentError`] says which of them differs.
     pub fn verify(&self, payload: &[u8]) -> Result<(), FragmentError> {
         if payload.len() != self.payload_len() {
-            return Err(FragmentError::Length {
-                have: payload.len(),
-                need: self.payload_len(),
-            });
+            return Err(FragmentError::Length { have: payload.len(), need: self.payload_len() });
         }
-        if FragmentDigest::of(payload) == self.digest {
-            Ok(())
-        } else {
-            Err(FragmentError::Digest)
-        }
+        if FragmentDigest::of(payload) == self.digest { Ok(()) } else { Err(FragmentError::Digest) }
     }
 }
 
@@ -137,22 +117,14 @@ impl FragmentHeader {
 pub fn split(codec: &Codec, segment: SegmentId, sealed: &Bytes) -> Vec<(FragmentHeader, Bytes)> {
     let header = |(piece, payload): (usize, Bytes)| {
         let header = FragmentHeader {
-            id: FragmentId {
-                segment,
-                piece: piece as u8,
-            },
+            id: FragmentId { segment, piece: piece as u8 },
             geometry: codec.geometry(),
             sealed_len: sealed.len() as u32,
             digest: FragmentDigest::of(&payload),
         };
         (header, payload)
     };
-    codec
-        .encode(sealed)
-        .into_iter()
-        .enumerate()
-        .map(header)
-        .collect()
+    codec.encode(sealed).into_iter().enumerate().map(header).collect()
 }
 
 /// Why pieces do not give their segment.
@@ -177,11 +149,7 @@ pub fn assemble(
     pieces: &[(usize, Bytes)],
 ) -> Result<Vec<u8>, AssembleError> {
     let sealed = codec.reconstruct(pieces, sealed_len as usize)?;
-    if SegmentId::of(&sealed) == segment {
-        Ok(sealed)
-    } else {
-        Err(AssembleError::WrongSegment(segment))
-    }
+    if SegmentId::of(&sealed) == segment { Ok(sealed) } else { Err(AssembleError::WrongSegment(segment)) }
 }
 
 #[cfg(test)]
@@ -206,11 +174,7 @@ mod tests {
             for at in 0..bytes.len() {
                 let mut changed = bytes;
                 changed[at] ^= 0x10;
-                assert_eq!(
-                    FragmentHeader::decode(&changed),
-                    Err(FragmentError::Header),
-                    "byte {at}"
-                );
+                assert_eq!(FragmentHeader::decode(&changed), Err(FragmentError::Header), "byte {at}");
             }
         }
     }
@@ -221,22 +185,13 @@ mod tests {
         let some: Vec<(usize, Bytes)> = [4, 1, 3].map(|i| (i, all[i].1.clone())).to_vec();
         assert_eq!(assemble(&codec, segment, 5000, &some).unwrap(), sealed);
         let other = SegmentId::of(b"other");
-        assert_eq!(
-            assemble(&codec, other, 5000, &some),
-            Err(AssembleError::WrongSegment(other))
-        );
+        assert_eq!(assemble(&codec, other, 5000, &some), Err(AssembleError::WrongSegment(other)));
     }
 
     #[test]
     fn a_swapped_payload_is_noticed() {
         let (_, _, _, all) = fragments();
         assert_eq!(all[0].0.verify(&all[1].1), Err(FragmentError::Digest));
-        assert_eq!(
-            all[0].0.verify(b"x"),
-            Err(FragmentError::Length {
-                have: 1,
-                need: 1667
-            })
-        );
+        assert_eq!(all[0].0.verify(b"x"), Err(FragmentError::Length { have: 1, need: 1667 }));
     }
 }

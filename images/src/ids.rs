@@ -135,9 +135,6 @@ mod tests {
     fn text_round_trip() {
         let id = SegmentId::of(b"bytes");
         assert_eq!(id.to_string().parse(), Ok(id));
-        assert_eq!(
-            "xyz".parse::<SegmentId>(),
-            Err(ParseIdError { expected: 64 })
-        );
+        assert_eq!("xyz".parse::<SegmentId>(), Err(ParseIdError { expected: 64 }));
     }
 }

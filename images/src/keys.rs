@@ -74,12 +74,7 @@ pub(crate) fn seal_in_place(key: &[u8; 32], counter: u64, buffer: &mut Vec<u8>, 
 }
 
 /// Undo [`seal_in_place`] into a fresh buffer.
-pub(crate) fn open(
-    key: &[u8; 32],
-    counter: u64,
-    sealed: &[u8],
-    from: usize,
-) -> Result<Vec<u8>, OpenError> {
+pub(crate) fn open(key: &[u8; 32], counter: u64, sealed: &[u8], from: usize) -> Result<Vec<u8>, OpenError> {
     if sealed.len() < from + TAG_LEN {
         return Err(OpenError);
     }

@@ -17,6 +17,4 @@ pub mod segment;
 pub mod span;
 pub mod wire;
 
-pub use ids::{
-    ArrayId, ChunkId, ContentDigest, FragmentDigest, GroupId, ManifestId, NodeId, SegmentId,
-};
+pub use ids::{ArrayId, ChunkId, ContentDigest, FragmentDigest, GroupId, ManifestId, NodeId, SegmentId};

@@ -50,10 +50,7 @@ pub const IMAGE_LEN_MAX: u64 = 64 << 40;
 const _: () = {
     assert!(CHUNK_MIN < CHUNK_AVG && CHUNK_AVG < CHUNK_MAX);
     assert!(CHUNK_MIN.is_multiple_of(BLOCK_LEN));
-    assert!(
-        CHUNK_MAX * 4 <= SEGMENT_PLAIN_MAX,
-        "a segment must hold several chunks"
-    );
+    assert!(CHUNK_MAX * 4 <= SEGMENT_PLAIN_MAX, "a segment must hold several chunks");
     assert!(SPAN_LEN.is_multiple_of(BLOCK_LEN as u64));
     assert!(DATA_PIECES_MAX + PARITY_PIECES_MAX <= 256);
     assert!(SEALED_MAX <= u32::MAX as usize);

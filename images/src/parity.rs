@@ -20,9 +20,7 @@ pub struct Geometry {
 
 /// A number of pieces that this system does not make.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error(
-    "{0} data + {1} parity pieces: data must be 1 to {DATA_PIECES_MAX}, parity 0 to {PARITY_PIECES_MAX}"
-)]
+#[error("{0} data + {1} parity pieces: data must be 1 to {DATA_PIECES_MAX}, parity 0 to {PARITY_PIECES_MAX}")]
 pub struct GeometryError(u8, u8);
 
 impl Geometry {
@@ -31,13 +29,8 @@ impl Geometry {
     /// # Errors
     /// If it is outside the limits.
     pub fn new(data: u8, parity: u8) -> Result<Self, GeometryError> {
-        let fits = (1..=DATA_PIECES_MAX).contains(&data.into())
-            && usize::from(parity) <= PARITY_PIECES_MAX;
-        if fits {
-            Ok(Self { data, parity })
-        } else {
-            Err(GeometryError(data, parity))
-        }
+        let fits = (1..=DATA_PIECES_MAX).contains(&data.into()) && usize::from(parity) <= PARITY_PIECES_MAX;
+        if fits { Ok(Self { data, parity }) } else { Err(GeometryError(data, parity)) }
     }
 
     /// k: pieces that are needed.
@@ -117,13 +110,8 @@ impl Codec {
     /// The fastest engine that this CPU runs.
     #[must_use]
     pub fn new(geometry: Geometry) -> Self {
-        let vector = has_vector_kernels()
-            .then(|| vector_engine(geometry))
-            .flatten();
-        vector.map_or_else(
-            || Self::portable(geometry),
-            |engine| Self { geometry, engine },
-        )
+        let vector = has_vector_kernels().then(|| vector_engine(geometry)).flatten();
+        vector.map_or_else(|| Self::portable(geometry), |engine| Self { geometry, engine })
     }
 
     /// The engine without vector kernels, for CPUs that have none and for tests.
@@ -134,9 +122,7 @@ impl Codec {
     pub fn portable(geometry: Geometry) -> Self {
         let engine = match geometry.parity() {
             0 => Engine::Copy,
-            parity => Engine::Portable(
-                ReedSolomon::new(geometry.data(), parity).expect("a valid geometry"),
-            ),
+            parity => Engine::Portable(ReedSolomon::new(geometry.data(), parity).expect("a valid geometry")),
         };
         Self { geometry, engine }
     }
@@ -185,17 +171,11 @@ impl Codec {
     ///
     /// # Errors
     /// [`ReconstructError`]. Wrong bytes of the right length are not noticed here: verify digests first.
-    pub fn reconstruct(
-        &self,
-        given: &[(usize, Bytes)],
-        sealed_len: usize,
-    ) -> Result<Vec<u8>, ReconstructError> {
+    pub fn reconstruct(&self, given: &[(usize, Bytes)], sealed_len: usize) -> Result<Vec<u8>, ReconstructError> {
         let (data, piece_len) = (self.geometry.data(), self.geometry.piece_len(sealed_len));
         let mut pieces: Vec<Option<&[u8]>> = vec![None; self.geometry.pieces()];
         for (index, payload) in given {
-            let slot = pieces
-                .get_mut(*index)
-                .filter(|_| payload.len() == piece_len);
+            let slot = pieces.get_mut(*index).filter(|_| payload.len() == piece_len);
             *slot.ok_or(ReconstructError::Piece(*index))? = Some(payload);
         }
         let have = pieces.iter().flatten().count();
@@ -219,30 +199,18 @@ impl Codec {
         Ok(sealed)
     }
 
-    fn rebuild(
-        &self,
-        pieces: &[Option<&[u8]>],
-        missing: &[usize],
-        piece_len: usize,
-    ) -> Vec<Vec<u8>> {
+    fn rebuild(&self, pieces: &[Option<&[u8]>], missing: &[usize], piece_len: usize) -> Vec<Vec<u8>> {
         match &self.engine {
             Engine::Copy => unreachable!("without parity nothing can be missing here"),
             Engine::Portable(rs) => {
-                let mut all: Vec<Option<Vec<u8>>> =
-                    pieces.iter().map(|p| p.map(<[u8]>::to_vec)).collect();
-                rs.reconstruct_data(&mut all)
-                    .expect("k pieces of equal length");
-                missing
-                    .iter()
-                    .map(|&i| all[i].take().expect("reconstructed"))
-                    .collect()
+                let mut all: Vec<Option<Vec<u8>>> = pieces.iter().map(|p| p.map(<[u8]>::to_vec)).collect();
+                rs.reconstruct_data(&mut all).expect("k pieces of equal length");
+                missing.iter().map(|&i| all[i].take().expect("reconstructed")).collect()
             }
             Engine::Vector(coder) => {
                 let mut out = vec![vec![0u8; piece_len]; missing.len()];
                 let mut targets: Vec<&mut [u8]> = out.iter_mut().map(AsMut::as_mut).collect();
-                coder
-                    .recover(pieces, missing, &mut targets)
-                    .expect("k pieces of equal length");
+                coder.recover(pieces, missing, &mut targets).expect("k pieces of equal length");
                 out
             }
         }
@@ -260,9 +228,7 @@ fn has_vector_kernels() -> bool {
 }
 
 fn vector_engine(geometry: Geometry) -> Option<Engine> {
-    let matrix =
-        rusty_erasure::compat::reed_solomon_erasure_matrix(geometry.data(), geometry.parity())
-            .ok()?;
+    let matrix = rusty_erasure::compat::reed_solomon_erasure_matrix(geometry.data(), geometry.parity()).ok()?;
     Some(Engine::Vector(Box::new(rusty_erasure::coder(matrix).ok()?)))
 }
 
@@ -272,10 +238,7 @@ mod tests {
 
     fn noise(len: usize) -> Bytes {
         let mut out = vec![0; len];
-        blake3::Hasher::new()
-            .update(&len.to_le_bytes())
-            .finalize_xof()
-            .fill(&mut out);
+        blake3::Hasher::new().update(&len.to_le_bytes()).finalize_xof().fill(&mut out);
         out.into()
     }
 
@@ -297,29 +260,14 @@ mod tests {
         for len in [0, 1, 3, 4, 4097] {
             let sealed = noise(len);
             for codec in [Codec::new(geometry), Codec::portable(geometry)] {
-                let pieces: Vec<(usize, Bytes)> =
-                    codec.encode(&sealed).into_iter().enumerate().collect();
+                let pieces: Vec<(usize, Bytes)> = codec.encode(&sealed).into_iter().enumerate().collect();
                 for mask in 0u32..1 << 7 {
-                    let given: Vec<_> = pieces
-                        .iter()
-                        .filter(|(i, _)| mask >> i & 1 == 1)
-                        .cloned()
-                        .collect();
+                    let given: Vec<_> = pieces.iter().filter(|(i, _)| mask >> i & 1 == 1).cloned().collect();
                     let result = codec.reconstruct(&given, len);
                     if given.len() >= 4 {
-                        assert_eq!(
-                            result.as_deref(),
-                            Ok(&sealed[..]),
-                            "length {len}, mask {mask:b}"
-                        );
+                        assert_eq!(result.as_deref(), Ok(&sealed[..]), "length {len}, mask {mask:b}");
                     } else {
-                        assert_eq!(
-                            result,
-                            Err(ReconstructError::TooFew {
-                                have: given.len(),
-                                need: 4
-                            })
-                        );
+                        assert_eq!(result, Err(ReconstructError::TooFew { have: given.len(), need: 4 }));
                     }
                 }
             }
@@ -331,10 +279,7 @@ mod tests {
         let codec = Codec::new(Geometry::new(2, 1).unwrap());
         for piece in [(0, noise(4)), (3, noise(5))] {
             let index = piece.0;
-            assert_eq!(
-                codec.reconstruct(&[piece], 10),
-                Err(ReconstructError::Piece(index))
-            );
+            assert_eq!(codec.reconstruct(&[piece], 10), Err(ReconstructError::Piece(index)));
         }
     }
 }

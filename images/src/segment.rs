@@ -66,10 +66,7 @@ impl Packer {
 
     /// Hand over what is packed and start anew.
     pub fn take(&mut self) -> Plain {
-        Plain {
-            data: std::mem::take(&mut self.data),
-            chunk_lens: std::mem::take(&mut self.chunk_lens),
-        }
+        Plain { data: std::mem::take(&mut self.data), chunk_lens: std::mem::take(&mut self.chunk_lens) }
     }
 }
 
@@ -97,9 +94,7 @@ fn compress(level: i32, source: &[u8], into: &mut Vec<u8>) -> Option<usize> {
         let from = into.len();
         // One byte less than the source: what does not get shorter is stored as it is.
         into.resize(from + source.len().saturating_sub(1), 0);
-        let written = compressor
-            .compress_to_buffer(source, &mut into[from..])
-            .ok();
+        let written = compressor.compress_to_buffer(source, &mut into[from..]).ok();
         into.truncate(from + written.unwrap_or(0));
         written
     })
@@ -108,10 +103,7 @@ fn compress(level: i32, source: &[u8], into: &mut Vec<u8>) -> Option<usize> {
 /// Compress first, then encrypt: ciphertext does not compress, and the key follows from what is sealed.
 #[must_use]
 pub fn seal(plain: Plain, owner: &OwnerKey, level: i32) -> Sealed {
-    let Plain {
-        data: mut body,
-        chunk_lens,
-    } = plain;
+    let Plain { data: mut body, chunk_lens } = plain;
     let data_len = body.len() as u32;
     for len in &chunk_lens {
         body.extend_from_slice(&len.to_le_bytes());
@@ -127,16 +119,8 @@ pub fn seal(plain: Plain, owner: &OwnerKey, level: i32) -> Sealed {
     }
     let key = owner.segment_key(&blake3::hash(&bytes));
     keys::seal_in_place(&key.0, 0, &mut bytes, SEGMENT_HEADER_LEN);
-    assert!(
-        bytes.len() <= SEALED_MAX,
-        "sealed segment exceeds its limit"
-    );
-    Sealed {
-        id: SegmentId::of(&bytes),
-        bytes,
-        key,
-        data_len,
-    }
+    assert!(bytes.len() <= SEALED_MAX, "sealed segment exceeds its limit");
+    Sealed { id: SegmentId::of(&bytes), bytes, key, data_len }
 }
 
 /// Why sealed bytes cannot be opened.
@@ -159,10 +143,7 @@ fn decompress(source: &[u8], len: usize) -> Option<Vec<u8>> {
         if slot.is_none() {
             *slot = Some(Decompressor::new().ok()?);
         }
-        slot.as_mut()?
-            .decompress(source, len)
-            .ok()
-            .filter(|out| out.len() == len)
+        slot.as_mut()?.decompress(source, len).ok().filter(|out| out.len() == len)
     })
 }
 
@@ -171,32 +152,22 @@ fn decompress(source: &[u8], len: usize) -> Option<Vec<u8>> {
 /// # Errors
 /// [`SegmentError`]; a hostile segment costs at most [`SEGMENT_PLAIN_MAX`] bytes of memory.
 pub fn open(sealed: &[u8], key: &SegmentKey) -> Result<Plain, SegmentError> {
-    let header = sealed
-        .get(..SEGMENT_HEADER_LEN)
-        .ok_or(SegmentError::Header)?;
+    let header = sealed.get(..SEGMENT_HEADER_LEN).ok_or(SegmentError::Header)?;
     if header[..4] != MAGIC || header[4] != VERSION || header[6..8] != [0, 0] {
         return Err(SegmentError::Header);
     }
-    let word = |at: usize| {
-        u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]) as usize
-    };
+    let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]) as usize;
     let (data_len, chunk_count) = (word(8), word(12));
-    let body_len = chunk_count
-        .checked_mul(4)
-        .and_then(|table| table.checked_add(data_len));
-    let body_len = body_len
-        .filter(|&len| len <= SEGMENT_PLAIN_MAX)
-        .ok_or(SegmentError::Header)?;
+    let body_len = chunk_count.checked_mul(4).and_then(|table| table.checked_add(data_len));
+    let body_len = body_len.filter(|&len| len <= SEGMENT_PLAIN_MAX).ok_or(SegmentError::Header)?;
     let payload = keys::open(&key.0, 0, sealed, SEGMENT_HEADER_LEN)?;
     let mut data = match header[5] {
         0 if payload.len() == body_len => payload,
         1 => decompress(&payload, body_len).ok_or(SegmentError::Payload)?,
         _ => return Err(SegmentError::Payload),
     };
-    let chunk_lens: Vec<u32> = data[data_len..]
-        .chunks_exact(4)
-        .map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]]))
-        .collect();
+    let chunk_lens: Vec<u32> =
+        data[data_len..].chunks_exact(4).map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect();
     if chunk_lens.iter().map(|&len| u64::from(len)).sum::<u64>() != data_len as u64 {
         return Err(SegmentError::Payload);
     }
@@ -221,23 +192,12 @@ mod tests {
         let owner = OwnerKey([7; 32]);
         let mut noise = vec![0; 100_000];
         blake3::Hasher::new().finalize_xof().fill(&mut noise);
-        for chunks in [
-            vec![&[1u8; 9000][..], &[2u8; 5000]],
-            vec![&noise[..]],
-            vec![],
-        ] {
+        for chunks in [vec![&[1u8; 9000][..], &[2u8; 5000]], vec![&noise[..]], vec![]] {
             let sealed = seal(packed(&chunks), &owner, 1);
-            assert_eq!(
-                sealed,
-                seal(packed(&chunks), &owner, 1),
-                "equal content must seal to equal bytes"
-            );
+            assert_eq!(sealed, seal(packed(&chunks), &owner, 1), "equal content must seal to equal bytes");
             let plain = open(&sealed.bytes, &sealed.key).unwrap();
             assert_eq!(plain.data, chunks.concat());
-            assert_eq!(
-                plain.chunk_lens,
-                chunks.iter().map(|c| c.len() as u32).collect::<Vec<_>>()
-            );
+            assert_eq!(plain.chunk_lens, chunks.iter().map(|c| c.len() as u32).collect::<Vec<_>>());
         }
     }
 
@@ -265,10 +225,7 @@ mod tests {
             assert!(open(&changed, &sealed.key).is_err(), "byte {at}");
         }
         for len in 0..sealed.bytes.len() {
-            assert!(
-                open(&sealed.bytes[..len], &sealed.key).is_err(),
-                "length {len}"
-            );
+            assert!(open(&sealed.bytes[..len], &sealed.key).is_err(), "length {len}");
         }
         let other = OwnerKey([8; 32]).segment_key(&blake3::hash(b""));
         assert!(open(&sealed.bytes, &other).is_err());

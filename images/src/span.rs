@@ -42,9 +42,7 @@ impl SpanHasher {
             let within = disk_offset % SPAN_LEN;
             let (now, later) = bytes.split_at(bytes.len().min((SPAN_LEN - within) as usize));
             match self.runs.last_mut() {
-                Some((start, len)) if u64::from(*start) + u64::from(*len) == within => {
-                    *len += now.len() as u32
-                }
+                Some((start, len)) if u64::from(*start) + u64::from(*len) == within => *len += now.len() as u32,
                 _ => self.runs.push((within as u32, now.len() as u32)),
             }
             self.bytes.update(now);
@@ -59,16 +57,11 @@ impl SpanHasher {
         }
         let mut outer = blake3::Hasher::new_derive_key("coe 2026 span digest v1");
         for (start, len) in self.runs.drain(..) {
-            outer
-                .update(&start.to_le_bytes())
-                .update(&len.to_le_bytes());
+            outer.update(&start.to_le_bytes()).update(&len.to_le_bytes());
         }
         outer.update(self.bytes.finalize().as_bytes());
         self.bytes.reset();
-        self.done.push(Span {
-            index: self.index,
-            digest: *outer.finalize().as_bytes(),
-        });
+        self.done.push(Span { index: self.index, digest: *outer.finalize().as_bytes() });
     }
 
     /// Spans that are complete so far.
@@ -87,10 +80,7 @@ impl SpanHasher {
 /// The digest of one span from its raw bytes, zeros included; `None` where it is all zero.
 #[must_use]
 pub fn span_of(index: u64, bytes: &[u8]) -> Option<Span> {
-    let mut hasher = SpanHasher {
-        index,
-        ..SpanHasher::default()
-    };
+    let mut hasher = SpanHasher { index, ..SpanHasher::default() };
     for range in extent::in_use(bytes) {
         hasher.push(index * SPAN_LEN + range.start as u64, &bytes[range]);
     }
@@ -146,11 +136,8 @@ mod tests {
             whole.push(r.start as u64, &disk[r]);
         }
         let whole = whole.finish();
-        let each: Vec<Span> = disk
-            .chunks(SPAN_LEN as usize)
-            .enumerate()
-            .filter_map(|(i, bytes)| span_of(i as u64, bytes))
-            .collect();
+        let each: Vec<Span> =
+            disk.chunks(SPAN_LEN as usize).enumerate().filter_map(|(i, bytes)| span_of(i as u64, bytes)).collect();
         assert_eq!(whole, each);
         let mut split = SpanHasher::default();
         for r in extent::in_use(&disk) {

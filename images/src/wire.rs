@@ -39,33 +39,19 @@ pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 /// [`DecodeError`] for anything else.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     let (value, rest) = postcard::take_from_bytes(bytes)?;
-    if rest.is_empty() {
-        Ok(value)
-    } else {
-        Err(DecodeError::Trailing(rest.len()))
-    }
+    if rest.is_empty() { Ok(value) } else { Err(DecodeError::Trailing(rest.len())) }
 }
 
 /// Decode a value of at most `limit` bytes and insist that its encoding is the canonical one.
 ///
 /// # Errors
 /// [`DecodeError`] for anything else.
-pub fn decode_canonical<T: Serialize + DeserializeOwned>(
-    bytes: &[u8],
-    limit: usize,
-) -> Result<T, DecodeError> {
+pub fn decode_canonical<T: Serialize + DeserializeOwned>(bytes: &[u8], limit: usize) -> Result<T, DecodeError> {
     if bytes.len() > limit {
-        return Err(DecodeError::TooLong {
-            len: bytes.len(),
-            limit,
-        });
+        return Err(DecodeError::TooLong { len: bytes.len(), limit });
     }
     let value = decode(bytes)?;
-    if encode(&value) == bytes {
-        Ok(value)
-    } else {
-        Err(DecodeError::NotCanonical)
-    }
+    if encode(&value) == bytes { Ok(value) } else { Err(DecodeError::NotCanonical) }
 }
 
 #[cfg(test)]
@@ -76,13 +62,7 @@ mod tests {
     fn refuses_trailing_and_long_forms() {
         assert_eq!(decode::<u32>(&[5]), Ok(5));
         assert_eq!(decode::<u32>(&[5, 0]), Err(DecodeError::Trailing(1)));
-        assert_eq!(
-            decode_canonical::<u32>(&[0x85, 0x00], 8),
-            Err(DecodeError::NotCanonical)
-        );
-        assert_eq!(
-            decode_canonical::<u32>(&[5], 0),
-            Err(DecodeError::TooLong { len: 1, limit: 0 })
-        );
+        assert_eq!(decode_canonical::<u32>(&[0x85, 0x00], 8), Err(DecodeError::NotCanonical));
+        assert_eq!(decode_canonical::<u32>(&[5], 0), Err(DecodeError::TooLong { len: 1, limit: 0 }));
     }
 }

@@ -14,9 +14,7 @@ use crate::limits::{ADDRESSES_MAX, FRAME_MAX, MEMBERS_MAX};
 const PURPOSE: &str = "directory";
 
 /// Counts changes of the directory.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Epoch(pub u64);
 
 impl std::fmt::Display for Epoch {
@@ -88,23 +86,13 @@ impl Directory {
     ///
     /// # Errors
     /// [`DirectoryError`].
-    pub fn open(
-        signed: &Signed,
-        array: ArrayId,
-        key: &ArrayPublicKey,
-    ) -> Result<Self, DirectoryError> {
+    pub fn open(signed: &Signed, array: ArrayId, key: &ArrayPublicKey) -> Result<Self, DirectoryError> {
         let directory: Self = wire::decode_canonical(signed.verify(PURPOSE, key)?, FRAME_MAX)?;
         if directory.array != array {
             return Err(DirectoryError::Array(directory.array));
         }
-        let groups_fit = directory
-            .groups
-            .values()
-            .all(|g| g.members.len() == g.geometry.pieces());
-        let addresses_fit = directory
-            .members
-            .iter()
-            .all(|m| m.addresses.len() <= ADDRESSES_MAX);
+        let groups_fit = directory.groups.values().all(|g| g.members.len() == g.geometry.pieces());
+        let addresses_fit = directory.members.iter().all(|m| m.addresses.len() <= ADDRESSES_MAX);
         if directory.members.len() > MEMBERS_MAX || !groups_fit || !addresses_fit {
             return Err(DirectoryError::Invalid);
         }
@@ -134,24 +122,12 @@ mod tests {
         };
         let open = |d: &Directory, array| Directory::open(&d.sign(&key), array, &key.public());
         assert_eq!(open(&directory, directory.array).as_ref(), Ok(&directory));
-        assert_eq!(
-            open(&directory, ArrayId([6; 32])),
-            Err(DirectoryError::Array(directory.array))
-        );
+        assert_eq!(open(&directory, ArrayId([6; 32])), Err(DirectoryError::Array(directory.array)));
         let stranger = ArrayKey::from_seed(&[2; 32]).unwrap();
         let forged = directory.sign(&stranger);
-        assert!(matches!(
-            Directory::open(&forged, directory.array, &key.public()),
-            Err(DirectoryError::Signature(_))
-        ));
-        let group = Group {
-            geometry: Geometry::new(2, 1).unwrap(),
-            members: vec![NodeId([0; 16])],
-        };
+        assert!(matches!(Directory::open(&forged, directory.array, &key.public()), Err(DirectoryError::Signature(_))));
+        let group = Group { geometry: Geometry::new(2, 1).unwrap(), members: vec![NodeId([0; 16])] };
         directory.groups.insert(GroupId(1), group);
-        assert_eq!(
-            open(&directory, directory.array),
-            Err(DirectoryError::Invalid)
-        );
+        assert_eq!(open(&directory, directory.array), Err(DirectoryError::Invalid));
     }
 }

@@ -78,9 +78,7 @@ impl FromStr for Identity {
         let parse = || {
             let mut parts = text.strip_prefix("spiffe://")?.split('/');
             let array = parts.next()?.parse().ok()?;
-            let role = parts
-                .next()
-                .and_then(|r| Role::ALL.into_iter().find(|role| role.as_str() == r))?;
+            let role = parts.next().and_then(|r| Role::ALL.into_iter().find(|role| role.as_str() == r))?;
             let node = parts.next()?.parse().ok()?;
             parts.next().is_none().then_some(Self { array, role, node })
         };
@@ -94,19 +92,10 @@ mod tests {
 
     #[test]
     fn round_trip_and_refusals() {
-        let id = Identity {
-            array: ArrayId([1; 32]),
-            role: Role::Stash,
-            node: NodeId([2; 16]),
-        };
+        let id = Identity { array: ArrayId([1; 32]), role: Role::Stash, node: NodeId([2; 16]) };
         assert_eq!(id.to_string().parse(), Ok(id));
         let text = id.to_string();
-        for bad in [
-            &text[1..],
-            &text.replace("stash", "root"),
-            &format!("{text}/x"),
-            &text[..text.len() - 1],
-        ] {
+        for bad in [&text[1..], &text.replace("stash", "root"), &format!("{text}/x"), &text[..text.len() - 1]] {
             assert!(bad.parse::<Identity>().is_err(), "{bad}");
         }
     }

@@ -38,10 +38,7 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const _: () = {
     assert!(SEALED_MAX <= BODY_MAX && PAGE_LEN_MAX <= BODY_MAX);
     assert!(FRAGMENT_HEADER_LEN < ENROLL_FRAME_MAX);
-    assert!(
-        HAVE_MAX * 48 <= FRAME_MAX,
-        "the answer to the largest question fits a frame"
-    );
+    assert!(HAVE_MAX * 48 <= FRAME_MAX, "the answer to the largest question fits a frame");
     assert!(RECEIVE_WINDOW as usize * 2 <= SOCKET_BUFFER);
     assert!((UDP_PAYLOAD_MAX as usize) * 10 < 65_536);
     assert!(CONNECT_TIMEOUT.as_secs() < IDLE_TIMEOUT.as_secs());

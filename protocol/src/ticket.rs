@@ -53,27 +53,18 @@ impl std::fmt::Display for Ticket {
         let mut bytes = wire::encode(self);
         let check = blake3::hash(&bytes);
         bytes.extend_from_slice(&check.as_bytes()[..4]);
-        write!(
-            f,
-            "{PREFIX}{}",
-            BASE32_NOPAD_NOCASE.encode(&bytes).to_ascii_lowercase()
-        )
+        write!(f, "{PREFIX}{}", BASE32_NOPAD_NOCASE.encode(&bytes).to_ascii_lowercase())
     }
 }
 
 impl std::str::FromStr for Ticket {
     type Err = TicketError;
     fn from_str(text: &str) -> Result<Self, TicketError> {
-        let body = text
-            .trim()
-            .strip_prefix(PREFIX)
-            .ok_or(TicketError::Prefix)?;
+        let body = text.trim().strip_prefix(PREFIX).ok_or(TicketError::Prefix)?;
         if body.len() > TEXT_MAX {
             return Err(TicketError::Checksum);
         }
-        let bytes = BASE32_NOPAD_NOCASE
-            .decode(body.as_bytes())
-            .map_err(|_| TicketError::Checksum)?;
+        let bytes = BASE32_NOPAD_NOCASE.decode(body.as_bytes()).map_err(|_| TicketError::Checksum)?;
         let (value, check) = bytes.split_last_chunk::<4>().ok_or(TicketError::Checksum)?;
         if blake3::hash(value).as_bytes()[..4] != *check {
             return Err(TicketError::Checksum);
@@ -102,16 +93,8 @@ mod tests {
             let mut typo = text.clone().into_bytes();
             typo[at] = if typo[at] == b'a' { b'b' } else { b'a' };
             let typo = String::from_utf8(typo).unwrap();
-            assert_eq!(
-                typo.parse::<Ticket>(),
-                Err(TicketError::Checksum),
-                "position {at}"
-            );
-            assert_eq!(
-                text[..at].parse::<Ticket>(),
-                Err(TicketError::Checksum),
-                "cut at {at}"
-            );
+            assert_eq!(typo.parse::<Ticket>(), Err(TicketError::Checksum), "position {at}");
+            assert_eq!(text[..at].parse::<Ticket>(), Err(TicketError::Checksum), "cut at {at}");
         }
     }
 }

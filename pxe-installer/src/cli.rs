@@ -72,12 +72,7 @@ impl Cli {
         let source = Source::open(&member, &name, tag).await?;
         let target = Target::open(&self.disk, &source.root, &Consent { wipe: self.wipe })?;
         if self.dry_run {
-            println!(
-                "{} would be installed on {} ({} bytes)",
-                source.root.image,
-                self.disk.display(),
-                target.len()
-            );
+            println!("{} would be installed on {} ({} bytes)", source.root.image, self.disk.display(), target.len());
             return Ok(());
         }
         let progress = Arc::new(Progress::default());
@@ -141,11 +136,7 @@ fn print(o: &Outcome, disk: &std::path::Path) {
         if let Some(what) = &h.lied {
             println!("  LIED      stash {}: {what}", h.node);
         } else if h.pieces == 0 && h.failures > 0 {
-            println!(
-                "  missing   stash {}: {}",
-                h.node,
-                h.last_fault.as_deref().unwrap_or("unknown")
-            );
+            println!("  missing   stash {}: {}", h.node, h.last_fault.as_deref().unwrap_or("unknown"));
         }
     }
     for (node, epoch) in &o.behind {

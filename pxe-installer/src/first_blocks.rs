@@ -33,10 +33,7 @@ impl FirstBlocks {
     pub fn patch(&mut self, patches: Vec<Patch>) -> Vec<Patch> {
         let rest = patches.into_iter().map(|patch| {
             let (offset, bytes) = self.keep(patch.offset, &patch.bytes);
-            Patch {
-                offset,
-                bytes: bytes.to_vec(),
-            }
+            Patch { offset, bytes: bytes.to_vec() }
         });
         rest.filter(|patch| !patch.bytes.is_empty()).collect()
     }
@@ -64,10 +61,7 @@ impl ReadAt for Overlay<'_> {
     }
 
     fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        if offset
-            .checked_add(buffer.len() as u64)
-            .is_none_or(|end| end > self.len)
-        {
+        if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > self.len) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.disk.read_exact_at(offset, buffer)?;
@@ -92,26 +86,13 @@ mod tests {
         assert_eq!(first.keep(FIRST_LEN, &data), (FIRST_LEN, &data[..]));
         assert_eq!(first.keep(0, &data).1.len(), 0);
         let disk = vec![1; FIRST_LEN as usize * 2];
-        let overlay = Overlay {
-            first: &first,
-            disk: disk.as_slice(),
-            len: FIRST_LEN * 2,
-        };
+        let overlay = Overlay { first: &first, disk: &disk, len: FIRST_LEN * 2 };
         let mut out = [0; 4];
         overlay.read_exact_at(FIRST_LEN - 2, &mut out).unwrap();
         assert_eq!(out, [7, 7, 1, 1]);
         assert!(overlay.read_exact_at(FIRST_LEN * 2 - 3, &mut out).is_err());
-        let rest = first.patch(vec![Patch {
-            offset: FIRST_LEN - 1,
-            bytes: vec![9; 3],
-        }]);
-        assert_eq!(
-            rest,
-            [Patch {
-                offset: FIRST_LEN,
-                bytes: vec![9; 2]
-            }]
-        );
+        let rest = first.patch(vec![Patch { offset: FIRST_LEN - 1, bytes: vec![9; 3] }]);
+        assert_eq!(rest, [Patch { offset: FIRST_LEN, bytes: vec![9; 2] }]);
         assert_eq!(first.bytes().last(), Some(&9));
     }
 }

@@ -19,10 +19,7 @@ impl Written {
     #[must_use]
     pub fn new(window: Range<u64>) -> Self {
         let blocks = (window.end - window.start).div_ceil(BLOCK_LEN as u64);
-        Self {
-            window,
-            blocks: vec![0; blocks.div_ceil(64) as usize],
-        }
+        Self { window, blocks: vec![0; blocks.div_ceil(64) as usize] }
     }
 
     /// A run writes these bytes. Runs consist of whole blocks, but for the last of a disk.
@@ -54,8 +51,7 @@ impl Written {
             while at < total && !is_written(at) {
                 at += 1;
             }
-            let range = self.window.start + start * block
-                ..(self.window.start + at * block).min(self.window.end);
+            let range = self.window.start + start * block..(self.window.start + at * block).min(self.window.end);
             (start < at).then_some(range)
         })
     }
@@ -67,11 +63,7 @@ mod tests {
 
     #[test]
     fn gaps_are_what_runs_leave() {
-        let run = |disk_offset, len| Run {
-            disk_offset,
-            segment_offset: 0,
-            len,
-        };
+        let run = |disk_offset, len| Run { disk_offset, segment_offset: 0, len };
         let mut written = Written::new(8192..8192 + 4096 * 10 + 100);
         let gaps = |w: &Written| w.gaps().collect::<Vec<_>>();
         assert_eq!(gaps(&written), [8192..49252]);

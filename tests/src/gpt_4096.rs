@@ -14,11 +14,7 @@ fn crc32(bytes: &[u8]) -> u32 {
     for &byte in bytes {
         crc ^= u32::from(byte);
         for _ in 0..8 {
-            crc = if crc & 1 == 1 {
-                crc >> 1 ^ 0xEDB8_8320
-            } else {
-                crc >> 1
-            };
+            crc = if crc & 1 == 1 { crc >> 1 ^ 0xEDB8_8320 } else { crc >> 1 };
         }
     }
     !crc
@@ -56,8 +52,7 @@ pub fn write(path: &Path) {
     let last = len / 4096 - 1;
     let mut entries = vec![0; 128 * 128];
     entries[..16].copy_from_slice(&[
-        0xAF, 0x3D, 0xC6, 0x0F, 0x83, 0x84, 0x72, 0x47, 0x8E, 0x79, 0x3D, 0x69, 0xD8, 0x47, 0x7D,
-        0xE4,
+        0xAF, 0x3D, 0xC6, 0x0F, 0x83, 0x84, 0x72, 0x47, 0x8E, 0x79, 0x3D, 0x69, 0xD8, 0x47, 0x7D, 0xE4,
     ]);
     entries[16..32].copy_from_slice(&[9; 16]);
     entries[32..40].copy_from_slice(&256u64.to_le_bytes());
@@ -68,12 +63,9 @@ pub fn write(path: &Path) {
     mbr[458..462].copy_from_slice(&(last as u32).to_le_bytes());
     mbr[510..].copy_from_slice(&[0x55, 0xAA]);
     disk.write_all_at(&mbr, 0).unwrap();
-    disk.write_all_at(&header(1, last, 2, last, &entries), 4096)
-        .unwrap();
+    disk.write_all_at(&header(1, last, 2, last, &entries), 4096).unwrap();
     disk.write_all_at(&entries, 2 * 4096).unwrap();
     disk.write_all_at(&entries, (last - 4) * 4096).unwrap();
-    disk.write_all_at(&header(last, 1, last - 4, last, &entries), last * 4096)
-        .unwrap();
-    disk.write_all_at(&sample::noise(4, 9 * MIB as usize), MIB)
-        .unwrap();
+    disk.write_all_at(&header(last, 1, last - 4, last, &entries), last * 4096).unwrap();
+    disk.write_all_at(&sample::noise(4, 9 * MIB as usize), MIB).unwrap();
 }

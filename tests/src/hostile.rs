@@ -61,23 +61,12 @@ impl Hostile {
         let me = Credentials::join(&ticket).await?;
         me.save(&folder.join(format!("{}.json", me.identity.node)))?;
         let server = tls::server(&me, tls::Admit::Members, &[tls::ALPN_MEMBER])?;
-        let endpoint = endpoint::server(
-            "127.0.0.1:0".parse()?,
-            server,
-            tls::client(&me, tls::ALPN_MEMBER)?,
-        )?;
-        let kept = Arc::new(Kept {
-            manners,
-            fragments: Mutex::default(),
+        let endpoint = endpoint::server("127.0.0.1:0".parse()?, server, tls::client(&me, tls::ALPN_MEMBER)?)?;
+        let kept = Arc::new(Kept { manners, fragments: Mutex::default() });
+        let serving = rpc::serve(endpoint.clone(), me.identity.array, move |_, request, body| {
+            let kept = kept.clone();
+            async move { kept.answer(request, body).await }
         });
-        let serving = rpc::serve(
-            endpoint.clone(),
-            me.identity.array,
-            move |_, request, body| {
-                let kept = kept.clone();
-                async move { kept.answer(request, body).await }
-            },
-        );
         tokio::spawn(serving);
         let controller = rpc::connect_any(&endpoint, &me.controller, CONTROLLER_NAME).await?;
         let port = endpoint.local_addr()?.port();
@@ -89,37 +78,25 @@ impl Hostile {
             epoch: Epoch(u64::MAX),
             lost: Vec::new(),
         };
-        rpc::call(&controller, beat(), &[])
-            .await
-            .context("report once")?;
+        rpc::call(&controller, beat(), &[]).await.context("report once")?;
         tokio::spawn(async move {
             while rpc::call(&controller, beat(), &[]).await.is_ok() {
                 tokio::time::sleep(Duration::from_millis(300)).await;
             }
         });
-        Ok(Self {
-            node: me.identity.node.to_string(),
-            endpoint,
-        })
+        Ok(Self { node: me.identity.node.to_string(), endpoint })
     }
 }
 
 impl Kept {
     fn find(&self, id: FragmentId) -> Option<(FragmentHeader, Bytes)> {
-        self.fragments
-            .lock()
-            .expect("not poisoned")
-            .get(&id)
-            .cloned()
+        self.fragments.lock().expect("not poisoned").get(&id).cloned()
     }
 
     async fn answer(&self, request: Request, body: Bytes) -> Answer {
         match request {
             Request::PutFragment(store::PutFragment { header, .. }) => {
-                self.fragments
-                    .lock()
-                    .expect("not poisoned")
-                    .insert(header.id, (header, body));
+                self.fragments.lock().expect("not poisoned").insert(header.id, (header, body));
                 Answer::to::<store::PutFragment>(Ok(store::Stored))
             }
             Request::GetFragment(fetch::GetFragment { fragment }) => self.get(fragment).await,
@@ -140,11 +117,7 @@ impl Kept {
             }
             Manners::WrongPiece => {
                 let others = self.fragments.lock().expect("not poisoned");
-                answer = others
-                    .values()
-                    .find(|(h, _)| h.id != id)
-                    .cloned()
-                    .unwrap_or(answer);
+                answer = others.values().find(|(h, _)| h.id != id).cloned().unwrap_or(answer);
             }
             Manners::Short => answer.1 = answer.1.slice(1..),
             Manners::Gibberish => {

@@ -26,22 +26,12 @@ async fn the_install_succeeds_from_the_others_and_names_the_liars() {
     let image = t.file("disk.img");
     fs::write(&image, sample::noise(8, 60_000_000)).unwrap();
     // Nine pieces on nine stashes, and four suffice: three honest, and the one that is only behind.
-    t.fleet
-        .publish(&image, &["--data", "4", "--parity", "5"])
-        .unwrap();
+    t.fleet.publish(&image, &["--data", "4", "--parity", "5"]).unwrap();
     let target = t.file("target.img");
-    let installed =
-        tokio::task::block_in_place(|| t.fleet.install("disk", &target, 60_000_000)).unwrap();
+    let installed = tokio::task::block_in_place(|| t.fleet.install("disk", &target, 60_000_000)).unwrap();
     assert_eq!(fs::read(&image).unwrap(), fs::read(&target).unwrap());
 
-    let holder = |node: &str| {
-        installed["holders"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .find(|h| h["node"] == node)
-            .cloned()
-    };
+    let holder = |node: &str| installed["holders"].as_array().unwrap().iter().find(|h| h["node"] == node).cloned();
     for (m, stash) in &hostile {
         let h = holder(&stash.node).unwrap_or_else(|| panic!("{m:?} was not asked: {installed}"));
         let lied = h["lied"].as_str().unwrap_or_default();
@@ -50,15 +40,9 @@ async fn the_install_succeeds_from_the_others_and_names_the_liars() {
             Manners::WrongPiece => assert!(lied.contains("asked for"), "{h}"),
             Manners::Short => assert!(lied.contains("instead of"), "{h}"),
             Manners::Gibberish => assert!(!lied.is_empty(), "{h}"),
-            Manners::Stalls => assert!(
-                lied.is_empty() && h["pieces"] == 0 && h["slow"].as_u64() > Some(0),
-                "{h}"
-            ),
+            Manners::Stalls => assert!(lied.is_empty() && h["pieces"] == 0 && h["slow"].as_u64() > Some(0), "{h}"),
             Manners::OldEpoch => {
-                assert!(
-                    lied.is_empty() && h["pieces"].as_u64() > Some(0),
-                    "its bytes are right: {h}"
-                );
+                assert!(lied.is_empty() && h["pieces"].as_u64() > Some(0), "its bytes are right: {h}");
                 let behind = installed["behind"].as_array().unwrap();
                 assert!(behind.iter().any(|b| b[0] == stash.node), "{installed}");
             }
@@ -66,19 +50,9 @@ async fn the_install_succeeds_from_the_others_and_names_the_liars() {
     }
     // The controller heard of it, and shows it.
     let nodes = t.fleet.ctl(&["nodes"]).unwrap();
-    let shown = nodes
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter(|n| n["lied"].is_string())
-        .count();
+    let shown = nodes.as_array().unwrap().iter().filter(|n| n["lied"].is_string()).count();
     assert_eq!(shown, 4, "{nodes}");
     // Those that cannot prove what they hold are found without an installation, too.
-    let verified = t
-        .fleet
-        .command("coe-ctl")
-        .args(["verify", "--json"])
-        .output()
-        .unwrap();
+    let verified = t.fleet.command("coe-ctl").args(["verify", "--json"]).output().unwrap();
     assert_eq!(verified.status.code(), Some(1));
 }

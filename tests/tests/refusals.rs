@@ -12,12 +12,7 @@ use protocol::message::{Call, Refusal, fetch, member, publish, store};
 use protocol::ticket::Ticket;
 use tests::fleet::{TestFleet, start};
 
-async fn ask<C: Call>(
-    member: &Credentials,
-    address: &str,
-    name: &str,
-    message: C,
-) -> Result<C::Reply, CallError> {
+async fn ask<C: Call>(member: &Credentials, address: &str, name: &str, message: C) -> Result<C::Reply, CallError> {
     let endpoint = endpoint::client(tls::client(member, tls::ALPN_MEMBER).unwrap()).unwrap();
     let connection = rpc::connect_any(&endpoint, &[address.to_string()], name).await?;
     Ok(rpc::call(&connection, message, &[]).await?.0)
@@ -32,40 +27,21 @@ fn stash(t: &TestFleet) -> Credentials {
 }
 
 fn begin() -> publish::Begin {
-    publish::Begin {
-        name: "x".into(),
-        tag: None,
-        geometry: None,
-        layout: publish::Layout::Mirror,
-        disk_len: 1,
-    }
+    publish::Begin { name: "x".into(), tag: None, geometry: None, layout: publish::Layout::Mirror, disk_len: 1 }
 }
 
 fn heartbeat() -> member::Heartbeat {
-    member::Heartbeat {
-        port: 1,
-        capacity: 1,
-        used: 0,
-        fragments: 0,
-        epoch: Epoch(0),
-        lost: Vec::new(),
-    }
+    member::Heartbeat { port: 1, capacity: 1, used: 0, fragments: 0, epoch: Epoch(0), lost: Vec::new() }
 }
 
 fn put() -> store::PutFragment {
     let header = FragmentHeader {
-        id: FragmentId {
-            segment: SegmentId([0; 32]),
-            piece: 0,
-        },
+        id: FragmentId { segment: SegmentId([0; 32]), piece: 0 },
         geometry: Geometry::new(1, 0).unwrap(),
         sealed_len: 0,
         digest: FragmentDigest::of(b""),
     };
-    store::PutFragment {
-        owner: store::OWNER_IMAGES,
-        header,
-    }
+    store::PutFragment { owner: store::OWNER_IMAGES, header }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -78,78 +54,35 @@ async fn nobody_gets_more_than_their_certificate_permits() {
     let stash_name = server_name(Role::Stash, stash.identity.node);
 
     // A role may say only its own messages.
-    let refused = ask(&stash, &controller, CONTROLLER_NAME, begin())
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(
-            refused,
-            CallError::Refused(Refusal::NotAllowed(Role::Stash))
-        ),
-        "{refused}"
-    );
-    let refused = ask(&admin, &controller, CONTROLLER_NAME, heartbeat())
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(
-            refused,
-            CallError::Refused(Refusal::NotAllowed(Role::Admin))
-        ),
-        "{refused}"
-    );
+    let refused = ask(&stash, &controller, CONTROLLER_NAME, begin()).await.unwrap_err();
+    assert!(matches!(refused, CallError::Refused(Refusal::NotAllowed(Role::Stash))), "{refused}");
+    let refused = ask(&admin, &controller, CONTROLLER_NAME, heartbeat()).await.unwrap_err();
+    assert!(matches!(refused, CallError::Refused(Refusal::NotAllowed(Role::Admin))), "{refused}");
     for member in [&stash, &admin] {
-        let refused = ask(member, &stash_address, &stash_name, put())
-            .await
-            .unwrap_err();
-        assert!(
-            matches!(refused, CallError::Refused(Refusal::NotAllowed(_))),
-            "{refused}"
-        );
+        let refused = ask(member, &stash_address, &stash_name, put()).await.unwrap_err();
+        assert!(matches!(refused, CallError::Refused(Refusal::NotAllowed(_))), "{refused}");
     }
     // And a member may read: ciphertext is no secret among members.
-    let fragment = fetch::GetFragment {
-        fragment: FragmentId {
-            segment: SegmentId([0; 32]),
-            piece: 0,
-        },
-    };
-    let missing = ask(&stash, &stash_address, &stash_name, fragment)
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(missing, CallError::Refused(Refusal::NotFound(_))),
-        "{missing}"
-    );
+    let fragment = fetch::GetFragment { fragment: FragmentId { segment: SegmentId([0; 32]), piece: 0 } };
+    let missing = ask(&stash, &stash_address, &stash_name, fragment).await.unwrap_err();
+    assert!(matches!(missing, CallError::Refused(Refusal::NotFound(_))), "{missing}");
 
     // Another array's certificate opens nothing, at the controller or at a stash.
-    let foreign =
-        Credentials::load(&file_of(&other.fleet.dir().join("home"), Role::Admin)).unwrap();
-    for (address, name) in [
-        (&controller, CONTROLLER_NAME),
-        (&stash_address, stash_name.as_str()),
-    ] {
+    let foreign = Credentials::load(&file_of(&other.fleet.dir().join("home"), Role::Admin)).unwrap();
+    for (address, name) in [(&controller, CONTROLLER_NAME), (&stash_address, stash_name.as_str())] {
         let refused = ask(&foreign, address, name, begin()).await.unwrap_err();
         assert!(matches!(refused, CallError::Connection(_)), "{refused:?}");
         assert!(refused.to_string().contains("another array"), "{refused}");
     }
     // Nor does it when its owner believes in this array's authority: then it is the server that refuses.
-    let mixed = Credentials {
-        authority: admin.authority.clone(),
-        ..foreign.clone()
-    };
-    for (address, name) in [
-        (&controller, CONTROLLER_NAME),
-        (&stash_address, stash_name.as_str()),
-    ] {
+    let mixed = Credentials { authority: admin.authority.clone(), ..foreign.clone() };
+    for (address, name) in [(&controller, CONTROLLER_NAME), (&stash_address, stash_name.as_str())] {
         let refused = ask(&mixed, address, name, begin()).await.unwrap_err();
         assert!(matches!(refused, CallError::Connection(_)), "{refused:?}");
     }
     // A member is asked for by name: another member at its address does not pass for it.
     let impostor = server_name(Role::Stash, admin.identity.node);
-    let refused = ask(&admin, &stash_address, &impostor, put())
-        .await
-        .unwrap_err();
+    let refused = ask(&admin, &stash_address, &impostor, put()).await.unwrap_err();
     assert!(matches!(refused, CallError::Connection(_)), "{refused:?}");
 }
 
@@ -174,48 +107,29 @@ async fn a_stranger_without_a_certificate_may_only_enroll() {
     let nodes = t.fleet.ctl(&["nodes"]).unwrap();
     let stash_address = nodes[0]["addresses"][0].as_str().unwrap().to_string();
     let stash_name = server_name(Role::Stash, stash(&t).identity.node);
-    let places = [
-        (admin.controller[0].clone(), CONTROLLER_NAME.to_string()),
-        (stash_address, stash_name),
-    ];
+    let places = [(admin.controller[0].clone(), CONTROLLER_NAME.to_string()), (stash_address, stash_name)];
     for (address, name) in &places {
         let endpoint = endpoint::client(bare(&admin, tls::ALPN_MEMBER)).unwrap();
         let result = async {
-            let connection =
-                rpc::connect_any(&endpoint, std::slice::from_ref(address), name).await?;
+            let connection = rpc::connect_any(&endpoint, std::slice::from_ref(address), name).await?;
             rpc::call(&connection, begin(), &[]).await.map(drop)
         };
         let refused = result.await.unwrap_err();
-        assert!(
-            !matches!(refused, CallError::Refused(_)),
-            "not even a stream is answered: {refused:?}"
-        );
+        assert!(!matches!(refused, CallError::Refused(_)), "not even a stream is answered: {refused:?}");
         assert!(refused.to_string().contains("certificate"), "{refused}");
     }
     // Over the door for strangers only a ticket counts.
     let endpoint = endpoint::client(bare(&admin, tls::ALPN_ENROLL)).unwrap();
-    let connection = rpc::connect_any(&endpoint, &admin.controller, CONTROLLER_NAME)
-        .await
-        .unwrap();
+    let connection = rpc::connect_any(&endpoint, &admin.controller, CONTROLLER_NAME).await.unwrap();
     let refused = rpc::call(&connection, begin(), &[]).await.unwrap_err();
-    assert!(
-        matches!(refused, CallError::Refused(Refusal::NotAdmitted(_))),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, CallError::Refused(Refusal::NotAdmitted(_))), "{refused:?}");
     // The stash has no such door.
-    let refused = rpc::connect_any(
-        &endpoint,
-        &places[1..].iter().map(|p| p.0.clone()).collect::<Vec<_>>(),
-        &places[1].1,
-    )
-    .await;
+    let refused =
+        rpc::connect_any(&endpoint, &places[1..].iter().map(|p| p.0.clone()).collect::<Vec<_>>(), &places[1].1).await;
     assert!(refused.is_err());
 
     // HTTPS: no certificate, and a stash's.
-    let url = format!(
-        "https://{CONTROLLER_NAME}:{}/v1/status",
-        admin.controller[0].rsplit_once(':').unwrap().1
-    );
+    let url = format!("https://{CONTROLLER_NAME}:{}/v1/status", admin.controller[0].rsplit_once(':').unwrap().1);
     let client = |config: rustls::ClientConfig| {
         let address = admin.controller[0].parse().unwrap();
         reqwest::Client::builder()
@@ -225,18 +139,8 @@ async fn a_stranger_without_a_certificate_may_only_enroll() {
             .build()
             .unwrap()
     };
-    assert!(
-        client(bare(&admin, b"http/1.1"))
-            .get(&url)
-            .send()
-            .await
-            .is_err()
-    );
-    let answer = client(tls::client(&stash(&t), b"http/1.1").unwrap())
-        .get(&url)
-        .send()
-        .await
-        .unwrap();
+    assert!(client(bare(&admin, b"http/1.1")).get(&url).send().await.is_err());
+    let answer = client(tls::client(&stash(&t), b"http/1.1").unwrap()).get(&url).send().await.unwrap();
     assert_eq!(answer.status(), 403);
     let openapi = client(tls::client(&admin, b"http/1.1").unwrap())
         .get(url.replace("/v1/status", "/openapi.json"))
@@ -252,52 +156,27 @@ async fn tickets_work_once_in_time_and_in_their_own_array() {
     let (t, other) = (start(0), start(0));
     let ticket: Ticket = t.fleet.ticket(&[]).unwrap().parse().unwrap();
     Credentials::join(&ticket).await.unwrap();
-    let used = Credentials::join(&ticket)
-        .await
-        .err()
-        .map(|e| format!("{:#}", anyhow::Error::new(e)));
-    assert!(
-        used.as_ref().is_some_and(|e| e.contains("used or expired")),
-        "{used:?}"
-    );
+    let used = Credentials::join(&ticket).await.err().map(|e| format!("{:#}", anyhow::Error::new(e)));
+    assert!(used.as_ref().is_some_and(|e| e.contains("used or expired")), "{used:?}");
 
-    let expired: Ticket = t
-        .fleet
-        .ticket(&["--minutes", "0"])
-        .unwrap()
-        .parse()
-        .unwrap();
+    let expired: Ticket = t.fleet.ticket(&["--minutes", "0"]).unwrap().parse().unwrap();
     assert!(Credentials::join(&expired).await.is_err());
 
-    let guessed = Ticket {
-        secret: [9; 16],
-        ..ticket.clone()
-    };
+    let guessed = Ticket { secret: [9; 16], ..ticket.clone() };
     assert!(Credentials::join(&guessed).await.is_err());
 
     // A ticket names its array: a controller of another one is recognised before anything is told to it.
     let there: Ticket = other.fleet.ticket(&[]).unwrap().parse().unwrap();
-    let astray = Ticket {
-        addresses: there.addresses.clone(),
-        ..t.fleet.ticket(&[]).unwrap().parse::<Ticket>().unwrap()
-    };
-    let error = Credentials::join(&astray)
-        .await
-        .err()
-        .map(|e| format!("{:#}", anyhow::Error::new(e)));
-    assert!(
-        error.as_ref().is_some_and(|e| e.contains("another array")),
-        "{error:?}"
-    );
+    let astray =
+        Ticket { addresses: there.addresses.clone(), ..t.fleet.ticket(&[]).unwrap().parse::<Ticket>().unwrap() };
+    let error = Credentials::join(&astray).await.err().map(|e| format!("{:#}", anyhow::Error::new(e)));
+    assert!(error.as_ref().is_some_and(|e| e.contains("another array")), "{error:?}");
     Credentials::join(&there).await.unwrap();
 
     // A ticket for one role does not give another.
     let installer = t.fleet.ticket(&["--installer"]).unwrap();
     let mut join = t.fleet.command("coe-stash");
-    join.args(["join", &installer, "--size", "1GiB", "--dir"])
-        .arg(t.file("stash"));
+    join.args(["join", &installer, "--size", "1GiB", "--dir"]).arg(t.file("stash"));
     let out = join.output().unwrap();
-    assert!(
-        !out.status.success() && String::from_utf8_lossy(&out.stderr).contains("role installer")
-    );
+    assert!(!out.status.success() && String::from_utf8_lossy(&out.stderr).contains("role installer"));
 }

@@ -3,17 +3,9 @@
 #[test]
 fn seeds() {
     let failures: Vec<String> = (0..400)
-        .filter_map(|seed| {
-            tests::world::run(seed, false)
-                .err()
-                .map(|f| format!("seed {seed}: {}", f.0))
-        })
+        .filter_map(|seed| tests::world::run(seed, false).err().map(|f| format!("seed {seed}: {}", f.0)))
         .collect();
-    assert!(
-        failures.is_empty(),
-        "replay with `cargo xtask sim --seed N`\n{}",
-        failures.join("\n")
-    );
+    assert!(failures.is_empty(), "replay with `cargo xtask sim --seed N`\n{}", failures.join("\n"));
 }
 
 #[test]

@@ -21,28 +21,11 @@ fn step(name: &str, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result
 
 /// Licences, sources and duplicate versions need no network; advisories need their database.
 fn deny() -> anyhow::Result<()> {
-    if Command::new("cargo-deny")
-        .arg("--version")
-        .output()
-        .is_err()
-    {
+    if Command::new("cargo-deny").arg("--version").output().is_err() {
         println!("installing cargo-deny");
-        shell::run(&mut shell::cargo(&[
-            "install",
-            "cargo-deny",
-            "--locked",
-            "--quiet",
-        ]))?;
+        shell::run(&mut shell::cargo(&["install", "cargo-deny", "--locked", "--quiet"]))?;
     }
-    shell::run(&mut shell::cargo(&[
-        "deny",
-        "--log-level",
-        "error",
-        "check",
-        "bans",
-        "licenses",
-        "sources",
-    ]))?;
+    shell::run(&mut shell::cargo(&["deny", "--log-level", "error", "check", "bans", "licenses", "sources"]))?;
     let fetched = shell::cargo(&["deny", "--log-level", "error", "fetch", "db"]).output();
     if fetched.is_ok_and(|out| out.status.success()) {
         return shell::run(&mut shell::cargo(&[
@@ -54,9 +37,7 @@ fn deny() -> anyhow::Result<()> {
             "advisories",
         ]));
     }
-    println!(
-        "NOTE: the advisory database cannot be reached from here, so advisories were not checked"
-    );
+    println!("NOTE: the advisory database cannot be reached from here, so advisories were not checked");
     Ok(())
 }
 
@@ -67,31 +48,12 @@ impl Ci {
     /// If any step fails.
     pub fn run(&self) -> anyhow::Result<()> {
         step("packages", || setup::need(setup::DISKS))?;
-        step("format", || {
-            shell::run(&mut shell::cargo(&["fmt", "--all", "--check"]))
-        })?;
+        step("format", || shell::run(&mut shell::cargo(&["fmt", "--all", "--check"])))?;
         step("tidy", tidy::check)?;
-        let clippy = [
-            "clippy",
-            "--quiet",
-            "--workspace",
-            "--all-targets",
-            "--",
-            "-D",
-            "warnings",
-        ];
+        let clippy = ["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"];
         step("clippy", || shell::run(&mut shell::cargo(&clippy)))?;
         step("deny", deny)?;
-        step("build", || {
-            shell::run(&mut shell::cargo(&[
-                "build",
-                "--quiet",
-                "--workspace",
-                "--bins",
-            ]))
-        })?;
-        step("test", || {
-            shell::run(&mut shell::cargo(&["test", "--quiet", "--workspace"]))
-        })
+        step("build", || shell::run(&mut shell::cargo(&["build", "--quiet", "--workspace", "--bins"])))?;
+        step("test", || shell::run(&mut shell::cargo(&["test", "--quiet", "--workspace"])))
     }
 }

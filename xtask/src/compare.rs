@@ -16,10 +16,7 @@ const SECTOR: u64 = 512;
 /// A partition table as `sfdisk --json` tells it; `None` where there is none.
 fn table(disk: &Path) -> Option<Value> {
     let text = shell::output(tool("sfdisk").arg("--json").arg(disk)).ok()?;
-    serde_json::from_str::<Value>(&text)
-        .ok()?
-        .get("partitiontable")
-        .cloned()
+    serde_json::from_str::<Value>(&text).ok()?.get("partitiontable").cloned()
 }
 
 fn same_bytes(a: &File, b: &File, from: u64, len: u64, what: &str) -> anyhow::Result<()> {
@@ -30,11 +27,7 @@ fn same_bytes(a: &File, b: &File, from: u64, len: u64, what: &str) -> anyhow::Re
         a.read_exact_at(&mut x[..n], from + at)?;
         b.read_exact_at(&mut y[..n], from + at)?;
         if x[..n] != y[..n] {
-            let i = x[..n]
-                .iter()
-                .zip(&y[..n])
-                .position(|(p, q)| p != q)
-                .unwrap_or(0) as u64;
+            let i = x[..n].iter().zip(&y[..n]).position(|(p, q)| p != q).unwrap_or(0) as u64;
             bail!("{what}: byte {} differs", from + at + i);
         }
         at += n as u64;
@@ -51,12 +44,7 @@ fn meaning(table: &Value) -> Value {
         }
         p
     };
-    let partitions: Vec<Value> = table["partitions"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(strip)
-        .collect();
+    let partitions: Vec<Value> = table["partitions"].as_array().into_iter().flatten().map(strip).collect();
     serde_json::json!({ "label": table["label"], "id": table["id"], "unit": table["unit"],
         "sectorsize": table["sectorsize"], "partitions": partitions })
 }
@@ -89,22 +77,10 @@ pub fn installed(image: &Path, installed: &Path) -> anyhow::Result<String> {
     let number = |v: &Value| v.as_u64().unwrap_or(0) * SECTOR;
     let partitions = before["partitions"].as_array().cloned().unwrap_or_default();
     for p in &partitions {
-        same_bytes(
-            &a,
-            &b,
-            number(&p["start"]),
-            number(&p["size"]),
-            p["node"].as_str().unwrap_or("partition"),
-        )?;
+        same_bytes(&a, &b, number(&p["start"]), number(&p["size"]), p["node"].as_str().unwrap_or("partition"))?;
     }
     let first = number(&before["firstlba"]);
-    same_bytes(
-        &a,
-        &b,
-        first,
-        number(&before["lastlba"]) + SECTOR - first,
-        "between the tables",
-    )?;
+    same_bytes(&a, &b, first, number(&before["lastlba"]) + SECTOR - first, "between the tables")?;
     Ok(format!(
         "{} partitions are identical byte for byte; both tables mean the same and are at the ends of the disk",
         partitions.len()
@@ -124,8 +100,7 @@ fn backup_alone(disk: &File, disk_len: u64, expected: &Value) -> anyhow::Result<
     let mut mbr = vec![0; 512];
     disk.read_exact_at(&mut mbr, 0)?;
     copy.write_all_at(&mbr, 0)?;
-    let text = shell::output(tool("sfdisk").arg("--json").arg(&path))
-        .context("read the backup table alone")?;
+    let text = shell::output(tool("sfdisk").arg("--json").arg(&path)).context("read the backup table alone")?;
     let found: Value = serde_json::from_str(&text)?;
     let found = meaning(&found["partitiontable"]);
     if found != *expected {

@@ -53,21 +53,13 @@ impl Demo {
         step("build the release binaries");
         let bin = shell::build(true)?;
         let temporary = tempfile::Builder::new().prefix("coe-demo-").tempdir()?;
-        let dir = self
-            .dir
-            .clone()
-            .unwrap_or_else(|| temporary.path().to_path_buf());
+        let dir = self.dir.clone().unwrap_or_else(|| temporary.path().to_path_buf());
         std::fs::create_dir_all(&dir)?;
 
         let image = match &self.image {
-            Some(image) => image
-                .canonicalize()
-                .with_context(|| format!("find {}", image.display()))?,
+            Some(image) => image.canonicalize().with_context(|| format!("find {}", image.display()))?,
             None => {
-                step(&format!(
-                    "make a sample disk with {} MB of this machine's files",
-                    self.sample_mb
-                ));
+                step(&format!("make a sample disk with {} MB of this machine's files", self.sample_mb));
                 let path = dir.join("sample.img");
                 sample::disk(&path, self.sample_mb * 1_000_000)?;
                 path
@@ -75,61 +67,32 @@ impl Demo {
         };
         let len = std::fs::metadata(&image)?.len();
         let sha256 = shell::output(std::process::Command::new("sha256sum").arg(&image))?;
-        let sha256 = sha256
-            .split_whitespace()
-            .next()
-            .context("a digest")?
-            .to_string();
+        let sha256 = sha256.split_whitespace().next().context("a digest")?.to_string();
         println!("{}: {}, sha256 {sha256}", image.display(), mb(len as f64));
 
-        step(&format!(
-            "start one controller and {} stashes on loopback, in {}",
-            self.stashes,
-            dir.display()
-        ));
-        let size = format!(
-            "{}MiB",
-            (len / self.stashes as u64 * 4 / (1 << 20)).max(512)
-        );
-        let mut fleet = Fleet::start(
-            &bin,
-            &dir.join("array"),
-            &Plan {
-                stashes: self.stashes,
-                size,
-                ..Plan::default()
-            },
-        )?;
+        step(&format!("start one controller and {} stashes on loopback, in {}", self.stashes, dir.display()));
+        let size = format!("{}MiB", (len / self.stashes as u64 * 4 / (1 << 20)).max(512));
+        let mut fleet =
+            Fleet::start(&bin, &dir.join("array"), &Plan { stashes: self.stashes, size, ..Plan::default() })?;
 
         step("coe-ctl publish");
         let published = fleet.publish(&image, &["--name", "sample", "--sha256", &sha256])?;
         let name = published["image"].as_str().context("an image")?.to_string();
-        println!(
-            "{name}: content digest {}",
-            published["content"].as_str().unwrap_or_default()
-        );
+        println!("{name}: content digest {}", published["content"].as_str().unwrap_or_default());
         let verified = fleet.ctl(&["verify"])?;
-        println!(
-            "verified: {} pieces proven by their holders",
-            verified["pieces_proven"]
-        );
+        println!("verified: {} pieces proven by their holders", verified["pieces_proven"]);
 
         let lost = self.lose(&mut fleet, &published)?;
         step("coe-installer, to a larger disk");
         let target = dir.join("installed.img");
-        let installed =
-            fleet.install(&name, &target, (len + (64 << 20)).next_multiple_of(1 << 20))?;
+        let installed = fleet.install(&name, &target, (len + (64 << 20)).next_multiple_of(1 << 20))?;
 
         step("compare the installed disk with the image");
         let verdict = compare::installed(&image, &target)?;
         println!("{verdict}");
         summary(&published, &installed, &lost, start);
         if self.keep {
-            let kept = if self.dir.is_some() {
-                dir
-            } else {
-                temporary.keep()
-            };
+            let kept = if self.dir.is_some() { dir } else { temporary.keep() };
             keep(fleet, &bin, &kept, &name);
         }
         Ok(())
@@ -137,21 +100,11 @@ impl Demo {
 
     fn lose(&self, fleet: &mut Fleet, published: &Value) -> anyhow::Result<String> {
         let geometry = published["geometry"].as_str().unwrap_or_default();
-        let may_lose: usize = geometry
-            .split_once('+')
-            .and_then(|(_, m)| m.parse().ok())
-            .unwrap_or(0);
-        step(&format!(
-            "kill {may_lose} of {} stashes (SIGKILL): {geometry} survives that",
-            self.stashes
-        ));
+        let may_lose: usize = geometry.split_once('+').and_then(|(_, m)| m.parse().ok()).unwrap_or(0);
+        step(&format!("kill {may_lose} of {} stashes (SIGKILL): {geometry} survives that", self.stashes));
         for number in 0..may_lose {
             // Not the first ones only: one from each end.
-            let victim = if number % 2 == 0 {
-                number / 2
-            } else {
-                self.stashes - 1 - number / 2
-            };
+            let victim = if number % 2 == 0 { number / 2 } else { self.stashes - 1 - number / 2 };
             println!("stash-{victim} ({})", fleet.stashes[victim].node);
             fleet.kill_stash(victim);
         }
@@ -191,17 +144,10 @@ fn summary(published: &Value, installed: &Value, lost: &str, start: Instant) {
     );
     let stages = published["stages"].as_object().cloned().unwrap_or_default();
     let per_stage = |value: &Value, name: &str| {
-        format!(
-            "{name} {} ({:.2} s)",
-            rate(number(value, "bytes"), number(value, "cpu_s")),
-            number(value, "cpu_s")
-        )
+        format!("{name} {} ({:.2} s)", rate(number(value, "bytes"), number(value, "cpu_s")), number(value, "cpu_s"))
     };
     let listed: Vec<String> = stages.iter().map(|(name, v)| per_stage(v, name)).collect();
-    println!(
-        "           one core's speed (CPU time): {}",
-        listed.join(", ")
-    );
+    println!("           one core's speed (CPU time): {}", listed.join(", "));
     println!("lost       {lost}");
     println!(
         "install    {} pieces fetched, {} hedged, {} of {} segments rebuilt by parity",
@@ -210,14 +156,9 @@ fn summary(published: &Value, installed: &Value, lost: &str, start: Instant) {
         i("rebuilt"),
         i("segments")
     );
-    let parts: Vec<String> = ["assemble", "open_decompress", "write"]
-        .iter()
-        .map(|n| per_stage(&installed[*n], n))
-        .collect();
-    println!(
-        "           one core's speed (CPU time): {}",
-        parts.join(", ")
-    );
+    let parts: Vec<String> =
+        ["assemble", "open_decompress", "write"].iter().map(|n| per_stage(&installed[*n], n)).collect();
+    println!("           one core's speed (CPU time): {}", parts.join(", "));
     println!(
         "           fetch, verify and write {:.1} s, {}; flush {:.1} s; read back and compare {:.1} s",
         i("write_s"),
@@ -225,10 +166,7 @@ fn summary(published: &Value, installed: &Value, lost: &str, start: Instant) {
         i("flush_s"),
         i("compare_s")
     );
-    println!(
-        "whole run  {:.0} s, building included",
-        start.elapsed().as_secs_f64()
-    );
+    println!("whole run  {:.0} s, building included", start.elapsed().as_secs_f64());
     println!("RESULT     the installed disk is the image");
 }
 
@@ -236,11 +174,7 @@ fn keep(fleet: Fleet, bin: &Path, dir: &Path, name: &str) {
     let home = fleet.dir().join("home");
     let pids: Vec<String> = fleet.pids().iter().map(ToString::to_string).collect();
     println!("\nThe array is still running. Try:");
-    println!(
-        "  export COE_HOME={} PATH={}:$PATH",
-        home.display(),
-        bin.display()
-    );
+    println!("  export COE_HOME={} PATH={}:$PATH", home.display(), bin.display());
     println!("  coe-ctl status; coe-ctl nodes; coe-ctl show {name}; coe-ctl verify");
     println!("  truncate -s 8G /tmp/disk.img && coe-installer --image {name} --disk /tmp/disk.img");
     println!("Stop it: kill {}; rm -r {}", pids.join(" "), dir.display());

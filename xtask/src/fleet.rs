@@ -24,11 +24,7 @@ pub struct Plan {
 
 impl Default for Plan {
     fn default() -> Self {
-        Self {
-            stashes: 8,
-            size: "4GiB".into(),
-            heartbeat_ms: 500,
-        }
+        Self { stashes: 8, size: "4GiB".into(), heartbeat_ms: 500 }
     }
 }
 
@@ -93,25 +89,12 @@ impl Fleet {
     /// # Errors
     /// If a program fails; what it logged is in `dir`.
     pub fn start(bin: &Path, dir: &Path, plan: &Plan) -> anyhow::Result<Self> {
-        let mut fleet = Self {
-            bin: bin.into(),
-            dir: dir.into(),
-            controller: None,
-            stashes: Vec::new(),
-        };
+        let mut fleet = Self { bin: bin.into(), dir: dir.into(), controller: None, stashes: Vec::new() };
         fs::create_dir_all(dir)?;
         let listen = format!("127.0.0.1:{}", free_port()?);
         let heartbeat = plan.heartbeat_ms.to_string();
         let mut init = fleet.command("coe-controller");
-        init.args([
-            "init",
-            "--json",
-            "--listen",
-            &listen,
-            "--heartbeat-ms",
-            &heartbeat,
-            "--dir",
-        ]);
+        init.args(["init", "--json", "--listen", &listen, "--heartbeat-ms", &heartbeat, "--dir"]);
         shell::output(init.arg(fleet.controller_dir()))?;
         fleet.start_controller()?;
         for _ in 0..plan.stashes {
@@ -125,10 +108,7 @@ impl Fleet {
     #[must_use]
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(self.bin.join(program));
-        command
-            .env("COE_HOME", self.dir.join("home"))
-            .env("RUST_BACKTRACE", "1")
-            .stdin(Stdio::null());
+        command.env("COE_HOME", self.dir.join("home")).env("RUST_BACKTRACE", "1").stdin(Stdio::null());
         command
     }
 
@@ -151,16 +131,9 @@ impl Fleet {
     }
 
     fn spawn(&self, program: &str, dir: &Path, log: &str) -> anyhow::Result<Child> {
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(self.dir.join(log))?;
+        let log = File::options().create(true).append(true).open(self.dir.join(log))?;
         let mut command = self.command(program);
-        command
-            .args(["serve", "--dir"])
-            .arg(dir)
-            .stdout(log.try_clone()?)
-            .stderr(log);
+        command.args(["serve", "--dir"]).arg(dir).stdout(log.try_clone()?).stderr(log);
         command.spawn().with_context(|| format!("start {program}"))
     }
 
@@ -169,8 +142,7 @@ impl Fleet {
     /// # Errors
     /// If it does not; its log says why.
     pub fn start_controller(&mut self) -> anyhow::Result<()> {
-        self.controller =
-            Some(self.spawn("coe-controller", &self.controller_dir(), "controller.log")?);
+        self.controller = Some(self.spawn("coe-controller", &self.controller_dir(), "controller.log")?);
         wait_for("the controller", || self.ctl(&["status"]).is_ok())
     }
 
@@ -182,11 +154,7 @@ impl Fleet {
     /// Process ids of all that run: controller first.
     #[must_use]
     pub fn pids(&self) -> Vec<u32> {
-        self.controller
-            .iter()
-            .chain(self.stashes.iter().filter_map(|s| s.child.as_ref()))
-            .map(Child::id)
-            .collect()
+        self.controller.iter().chain(self.stashes.iter().filter_map(|s| s.child.as_ref())).map(Child::id).collect()
     }
 
     /// Join and start one more stash.
@@ -212,11 +180,7 @@ impl Fleet {
         ]);
         let joined: Value = serde_json::from_str(&shell::output(join.arg(&dir))?)?;
         let node = joined["node"].as_str().context("a node")?.to_string();
-        self.stashes.push(Stash {
-            dir,
-            node,
-            child: None,
-        });
+        self.stashes.push(Stash { dir, node, child: None });
         self.start_stash(number)
     }
 
@@ -225,11 +189,7 @@ impl Fleet {
     /// # Errors
     /// If it cannot be started.
     pub fn start_stash(&mut self, number: usize) -> anyhow::Result<()> {
-        let child = self.spawn(
-            "coe-stash",
-            &self.stashes[number].dir,
-            &format!("stash-{number}.log"),
-        )?;
+        let child = self.spawn("coe-stash", &self.stashes[number].dir, &format!("stash-{number}.log"))?;
         self.stashes[number].child = Some(child);
         Ok(())
     }
@@ -250,10 +210,7 @@ impl Fleet {
     /// # Errors
     /// If it does not in a minute.
     pub fn wait_until_up(&self, count: usize) -> anyhow::Result<()> {
-        wait_for(&format!("{count} stashes"), || {
-            self.ctl(&["status"])
-                .is_ok_and(|s| s["stashes_up"] == count)
-        })
+        wait_for(&format!("{count} stashes"), || self.ctl(&["status"]).is_ok_and(|s| s["stashes_up"] == count))
     }
 
     /// `coe-ctl`, with `--json`.
@@ -290,9 +247,7 @@ impl Fleet {
     pub fn install(&self, image: &str, disk: &Path, len: u64) -> anyhow::Result<Value> {
         crate::sample::empty(disk, len)?;
         let mut command = self.command("coe-installer");
-        command
-            .args(["--json", "--image", image, "--disk"])
-            .arg(disk);
+        command.args(["--json", "--image", image, "--disk"]).arg(disk);
         Ok(serde_json::from_str(&shell::output(&mut command)?)?)
     }
 

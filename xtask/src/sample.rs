@@ -14,10 +14,8 @@ const MIB: u64 = 1 << 20;
 
 /// Copy files below `from` until `budget` bytes are there; deterministic for an unchanged machine.
 fn collect(from: &Path, to: &Path, budget: &mut u64) -> anyhow::Result<()> {
-    let mut entries: Vec<_> = fs::read_dir(from)
-        .with_context(|| format!("read {}", from.display()))?
-        .flatten()
-        .collect();
+    let mut entries: Vec<_> =
+        fs::read_dir(from).with_context(|| format!("read {}", from.display()))?.flatten().collect();
     entries.sort_by_key(std::fs::DirEntry::file_name);
     for entry in entries {
         let (Ok(meta), target) = (entry.metadata(), to.join(entry.file_name())) else {
@@ -26,8 +24,7 @@ fn collect(from: &Path, to: &Path, budget: &mut u64) -> anyhow::Result<()> {
         if meta.is_dir() {
             fs::create_dir_all(&target)?;
             collect(&entry.path(), &target, budget)?;
-        } else if meta.is_file() && meta.len() <= *budget && fs::copy(entry.path(), &target).is_ok()
-        {
+        } else if meta.is_file() && meta.len() <= *budget && fs::copy(entry.path(), &target).is_ok() {
             *budget -= meta.len();
         }
         if *budget < 4096 {
@@ -65,17 +62,8 @@ pub fn empty(path: &Path, len: u64) -> anyhow::Result<()> {
 /// # Errors
 /// If `sfdisk` refuses it.
 pub fn partition(disk: &Path, script: &str) -> anyhow::Result<()> {
-    let mut child = tool("sfdisk")
-        .arg("--quiet")
-        .arg(disk)
-        .stdin(Stdio::piped())
-        .spawn()
-        .context("start sfdisk")?;
-    child
-        .stdin
-        .take()
-        .context("sfdisk reads a script")?
-        .write_all(script.as_bytes())?;
+    let mut child = tool("sfdisk").arg("--quiet").arg(disk).stdin(Stdio::piped()).spawn().context("start sfdisk")?;
+    child.stdin.take().context("sfdisk reads a script")?.write_all(script.as_bytes())?;
     anyhow::ensure!(child.wait()?.success(), "sfdisk refused the table");
     Ok(())
 }
@@ -108,24 +96,10 @@ pub fn place(part: &Path, disk: &Path, offset: u64) -> anyhow::Result<()> {
 /// If the tools fail.
 pub fn fat(path: &Path, len: u64, sector: u64) -> anyhow::Result<()> {
     empty(path, len)?;
-    shell::output(
-        tool("mkfs.vfat")
-            .args(["-n", "ESP", "-i", "C0EC0E00", "-S", &sector.to_string()])
-            .arg(path),
-    )?;
+    shell::output(tool("mkfs.vfat").args(["-n", "ESP", "-i", "C0EC0E00", "-S", &sector.to_string()]).arg(path))?;
     let image = path.as_os_str();
-    shell::output(
-        tool("mmd")
-            .arg("-i")
-            .arg(image)
-            .args(["::/EFI", "::/EFI/BOOT"]),
-    )?;
-    shell::output(
-        tool("mcopy")
-            .arg("-i")
-            .arg(image)
-            .args(["/bin/sh", "::/EFI/BOOT/BOOTX64.EFI"]),
-    )?;
+    shell::output(tool("mmd").arg("-i").arg(image).args(["::/EFI", "::/EFI/BOOT"]))?;
+    shell::output(tool("mcopy").arg("-i").arg(image).args(["/bin/sh", "::/EFI/BOOT/BOOTX64.EFI"]))?;
     Ok(())
 }
 
@@ -137,17 +111,7 @@ pub fn ext4(path: &Path, len: u64, contents: &Path) -> anyhow::Result<()> {
     empty(path, len)?;
     let ids = "hash_seed=00000000-0000-0000-0000-00000000c0e0";
     let mut command = tool("mke2fs");
-    command.args([
-        "-q",
-        "-F",
-        "-t",
-        "ext4",
-        "-U",
-        "00000000-0000-0000-0000-00000000c0e1",
-        "-E",
-        ids,
-        "-d",
-    ]);
+    command.args(["-q", "-F", "-t", "ext4", "-U", "00000000-0000-0000-0000-00000000c0e1", "-E", ids, "-d"]);
     shell::output(command.arg(contents).arg(path))?;
     Ok(())
 }

@@ -21,9 +21,7 @@ pub const RIVALS: &[(&str, &str)] = &[("casync", "casync"), ("zstd", "zstd")];
 /// A program in the usual folders. `/usr/sbin` counts although it is not everybody's path.
 fn is_installed(program: &str) -> bool {
     let path = std::env::var("PATH").unwrap_or_default();
-    path.split(':')
-        .chain(["/usr/sbin", "/sbin"])
-        .any(|dir| std::path::Path::new(dir).join(program).exists())
+    path.split(':').chain(["/usr/sbin", "/sbin"]).any(|dir| std::path::Path::new(dir).join(program).exists())
 }
 
 fn is_root() -> bool {
@@ -35,11 +33,8 @@ fn is_root() -> bool {
 /// # Errors
 /// If some are missing and we are not root, or installing fails.
 pub fn need(programs: &[(&str, &str)]) -> anyhow::Result<()> {
-    let mut packages: Vec<&str> = programs
-        .iter()
-        .filter(|(p, _)| !is_installed(p))
-        .map(|(_, package)| *package)
-        .collect();
+    let mut packages: Vec<&str> =
+        programs.iter().filter(|(p, _)| !is_installed(p)).map(|(_, package)| *package).collect();
     packages.dedup();
     if packages.is_empty() {
         return Ok(());
@@ -53,12 +48,7 @@ pub fn need(programs: &[(&str, &str)]) -> anyhow::Result<()> {
     eprintln!("installing {}", packages.join(" "));
     shell::output(Command::new("apt-get").args(["update", "-q"]))?;
     let install = ["install", "-y", "-q", "--no-install-recommends"];
-    shell::output(
-        Command::new("apt-get")
-            .args(install)
-            .args(&packages)
-            .env("DEBIAN_FRONTEND", "noninteractive"),
-    )?;
+    shell::output(Command::new("apt-get").args(install).args(&packages).env("DEBIAN_FRONTEND", "noninteractive"))?;
     Ok(())
 }
 
@@ -66,12 +56,6 @@ pub fn need(programs: &[(&str, &str)]) -> anyhow::Result<()> {
 #[must_use]
 pub fn tool(program: &str) -> Command {
     let mut command = Command::new(program);
-    command.env(
-        "PATH",
-        format!(
-            "{}:/usr/sbin:/sbin",
-            std::env::var("PATH").unwrap_or_default()
-        ),
-    );
+    command.env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()));
     command
 }

@@ -11,9 +11,7 @@ use anyhow::{Context as _, bail};
 /// Never: this crate lies one folder below it.
 #[must_use]
 pub fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("xtask lies in the repository")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the repository")
 }
 
 /// Where cargo puts what it builds.
@@ -49,33 +47,17 @@ pub fn run(command: &mut Command) -> anyhow::Result<()> {
 /// If it cannot be started or does not succeed; then with what it says of that.
 pub fn output(command: &mut Command) -> anyhow::Result<String> {
     let shown = show(command);
-    let out = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("start {shown}"))?;
+    let out = command.stdin(Stdio::null()).output().with_context(|| format!("start {shown}"))?;
     if !out.status.success() {
-        bail!(
-            "{shown}: {}\n{}",
-            out.status,
-            String::from_utf8_lossy(&out.stderr).trim()
-        );
+        bail!("{shown}: {}\n{}", out.status, String::from_utf8_lossy(&out.stderr).trim());
     }
     Ok(String::from_utf8(out.stdout)?)
 }
 
 fn show(command: &Command) -> String {
-    let program = Path::new(command.get_program())
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
-    let args = command
-        .get_args()
-        .map(|a| a.to_string_lossy().chars().take(80).collect::<String>());
-    std::iter::once(program)
-        .chain(args)
-        .collect::<Vec<_>>()
-        .join(" ")
+    let program = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let args = command.get_args().map(|a| a.to_string_lossy().chars().take(80).collect::<String>());
+    std::iter::once(program).chain(args).collect::<Vec<_>>().join(" ")
 }
 
 /// Build the product's programs; the answer is their folder.

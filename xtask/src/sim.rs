@@ -21,16 +21,7 @@ impl Sim {
     /// # Errors
     /// If a seed fails; the output says which.
     pub fn run(&self) -> anyhow::Result<()> {
-        let mut command = shell::cargo(&[
-            "run",
-            "--quiet",
-            "--release",
-            "--package",
-            "tests",
-            "--bin",
-            "sim",
-            "--",
-        ]);
+        let mut command = shell::cargo(&["run", "--quiet", "--release", "--package", "tests", "--bin", "sim", "--"]);
         match self.seed {
             Some(seed) => command.args(["--seed", &seed.to_string()]),
             None => command.args(["--seeds", &self.seeds.to_string()]),

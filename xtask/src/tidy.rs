@@ -34,13 +34,7 @@ const IMPURE: &[&str] = &[
     "std::env",
 ];
 /// Crates whose sources are pure but for those folders. `publisher` is the part of `coe-ctl` that reads disks.
-const PRODUCT: &[&str] = &[
-    "images",
-    "protocol",
-    "controller",
-    "client-stash",
-    "pxe-installer",
-];
+const PRODUCT: &[&str] = &["images", "protocol", "controller", "client-stash", "pxe-installer"];
 const WORLDLY: &[&str] = &["/io/", "/cli/", "/bin/", "/publisher/"];
 const WORLDLY_FILES: &[&str] = &["main.rs", "cli.rs", "tests.rs"];
 
@@ -69,16 +63,12 @@ fn rust_files(folder: &Path, out: &mut Vec<PathBuf>) -> std::io::Result<()> {
 }
 
 fn is_worldly(path: &str) -> bool {
-    WORLDLY.iter().any(|folder| path.contains(folder))
-        || WORLDLY_FILES.iter().any(|file| path.ends_with(file))
+    WORLDLY.iter().any(|folder| path.contains(folder)) || WORLDLY_FILES.iter().any(|file| path.ends_with(file))
 }
 
 /// Lines of code in front of the tests of a file.
 fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    let lines = text
-        .lines()
-        .take_while(|line| line.trim() != "#[cfg(test)]")
-        .enumerate();
+    let lines = text.lines().take_while(|line| line.trim() != "#[cfg(test)]").enumerate();
     lines.filter(|(_, line)| !line.trim_start().starts_with("//"))
 }
 
@@ -102,10 +92,7 @@ fn check_files(complaints: &mut Vec<String>) -> anyhow::Result<()> {
             if PRODUCT.contains(&name) && !is_worldly(&format!("/{shown}")) {
                 for (number, line) in code(&text) {
                     if let Some(word) = IMPURE.iter().find(|word| line.contains(*word)) {
-                        complaints.push(format!(
-                            "{shown}:{}: {word} outside io/, cli/, bin/",
-                            number + 1
-                        ));
+                        complaints.push(format!("{shown}:{}: {word} outside io/, cli/, bin/", number + 1));
                     }
                 }
             }
@@ -114,9 +101,7 @@ fn check_files(complaints: &mut Vec<String>) -> anyhow::Result<()> {
     lengths.sort_unstable();
     let median = lengths.get(lengths.len() / 2).copied().unwrap_or(0);
     if median > LINES_MEDIAN_MAX {
-        complaints.push(format!(
-            "the median file has {median} lines, at most {LINES_MEDIAN_MAX}"
-        ));
+        complaints.push(format!("the median file has {median} lines, at most {LINES_MEDIAN_MAX}"));
     }
     println!("{} files, median {median} lines", lengths.len());
     Ok(())
@@ -128,8 +113,7 @@ fn check_walls(complaints: &mut Vec<String>) -> anyhow::Result<()> {
         let manifest = fs::read_to_string(shell::root().join(name).join("Cargo.toml"))?;
         for other in PRODUCT.iter().chain(&["tests", "xtask"]) {
             let depends = manifest.lines().any(|line| {
-                line.strip_prefix(other)
-                    .is_some_and(|rest| rest.starts_with('.') || rest.trim_start().starts_with('='))
+                line.strip_prefix(other).is_some_and(|rest| rest.starts_with('.') || rest.trim_start().starts_with('='))
             });
             if depends && !may.contains(other) {
                 complaints.push(format!("{name} must not depend on {other}"));
@@ -150,11 +134,7 @@ pub fn check() -> anyhow::Result<()> {
     if complaints.is_empty() {
         return Ok(());
     }
-    bail!(
-        "{} complaints:\n  {}",
-        complaints.len(),
-        complaints.join("\n  ")
-    )
+    bail!("{} complaints:\n  {}", complaints.len(), complaints.join("\n  "))
 }
 
 impl Tidy {
@@ -173,8 +153,7 @@ mod tests {
 
     #[test]
     fn comments_tests_and_worldly_files_are_left_out() {
-        let text =
-            "use a;\n// tokio:: here\nfn f() {}\n#[cfg(test)]\nmod tests { use tokio::x; }\n";
+        let text = "use a;\n// tokio:: here\nfn f() {}\n#[cfg(test)]\nmod tests { use tokio::x; }\n";
         assert_eq!(code(text).map(|(i, _)| i).collect::<Vec<_>>(), [0, 2]);
         assert!(is_worldly("/controller/src/io/api.rs") && is_worldly("/client-stash/src/main.rs"));
         assert!(!is_worldly("/images/src/segment.rs"));

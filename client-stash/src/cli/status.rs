@@ -41,15 +41,8 @@ impl Status {
         println!("controller  {}", member.controller.join(", "));
         println!("listen      {} (UDP)", settings.listen);
         println!("offers      {:.1} GiB", gib(settings.size));
-        println!(
-            "disk free   {:.1} GiB, stops taking below {:.1} GiB",
-            gib(free),
-            gib(settings.min_free)
-        );
-        println!(
-            "directory   {}",
-            epoch.map_or("none yet".into(), |e| format!("epoch {e}"))
-        );
+        println!("disk free   {:.1} GiB, stops taking below {:.1} GiB", gib(free), gib(settings.min_free));
+        println!("directory   {}", epoch.map_or("none yet".into(), |e| format!("epoch {e}")));
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation, fadvise, fallocate, flock};
 
 use crate::storage::Storage;
 
@@ -18,13 +18,10 @@ impl FileStorage {
     /// # Errors
     /// The file system's; `WouldBlock` if another process serves this stash.
     pub fn open(path: &Path, create: bool) -> io::Result<Self> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(create)
-            .mode(0o600)
-            .open(path)?;
+        let file = OpenOptions::new().read(true).write(true).create_new(create).mode(0o600).open(path)?;
         flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        // After a failed flush the kernel shows bytes that never reached the disk. Recovery must see the disk itself.
+        fadvise(&file, 0, None, Advice::DontNeed)?;
         Ok(Self(file))
     }
 }
@@ -49,9 +46,7 @@ impl Storage for FileStorage {
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
         match fallocate(&self.0, FallocateFlags::empty(), offset, len) {
             // Some network file systems cannot reserve; the file still has to have its length.
-            Err(rustix::io::Errno::OPNOTSUPP) => {
-                self.0.set_len(self.0.metadata()?.len().max(offset + len))
-            }
+            Err(rustix::io::Errno::OPNOTSUPP) => self.0.set_len(self.0.metadata()?.len().max(offset + len)),
             result => Ok(result?),
         }
     }
@@ -67,9 +62,7 @@ mod tests {
         let path = folder.path().join("stash");
         let storage = FileStorage::open(&path, true).unwrap();
         crate::storage::contract(&storage);
-        let second = FileStorage::open(&path, false)
-            .err()
-            .expect("a second opener is refused");
+        let second = FileStorage::open(&path, false).err().expect("a second opener is refused");
         assert_eq!(second.kind(), io::ErrorKind::WouldBlock);
     }
 }

@@ -14,7 +14,7 @@ use protocol::io::credentials::{self, Credentials};
 use serde::{Deserialize, Serialize};
 
 use super::file::FileStorage;
-use crate::limits::{REGION_LEN, REGIONS_MIN};
+use crate::limits::{REGION_LEN, REGIONS_MAX, REGIONS_MIN};
 use crate::store::Store;
 
 /// What the owner of the machine chose.
@@ -73,34 +73,36 @@ impl Folder {
         self.credentials_file().exists()
     }
 
-    /// Make the folder and everything in it.
+    /// Make the folder, and check that a stash of `size` bytes can be made in it.
+    ///
+    /// # Errors
+    /// If the size is not possible, or the file system's.
+    pub fn prepare(&self, size: u64) -> anyhow::Result<u32> {
+        let regions = u32::try_from(size / REGION_LEN).context("a stash of at most 16 TiB")?;
+        if !(REGIONS_MIN..=REGIONS_MAX).contains(&regions) {
+            bail!("a stash has {} MiB to 16 TiB", (u64::from(REGIONS_MIN) * REGION_LEN) >> 20);
+        }
+        credentials::create_private_dir(&self.0).with_context(|| format!("create {}", self.0.display()))?;
+        // Without credentials, what an interrupted join left here belongs to nobody.
+        match fs::remove_file(self.stash_file()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).context("replace the stash file"),
+            _ => Ok(regions),
+        }
+    }
+
+    /// Make everything in the folder.
     ///
     /// # Errors
     /// The file system's.
     pub fn create(&self, member: &Credentials, settings: &Settings) -> anyhow::Result<()> {
-        let regions =
-            u32::try_from(settings.size / REGION_LEN).context("a stash of at most 16 TiB")?;
-        if regions < REGIONS_MIN {
-            bail!(
-                "a stash needs at least {} MiB",
-                u64::from(REGIONS_MIN) * REGION_LEN >> 20
-            );
-        }
-        credentials::create_private_dir(&self.0)
-            .with_context(|| format!("create {}", self.0.display()))?;
+        let regions = self.prepare(settings.size)?;
         // Backup programs skip folders with this signature (https://bford.info/cachedir/).
         credentials::write_private(
             &self.0.join("CACHEDIR.TAG"),
             b"Signature: 8a477f597d28d172789f06886806bc55\n# Pieces of the array; they are rebuilt, not backed up.\n",
         )?;
-        let storage =
-            FileStorage::open(&self.stash_file(), true).context("create the stash file")?;
-        Store::create(
-            storage,
-            member.identity.array,
-            member.identity.node,
-            regions,
-        )?;
+        let storage = FileStorage::open(&self.stash_file(), true).context("create the stash file")?;
+        Store::create(storage, member.identity.array, member.identity.node, regions)?;
         let text = serde_json::to_vec_pretty(settings)?;
         credentials::write_private(&self.settings_file(), &text).context("write the settings")?;
         // Last: with credentials the folder counts as joined.
@@ -114,8 +116,7 @@ impl Folder {
     /// If nobody joined here, or the file is damaged.
     pub fn settings(&self) -> anyhow::Result<Settings> {
         let path = self.settings_file();
-        let bytes = fs::read(&path)
-            .with_context(|| format!("read {}: was `coe-stash join` run?", path.display()))?;
+        let bytes = fs::read(&path).with_context(|| format!("read {}: was `coe-stash join` run?", path.display()))?;
         serde_json::from_slice(&bytes).with_context(|| format!("understand {}", path.display()))
     }
 
@@ -163,21 +164,12 @@ impl Folder {
     ///
     /// # Errors
     /// If it is forged, of another array, older, or cannot be written.
-    pub fn keep_directory(
-        &self,
-        member: &Credentials,
-        signed: &Signed,
-        than: Epoch,
-    ) -> anyhow::Result<Epoch> {
+    pub fn keep_directory(&self, member: &Credentials, signed: &Signed, than: Epoch) -> anyhow::Result<Epoch> {
         let directory = Directory::open(signed, member.identity.array, &member.array_key)?;
         if directory.epoch <= than {
-            bail!(
-                "directory of epoch {} is not newer than {than}",
-                directory.epoch
-            );
+            bail!("directory of epoch {} is not newer than {than}", directory.epoch);
         }
-        credentials::write_private(&self.directory_file(), &wire::encode(signed))
-            .context("keep the directory")?;
+        credentials::write_private(&self.directory_file(), &wire::encode(signed)).context("keep the directory")?;
         Ok(directory.epoch)
     }
 
@@ -195,11 +187,7 @@ impl Folder {
     /// # Errors
     /// The file system's.
     pub fn default_min_free(&self) -> io::Result<u64> {
-        let existing = self
-            .0
-            .ancestors()
-            .find(|p| p.exists())
-            .unwrap_or(Path::new("/"));
+        let existing = self.0.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
         let stat = rustix::fs::statvfs(existing)?;
         let total = stat.f_blocks * stat.f_frsize;
         Ok((total / 10).max(10 << 30).min(total / 2))

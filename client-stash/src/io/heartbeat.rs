@@ -20,7 +20,9 @@ use crate::store::Reader;
 
 /// A certificate with less than this left is renewed: ten days of a thirty-day one, so that a long holiday is survived.
 const RENEW_BEFORE: Duration = Duration::from_secs(10 * 24 * 3600);
-const RETRY: Duration = Duration::from_secs(5);
+const RETRY: Duration = Duration::from_secs(2);
+/// A controller answers in milliseconds. One that was restarted does not know the old connection, and says nothing on it.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 
 pub(super) struct Heart {
     pub(super) folder: Folder,
@@ -50,10 +52,7 @@ impl Heart {
                 Err(error) => {
                     connection = None;
                     if !std::mem::replace(&mut was_away, true) {
-                        tracing::warn!(
-                            error = format!("{error:#}"),
-                            "controller is away, serving goes on"
-                        );
+                        tracing::warn!(error = format!("{error:#}"), "controller is away, serving goes on");
                     }
                     RETRY
                 }
@@ -62,14 +61,13 @@ impl Heart {
         }
     }
 
-    async fn beat(
-        &mut self,
-        connection: &mut Option<Connection>,
-        lost: &[FragmentId],
-    ) -> anyhow::Result<Duration> {
+    async fn beat(&mut self, connection: &mut Option<Connection>, lost: &[FragmentId]) -> anyhow::Result<Duration> {
         let link = match connection.as_ref().filter(|c| c.close_reason().is_none()) {
             Some(link) => link.clone(),
             None => {
+                if self.left() == Duration::ZERO {
+                    self.renew_expired().await.context("renew the expired certificate")?;
+                }
                 rpc::connect_any(&self.endpoint, &self.member.controller, CONTROLLER_NAME).await?
             }
         };
@@ -85,9 +83,7 @@ impl Heart {
             lost: lost.to_vec(),
         };
         let call = rpc::call(&link, beat, &[]);
-        let (ack, _) = tokio::time::timeout(Duration::from_secs(10), call)
-            .await
-            .context("wait for the controller")??;
+        let (ack, _) = tokio::time::timeout(ANSWER_WITHIN, call).await.context("wait for the controller")??;
         if let Some(signed) = &ack.directory {
             match self.folder.keep_directory(&self.member, signed, epoch) {
                 Ok(newer) => self.epoch.store(newer.0, Ordering::Relaxed),
@@ -98,28 +94,39 @@ impl Heart {
         Ok(Duration::from_millis(ack.again_ms.into()))
     }
 
+    /// How long the certificate still lasts.
+    fn left(&self) -> Duration {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let expires = tls::expires_unix_s(&self.member.certificate).and_then(|s| u64::try_from(s).ok()).unwrap_or(0);
+        Duration::from_secs(expires).saturating_sub(now)
+    }
+
     async fn renew_if_due(&mut self, link: &Connection) -> anyhow::Result<()> {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let expires = tls::expires_unix_s(&self.member.certificate).unwrap_or(0);
-        if u64::try_from(expires).unwrap_or(0) > (now + RENEW_BEFORE).as_secs() {
+        if self.left() > RENEW_BEFORE {
             return Ok(());
         }
         let csr = request_certificate(&self.member.key_pair()?)?;
-        let (renewed, _) = rpc::call(link, member::Renew { csr }, &[])
-            .await
-            .context("renew the certificate")?;
-        self.member.certificate = renewed.certificate;
+        let (renewed, _) = rpc::call(link, member::Renew { csr }, &[]).await.context("renew the certificate")?;
+        self.use_certificate(renewed.certificate)
+    }
+
+    /// After a long time away: nobody accepts the certificate any more, and the key alone must do.
+    async fn renew_expired(&mut self) -> anyhow::Result<()> {
+        let (config, _) = tls::enroll_client(self.member.identity.array)?;
+        let endpoint = endpoint::client(config)?;
+        let link = rpc::connect_any(&endpoint, &self.member.controller, CONTROLLER_NAME).await?;
+        let csr = request_certificate(&self.member.key_pair()?)?;
+        let (renewed, _) = rpc::call(&link, member::Renew { csr }, &[]).await?;
+        self.use_certificate(renewed.certificate)
+    }
+
+    fn use_certificate(&mut self, certificate: Vec<u8>) -> anyhow::Result<()> {
+        self.member.certificate = certificate;
         self.folder.save_credentials(&self.member)?;
         let server = tls::server(&self.member, tls::Admit::Members, &[tls::ALPN_MEMBER])?;
-        self.endpoint
-            .set_server_config(Some(endpoint::server_config(server)));
-        self.endpoint
-            .set_default_client_config(endpoint::client_config(tls::client(
-                &self.member,
-                tls::ALPN_MEMBER,
-            )?));
+        self.endpoint.set_server_config(Some(endpoint::server_config(server)));
+        let client = tls::client(&self.member, tls::ALPN_MEMBER)?;
+        self.endpoint.set_default_client_config(endpoint::client_config(client));
         tracing::info!("certificate renewed");
         Ok(())
     }

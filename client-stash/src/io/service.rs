@@ -38,29 +38,16 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
     let usage = store.usage();
     let reader = store.reader();
     let writer = Writer::start(store, folder.clone(), settings.min_free);
-    let epoch = Arc::new(AtomicU64::new(
-        folder.directory(&member).map_or(0, |d| d.epoch.0),
-    ));
+    let epoch = Arc::new(AtomicU64::new(folder.directory(&member).map_or(0, |d| d.epoch.0)));
     let server = tls::server(&member, tls::Admit::Members, &[tls::ALPN_MEMBER])?;
     let client = tls::client(&member, tls::ALPN_MEMBER)?;
     let endpoint = endpoint::server(settings.listen, server, client)
         .with_context(|| format!("listen on UDP {}", settings.listen))?;
     tracing::info!(node = %member.identity.node, listen = %endpoint.local_addr()?, fragments = usage.fragments,
         used = usage.used, capacity = usage.capacity, "stash serves");
-    let service = Arc::new(Service {
-        reader: reader.clone(),
-        writer: writer.clone(),
-        epoch: epoch.clone(),
-    });
+    let service = Arc::new(Service { reader: reader.clone(), writer: writer.clone(), epoch: epoch.clone() });
     let array = member.identity.array;
-    let heart = heartbeat::Heart {
-        folder,
-        member,
-        endpoint: endpoint.clone(),
-        reader,
-        writer,
-        epoch,
-    };
+    let heart = heartbeat::Heart { folder, member, endpoint: endpoint.clone(), reader, writer, epoch };
     tokio::spawn(heart.run());
     let serve = rpc::serve(endpoint.clone(), array, move |peer, request, body| {
         let service = service.clone();
@@ -102,9 +89,7 @@ impl Service {
                 )
             }
             Request::PutFragment(message::PutFragment { owner, header }) => {
-                let done = self
-                    .write(|done| Event::Put(owner, header, body, done))
-                    .await;
+                let done = self.write(|done| Event::Put(owner, header, body, done)).await;
                 Answer::to::<message::PutFragment>(done.map(|()| message::Stored))
             }
             Request::DeleteFragments(message::DeleteFragments { fragments }) => {
@@ -112,32 +97,20 @@ impl Service {
                 Answer::to::<message::DeleteFragments>(done.map(|()| message::Deleted))
             }
             Request::Prove(prove) => Answer::with_body::<message::Prove>(self.prove(prove).await),
-            other => Answer::refuse(Refusal::Invalid(format!(
-                "a stash does not answer {}",
-                other.name()
-            ))),
+            other => Answer::refuse(Refusal::Invalid(format!("a stash does not answer {}", other.name()))),
         }
     }
 
-    async fn read(
-        &self,
-        fragment: FragmentId,
-    ) -> Result<(images::fragment::FragmentHeader, Bytes), Refusal> {
+    async fn read(&self, fragment: FragmentId) -> Result<(images::fragment::FragmentHeader, Bytes), Refusal> {
         let reader = self.reader.clone();
         let read = tokio::task::spawn_blocking(move || reader.get(fragment)).await;
-        read.map_err(|_| Refusal::Failed("reading".into()))?
-            .map_err(read_refusal)
+        read.map_err(|_| Refusal::Failed("reading".into()))?.map_err(read_refusal)
     }
 
-    async fn write(
-        &self,
-        event: impl FnOnce(oneshot::Sender<Result<(), Refusal>>) -> Event,
-    ) -> Result<(), Refusal> {
+    async fn write(&self, event: impl FnOnce(oneshot::Sender<Result<(), Refusal>>) -> Event) -> Result<(), Refusal> {
         let (done, result) = oneshot::channel();
         self.writer.send(event(done)).await;
-        result
-            .await
-            .unwrap_or_else(|_| Err(Refusal::Failed("the stash is stopping".into())))
+        result.await.unwrap_or_else(|_| Err(Refusal::Failed("the stash is stopping".into())))
     }
 
     async fn prove(&self, prove: message::Prove) -> Result<(message::Proof, Bytes), Refusal> {
@@ -145,8 +118,7 @@ impl Service {
         let slice = tokio::task::spawn_blocking(move || {
             let (encoded, _) = bao::encode::encode(&payload);
             let mut slice = Vec::new();
-            let extractor =
-                SliceExtractor::new(Cursor::new(encoded), prove.offset.into(), prove.len.into());
+            let extractor = SliceExtractor::new(Cursor::new(encoded), prove.offset.into(), prove.len.into());
             { extractor }.read_to_end(&mut slice).map(|_| slice)
         });
         let slice = slice.await.map_err(|_| Refusal::Failed("proving".into()))?;

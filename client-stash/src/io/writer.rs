@@ -64,20 +64,13 @@ impl Writer {
     }
 }
 
-fn run<S: Storage>(
-    mut store: Store<S>,
-    folder: &Folder,
-    min_free: u64,
-    events: &mpsc::Receiver<Event>,
-) {
+fn run<S: Storage>(mut store: Store<S>, folder: &Folder, min_free: u64, events: &mpsc::Receiver<Event>) {
     while let Ok(first) = events.recv() {
         let mut puts = Vec::new();
         let mut rest = Vec::new();
         for event in std::iter::once(first).chain(events.try_iter().take(BATCH_MAX - 1)) {
             match event {
-                Event::Put(owner, header, payload, done) => {
-                    puts.push((owner, header, payload, done))
-                }
+                Event::Put(owner, header, payload, done) => puts.push((owner, header, payload, done)),
                 other => rest.push(other),
             }
         }
@@ -85,9 +78,7 @@ fn run<S: Storage>(
         for event in rest {
             match event {
                 Event::Put(..) => unreachable!("sorted above"),
-                Event::Delete(fragments, done) => {
-                    drop(done.send(store.delete(&fragments).map_err(refusal)))
-                }
+                Event::Delete(fragments, done) => drop(done.send(store.delete(&fragments).map_err(refusal))),
                 Event::Usage(answer) => drop(answer.send(store.usage())),
             }
         }
@@ -106,14 +97,10 @@ fn put_all<S: Storage>(
     // The disk is its owner's first: below the limit nothing new is taken, even where the stash itself has room.
     if folder.free_bytes().is_ok_and(|free| free < min_free) {
         tracing::warn!(min_free, "disk nearly full, not taking fragments");
-        puts.into_iter()
-            .for_each(|(.., done)| drop(done.send(Err(Refusal::Full))));
+        puts.into_iter().for_each(|(.., done)| drop(done.send(Err(Refusal::Full))));
         return;
     }
-    let (items, answers): (Vec<_>, Vec<_>) = puts
-        .into_iter()
-        .map(|(o, h, p, done)| ((o, h, p), done))
-        .unzip();
+    let (items, answers): (Vec<_>, Vec<_>) = puts.into_iter().map(|(o, h, p, done)| ((o, h, p), done)).unzip();
     for (result, done) in store.put(items).into_iter().zip(answers) {
         if let Err(error) = &result {
             tracing::warn!(%error, "fragment not stored");

@@ -60,20 +60,13 @@ impl Index {
 }
 
 /// Take one record into account. Records come in the order of their sequence.
-pub(super) fn apply(
-    index: &mut Index,
-    regions: &mut BTreeMap<u32, Region>,
-    record: &RecordHeader,
-    place: Place,
-) {
+pub(super) fn apply(index: &mut Index, regions: &mut BTreeMap<u32, Region>, record: &RecordHeader, place: Place) {
     let old = match record.kind {
         RecordKind::Put => index.places.insert(record.fragment.id, place),
         RecordKind::Delete => index.places.remove(&record.fragment.id),
     };
     if let Some(old) = old {
-        let victim = regions
-            .get_mut(&old.region)
-            .expect("the index names regions that exist");
+        let victim = regions.get_mut(&old.region).expect("the index names regions that exist");
         victim.live = victim.live.saturating_sub(1);
         let killed = (old.region, victim.header.generation);
         if let Some(region) = regions.get_mut(&place.region) {
@@ -81,9 +74,6 @@ pub(super) fn apply(
         }
     }
     if record.kind == RecordKind::Put {
-        regions
-            .get_mut(&place.region)
-            .expect("a record lies in a region")
-            .live += 1;
+        regions.get_mut(&place.region).expect("a record lies in a region").live += 1;
     }
 }

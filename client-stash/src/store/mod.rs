@@ -15,12 +15,9 @@ use images::fragment::{FragmentHeader, FragmentId};
 use images::{ArrayId, NodeId};
 use protocol::message::store::Owner;
 
-use crate::format::{
-    FileHeader, RecordHeader, RecordKind, RegionHeader, RegionState, encode_table, table_len,
-};
+use crate::format::{FileHeader, RecordHeader, RecordKind, RegionHeader, RegionState, encode_table, table_len};
 use crate::limits::{
-    FILE_HEAD_LEN, RECORD_HEADER_LEN, REGION_HEAD_LEN, REGION_LEN, REGIONS_MAX, REGIONS_MIN,
-    SLOT_LEN,
+    FILE_HEAD_LEN, RECORD_HEADER_LEN, REGION_HEAD_LEN, REGION_LEN, REGIONS_MAX, REGIONS_MIN, SLOT_LEN,
 };
 use crate::storage::Storage;
 
@@ -31,14 +28,10 @@ pub enum OpenError {
     #[error("read the stash file")]
     Io(#[from] io::Error),
     /// Neither header slot is good.
-    #[error(
-        "the stash file has no readable header: it is another file, or damaged; move it away and join again"
-    )]
+    #[error("the stash file has no readable header: it is another file, or damaged; move it away and join again")]
     Header,
     /// A file of another array or another machine.
-    #[error(
-        "the stash file belongs to member {found} of another place: a stash cannot be copied; join again"
-    )]
+    #[error("the stash file belongs to member {found} of another place: a stash cannot be copied; join again")]
     Foreign {
         /// Whose it is.
         found: NodeId,
@@ -102,10 +95,7 @@ pub struct Reader<S> {
 
 impl<S> Clone for Reader<S> {
     fn clone(&self) -> Self {
-        Self {
-            storage: self.storage.clone(),
-            index: self.index.clone(),
-        }
+        Self { storage: self.storage.clone(), index: self.index.clone() }
     }
 }
 
@@ -118,6 +108,8 @@ pub struct Store<S> {
     next_sequence: u64,
     /// Records written since the last sync; the index does not know them yet.
     fresh: Vec<(RecordHeader, Place)>,
+    /// Syncs that failed.
+    failures: u64,
 }
 
 fn region_offset(index: u32) -> u64 {
@@ -134,22 +126,12 @@ impl<S: Storage> Store<S> {
     ///
     /// # Errors
     /// [`OpenError::Size`], or the medium's.
-    pub fn create(
-        storage: S,
-        array: ArrayId,
-        node: NodeId,
-        regions: u32,
-    ) -> Result<Self, OpenError> {
+    pub fn create(storage: S, array: ArrayId, node: NodeId, regions: u32) -> Result<Self, OpenError> {
         if !(REGIONS_MIN..=REGIONS_MAX).contains(&regions) {
             return Err(OpenError::Size(regions));
         }
         storage.allocate(0, FILE_HEAD_LEN)?;
-        let header = FileHeader {
-            array,
-            node,
-            regions,
-            session: 0,
-        };
+        let header = FileHeader { array, node, regions, session: 0 };
         write_file_header(&storage, &header)?;
         Self::open(storage, array, node)
     }
@@ -173,75 +155,52 @@ impl<S: Storage> Store<S> {
             index: Arc::new(RwLock::new(recovered.index)),
             next_sequence: recovered.next_sequence,
             fresh: Vec::new(),
+            failures: 0,
         })
     }
 
     /// A handle that reads.
     #[must_use]
     pub fn reader(&self) -> Reader<S> {
-        Reader {
-            storage: self.storage.clone(),
-            index: self.index.clone(),
-        }
+        Reader { storage: self.storage.clone(), index: self.index.clone() }
     }
 
     /// How full it is.
     #[must_use]
     pub fn usage(&self) -> Usage {
         let head = |r: &Region| {
-            if r.header.state == RegionState::Sealed {
-                REGION_LEN
-            } else {
-                r.tail
-            }
+            if r.header.state == RegionState::Sealed { REGION_LEN } else { r.tail }
         };
         Usage {
             capacity: u64::from(self.file.regions) * REGION_LEN,
-            used: self
-                .regions
-                .values()
-                .filter(|r| !self.is_dead(r))
-                .map(head)
-                .sum(),
+            used: self.regions.values().filter(|r| !self.is_dead(r)).map(head).sum(),
             fragments: self.reader().index().len() as u64,
         }
     }
 
     /// Store fragments, with one sync for all of them. `Ok` for one means that it is durable.
-    pub fn put(
-        &mut self,
-        items: Vec<(Owner, FragmentHeader, Bytes)>,
-    ) -> Vec<Result<(), StoreError>> {
-        let mut results: Vec<Result<(), StoreError>> = Vec::with_capacity(items.len());
-        for (owner, header, payload) in items {
-            let written = self.write_one(owner, &header, &payload);
-            results.push(written);
-        }
-        if let Err(error) = self.commit() {
+    pub fn put(&mut self, items: Vec<(Owner, FragmentHeader, Bytes)>) -> Vec<Result<(), StoreError>> {
+        let before = self.failures;
+        let write = |(owner, header, payload): (Owner, FragmentHeader, Bytes)| self.write_one(owner, &header, &payload);
+        let mut results: Vec<_> = items.into_iter().map(write).collect();
+        let _ = self.commit();
+        // A sync may have failed in between, too, when a region was full: nobody can tell which of them it took along.
+        if self.failures != before {
             for result in results.iter_mut().filter(|r| r.is_ok()) {
-                *result = Err(StoreError::Io(io::Error::new(
-                    error.kind(),
-                    error.to_string(),
-                )));
+                *result = Err(StoreError::Io(io::Error::other("a sync failed")));
             }
         }
         results
     }
 
-    fn write_one(
-        &mut self,
-        owner: Owner,
-        header: &FragmentHeader,
-        payload: &Bytes,
-    ) -> Result<(), StoreError> {
+    fn write_one(&mut self, owner: Owner, header: &FragmentHeader, payload: &Bytes) -> Result<(), StoreError> {
         header.verify(payload)?;
-        let pending = self
-            .fresh
-            .iter()
-            .rev()
-            .find(|(r, _)| r.fragment.id == header.id)
-            .map(|(r, _)| r.fragment);
-        let held = pending.or_else(|| self.held(header.id));
+        let last = self.fresh.iter().rev().find(|(r, _)| r.fragment.id == header.id).map(|(r, _)| r);
+        let held = match last {
+            Some(record) => (record.kind == RecordKind::Put).then_some(record.fragment),
+            // What the index says may have rotted, or been torn by a power cut: only a read can acknowledge it again.
+            None => self.reader().get(header.id).ok().map(|(held, _)| held),
+        };
         if held == Some(*header) {
             return Ok(());
         }
@@ -257,6 +216,7 @@ impl<S: Storage> Store<S> {
     /// # Errors
     /// [`StoreError`]; then none counts as deleted, though some may be.
     pub fn delete(&mut self, fragments: &[FragmentId]) -> Result<(), StoreError> {
+        let before = self.failures;
         for id in fragments {
             let place = self.reader().index().get(id);
             if let (Some(place), Some(header)) = (place, self.held(*id)) {
@@ -264,16 +224,15 @@ impl<S: Storage> Store<S> {
                 self.append(owner, RecordKind::Delete, &header, &[])?;
             }
         }
-        Ok(self.commit()?)
+        self.commit()?;
+        if self.failures == before { Ok(()) } else { Err(StoreError::Io(io::Error::other("a sync failed"))) }
     }
 
     /// The header of a fragment that is here.
     fn held(&self, id: FragmentId) -> Option<FragmentHeader> {
         let place = self.reader().index().get(&id)?;
         let records = &self.regions[&place.region].records;
-        let at = records
-            .binary_search_by_key(&place.offset, |(offset, _)| *offset)
-            .ok()?;
+        let at = records.binary_search_by_key(&place.offset, |(offset, _)| *offset).ok()?;
         Some(records[at].1.fragment)
     }
 
@@ -291,7 +250,7 @@ impl<S: Storage> Store<S> {
             generation: 0,
             session: self.file.session,
         };
-        let number = self.region_for(owner, record.record_len())?;
+        let number = self.region_for(owner, &record)?;
         let region = self.regions.get_mut(&number).expect("just chosen");
         record.generation = region.header.generation;
         let offset = region.tail as u32;
@@ -299,43 +258,34 @@ impl<S: Storage> Store<S> {
         bytes.extend_from_slice(&record.encode());
         bytes.extend_from_slice(payload);
         bytes.resize(record.record_len() as usize, 0);
-        self.storage
-            .write_all_at(region_offset(number) + u64::from(offset), &bytes)?;
+        self.storage.write_all_at(region_offset(number) + u64::from(offset), &bytes)?;
         region.tail += record.record_len();
         region.records.push((offset, record));
         self.next_sequence += 1;
-        self.fresh.push((
-            record,
-            Place {
-                region: number,
-                offset,
-            },
-        ));
+        self.fresh.push((record, Place { region: number, offset }));
         Ok(())
     }
 
     /// The owner's open region with room for a record of `len` bytes; seals a full one and opens the next.
-    fn region_for(&mut self, owner: Owner, len: u64) -> Result<u32, StoreError> {
-        let open = self.regions.iter().find(|(_, r)| {
-            r.header.owner == owner && r.header.state == RegionState::Open && !r.poisoned
-        });
+    fn region_for(&mut self, owner: Owner, record: &RecordHeader) -> Result<u32, StoreError> {
+        let open = self
+            .regions
+            .iter()
+            .find(|(_, r)| r.header.owner == owner && r.header.state == RegionState::Open && !r.poisoned);
         if let Some((&number, region)) = open {
-            if region.tail + len + table_len(region.records.len() + 1) <= REGION_LEN {
+            if region.tail + record.record_len() + table_len(region.records.len() + 1) <= REGION_LEN {
                 return Ok(number);
             }
             self.seal(number)?;
         }
-        self.open_region(owner)
+        self.open_region(owner, record.kind)
     }
 
     /// Write the table, make it durable, then say so in the header: a crash in between leaves an open region.
     fn seal(&mut self, number: u32) -> io::Result<()> {
         let region = &self.regions[&number];
         let table = encode_table(region.header.generation, &region.records);
-        self.storage.write_all_at(
-            region_offset(number) + REGION_LEN - table.len() as u64,
-            &table,
-        )?;
+        self.storage.write_all_at(region_offset(number) + REGION_LEN - table.len() as u64, &table)?;
         // The index must know every record of the region before anybody asks whether the region is dead.
         self.commit()?;
         let region = self.regions.get_mut(&number).expect("just read");
@@ -345,15 +295,14 @@ impl<S: Storage> Store<S> {
         write_region_header(&*self.storage, &region.header)
     }
 
-    fn open_region(&mut self, owner: Owner) -> Result<u32, StoreError> {
-        let unused = (0..self.file.regions).find(|i| !self.regions.contains_key(i));
-        let dead = || {
-            self.regions
-                .iter()
-                .find(|(_, r)| self.is_dead(r))
-                .map(|(&i, _)| i)
-        };
-        let number = unused.or_else(dead).ok_or(StoreError::Full)?;
+    fn open_region(&mut self, owner: Owner, kind: RecordKind) -> Result<u32, StoreError> {
+        let is_free = |i: &u32| self.regions.get(i).is_none_or(|r| self.is_dead(r));
+        let mut free = (0..self.file.regions).filter(is_free);
+        let number = free.next().ok_or(StoreError::Full)?;
+        // The last region is for deletions: without one a full stash could never give anything back.
+        if kind == RecordKind::Put && free.next().is_none() {
+            return Err(StoreError::Full);
+        }
         let old = self.regions.get(&number).map(|r| r.header);
         let header = RegionHeader {
             index: number,
@@ -375,10 +324,7 @@ impl<S: Storage> Store<S> {
     fn is_dead(&self, region: &Region) -> bool {
         let needed = |&(victim, generation): &(u32, u64)| {
             victim != region.header.index
-                && self
-                    .regions
-                    .get(&victim)
-                    .is_some_and(|r| r.header.generation == generation)
+                && self.regions.get(&victim).is_some_and(|r| r.header.generation == generation)
         };
         let idle = region.header.state == RegionState::Sealed || region.poisoned;
         idle && region.live == 0 && !region.kills.iter().any(needed)
@@ -392,6 +338,7 @@ impl<S: Storage> Store<S> {
             return Ok(());
         }
         if let Err(error) = self.storage.sync() {
+            self.failures += 1;
             for (_, place) in fresh {
                 if let Some(region) = self.regions.get_mut(&place.region) {
                     region.poisoned = true;
@@ -414,22 +361,12 @@ impl<S: Storage> Store<S> {
 }
 
 fn write_region_header(storage: &impl Storage, header: &RegionHeader) -> io::Result<()> {
-    storage.write_all_at(
-        region_offset(header.index) + header.write % 2 * SLOT_LEN,
-        &header.encode(),
-    )
+    storage.write_all_at(region_offset(header.index) + header.write % 2 * SLOT_LEN, &header.encode())
 }
 
 impl Region {
     fn new(header: RegionHeader) -> Self {
-        Self {
-            header,
-            tail: REGION_HEAD_LEN,
-            records: Vec::new(),
-            live: 0,
-            kills: Vec::new(),
-            poisoned: false,
-        }
+        Self { header, tail: REGION_HEAD_LEN, records: Vec::new(), live: 0, kills: Vec::new(), poisoned: false }
     }
 }
 
@@ -453,10 +390,7 @@ impl<S: Storage> Reader<S> {
     /// Fragments that were here and are damaged, once each.
     #[must_use]
     pub fn take_damaged(&self) -> Vec<FragmentId> {
-        self.index
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take_damaged()
+        self.index.write().unwrap_or_else(PoisonError::into_inner).take_damaged()
     }
 
     /// Read a fragment and verify it.
@@ -469,12 +403,10 @@ impl<S: Storage> Reader<S> {
         let offset = region_offset(place.region) + u64::from(place.offset);
         let mut head = [0; RECORD_HEADER_LEN];
         self.storage.read_exact_at(offset, &mut head)?;
-        let record = RecordHeader::decode(&head)
-            .filter(|r| r.kind == RecordKind::Put && r.fragment.id == id);
+        let record = RecordHeader::decode(&head).filter(|r| r.kind == RecordKind::Put && r.fragment.id == id);
         if let Some(record) = record {
             let mut payload = vec![0; record.payload_len()];
-            self.storage
-                .read_exact_at(offset + RECORD_HEADER_LEN as u64, &mut payload)?;
+            self.storage.read_exact_at(offset + RECORD_HEADER_LEN as u64, &mut payload)?;
             if record.fragment.verify(&payload).is_ok() {
                 return Ok((record.fragment, payload.into()));
             }

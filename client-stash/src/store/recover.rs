@@ -9,7 +9,7 @@ use std::io;
 use super::index::{self, Index, Place};
 use super::{Region, region_offset};
 use crate::format::{FileHeader, RecordHeader, RegionHeader, RegionState, decode_table, table_len};
-use crate::limits::{RECORD_HEADER_LEN, REGION_HEAD_LEN, REGION_LEN, SLOT_LEN};
+use crate::limits::{RECORD_ALIGN, RECORD_HEADER_LEN, REGION_HEAD_LEN, REGION_LEN, SLOT_LEN};
 use crate::storage::Storage;
 
 /// What a file holds.
@@ -55,23 +55,10 @@ pub(super) fn regions(storage: &impl Storage, file: &FileHeader) -> io::Result<R
                 Some(records) => records,
                 None => walk(storage, &header, file.session)?,
             },
-            RegionState::Open => {
-                drop_torn_tail(storage, number, walk(storage, &header, file.session)?)?
-            }
+            RegionState::Open => drop_torn_tail(storage, number, walk(storage, &header, file.session)?)?,
         };
-        region.tail = region
-            .records
-            .last()
-            .map_or(REGION_HEAD_LEN, |(at, r)| u64::from(*at) + r.record_len());
-        let place = |&(offset, record): &(u32, RecordHeader)| {
-            (
-                record,
-                Place {
-                    region: number,
-                    offset,
-                },
-            )
-        };
+        region.tail = region.records.last().map_or(REGION_HEAD_LEN, |(at, r)| u64::from(*at) + r.record_len());
+        let place = |&(offset, record): &(u32, RecordHeader)| (record, Place { region: number, offset });
         all.extend(region.records.iter().map(place));
         regions.insert(number, region);
     }
@@ -80,11 +67,7 @@ pub(super) fn regions(storage: &impl Storage, file: &FileHeader) -> io::Result<R
     for (record, place) in &all {
         index::apply(&mut index, &mut regions, record, *place);
     }
-    Ok(Recovered {
-        regions,
-        index,
-        next_sequence,
-    })
+    Ok(Recovered { regions, index, next_sequence })
 }
 
 fn region_header(storage: &impl Storage, number: u32) -> io::Result<Option<RegionHeader>> {
@@ -102,45 +85,35 @@ fn region_header(storage: &impl Storage, number: u32) -> io::Result<Option<Regio
     Ok(best)
 }
 
-fn read_table(
-    storage: &impl Storage,
-    header: &RegionHeader,
-) -> io::Result<Option<Vec<(u32, RecordHeader)>>> {
+fn read_table(storage: &impl Storage, header: &RegionHeader) -> io::Result<Option<Vec<(u32, RecordHeader)>>> {
     let len = table_len(header.records as usize);
     if len > REGION_LEN - REGION_HEAD_LEN {
         return Ok(None);
     }
     let mut bytes = vec![0; len as usize];
     storage.read_exact_at(region_offset(header.index) + REGION_LEN - len, &mut bytes)?;
-    Ok(decode_table(
-        &bytes,
-        header.generation,
-        header.records as usize,
-    ))
+    Ok(decode_table(&bytes, header.generation, header.records as usize))
 }
 
-/// Walk records from the start until one is not of this region, generation and order.
-fn walk(
-    storage: &impl Storage,
-    header: &RegionHeader,
-    session: u32,
-) -> io::Result<Vec<(u32, RecordHeader)>> {
+/// Walk records from the start. Where one is damaged or cannot be read, the walk goes on at the next boundary: a record is taken
+/// only if it is of this generation and in order, so nothing that was left behind a tail counts.
+fn walk(storage: &impl Storage, header: &RegionHeader, session: u32) -> io::Result<Vec<(u32, RecordHeader)>> {
     let mut records: Vec<(u32, RecordHeader)> = Vec::new();
     let mut at = REGION_HEAD_LEN;
     let (mut sequence, mut newest) = (0, 0);
     while at + RECORD_HEADER_LEN as u64 <= REGION_LEN {
         let mut bytes = [0; RECORD_HEADER_LEN];
-        storage.read_exact_at(region_offset(header.index) + at, &mut bytes)?;
-        let Some(record) = RecordHeader::decode(&bytes) else {
-            break;
+        let read = storage.read_exact_at(region_offset(header.index) + at, &mut bytes);
+        let record = read.ok().and_then(|()| RecordHeader::decode(&bytes)).filter(|record| {
+            record.generation == header.generation
+                && record.sequence > sequence
+                && (newest..session).contains(&record.session)
+                && at + record.record_len() <= REGION_LEN
+        });
+        let Some(record) = record else {
+            at += RECORD_ALIGN;
+            continue;
         };
-        let follows = record.generation == header.generation
-            && record.sequence > sequence
-            && (newest..session).contains(&record.session)
-            && at + record.record_len() <= REGION_LEN;
-        if !follows {
-            break;
-        }
         (sequence, newest) = (record.sequence, record.session);
         records.push((at as u32, record));
         at += record.record_len();

@@ -12,10 +12,7 @@ const OWNER: Owner = Owner(1);
 /// A fragment whose bytes follow from `seed`.
 fn fragment(seed: u32, len: usize) -> (Owner, FragmentHeader, Bytes) {
     let mut sealed = vec![0; len];
-    blake3::Hasher::new()
-        .update(&seed.to_le_bytes())
-        .finalize_xof()
-        .fill(&mut sealed);
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut sealed);
     let sealed = Bytes::from(sealed);
     let codec = Codec::new(Geometry::new(1, 0).unwrap());
     let (header, payload) = split(&codec, SegmentId::of(&sealed), &sealed).remove(0);
@@ -30,12 +27,7 @@ fn create(regions: u32) -> Store<SimDisk> {
 fn reopen(store: Store<SimDisk>) -> Store<SimDisk> {
     let storage = store.storage();
     drop(store);
-    Store::open(
-        Arc::into_inner(storage).expect("the last handle"),
-        ARRAY,
-        NODE,
-    )
-    .unwrap()
+    Store::open(Arc::into_inner(storage).expect("the last handle"), ARRAY, NODE).unwrap()
 }
 
 fn check(store: &Store<SimDisk>, expected: &[(Owner, FragmentHeader, Bytes)]) {
@@ -51,9 +43,7 @@ fn check(store: &Store<SimDisk>, expected: &[(Owner, FragmentHeader, Bytes)]) {
 #[test]
 fn what_was_put_is_there_after_opening_again() {
     let mut store = create(4);
-    let items: Vec<_> = (0..40)
-        .map(|i| fragment(i, 1 + 70_000 * i as usize))
-        .collect();
+    let items: Vec<_> = (0..40).map(|i| fragment(i, 1 + 70_000 * i as usize)).collect();
     for batch in items.chunks(7) {
         assert!(store.put(batch.to_vec()).iter().all(Result::is_ok));
     }
@@ -65,7 +55,7 @@ fn what_was_put_is_there_after_opening_again() {
 
 #[test]
 fn a_fragment_that_is_not_what_it_says_is_refused() {
-    let mut store = create(2);
+    let mut store = create(3);
     let (owner, header, _) = fragment(1, 100);
     let result = store.put(vec![(owner, header, Bytes::from_static(&[0; 100]))]);
     assert!(matches!(result[0], Err(StoreError::Fragment(_))));
@@ -76,18 +66,9 @@ fn a_fragment_that_is_not_what_it_says_is_refused() {
 fn a_foreign_file_is_refused() {
     let storage = create(2).storage();
     let storage = Arc::into_inner(storage).expect("the last handle");
-    assert!(matches!(
-        Store::open(storage, ARRAY, NodeId([9; 16])),
-        Err(OpenError::Foreign { .. })
-    ));
-    assert!(matches!(
-        Store::open(SimDisk::default(), ARRAY, NODE),
-        Err(OpenError::Header)
-    ));
-    assert!(matches!(
-        Store::create(SimDisk::default(), ARRAY, NODE, 1),
-        Err(OpenError::Size(1))
-    ));
+    assert!(matches!(Store::open(storage, ARRAY, NodeId([9; 16])), Err(OpenError::Foreign { .. })));
+    assert!(matches!(Store::open(SimDisk::default(), ARRAY, NODE), Err(OpenError::Header)));
+    assert!(matches!(Store::create(SimDisk::default(), ARRAY, NODE, 1), Err(OpenError::Size(1))));
 }
 
 #[test]
@@ -96,19 +77,10 @@ fn deletions_last_and_give_space_back() {
     // Many times the capacity goes through, so regions must be reused.
     let mut kept = Vec::new();
     for round in 0..40 {
-        let items: Vec<_> = (0..6)
-            .map(|i| fragment(round * 100 + i, 4_000_000))
-            .collect();
-        assert!(
-            store.put(items.clone()).iter().all(Result::is_ok),
-            "round {round}"
-        );
+        let items: Vec<_> = (0..6).map(|i| fragment(round * 100 + i, 4_000_000)).collect();
+        assert!(store.put(items.clone()).iter().all(Result::is_ok), "round {round}");
         let ids: Vec<_> = items.iter().map(|(_, h, _)| h.id).collect();
-        let (gone, stays) = if round == 39 {
-            ids.split_at(5)
-        } else {
-            ids.split_at(6)
-        };
+        let (gone, stays) = if round == 39 { ids.split_at(5) } else { ids.split_at(6) };
         store.delete(gone).unwrap();
         kept = stays.to_vec();
     }
@@ -118,8 +90,8 @@ fn deletions_last_and_give_space_back() {
 }
 
 #[test]
-fn a_full_stash_says_so_and_keeps_what_it_has() {
-    let mut store = create(2);
+fn a_full_stash_says_so_keeps_what_it_has_and_can_still_delete() {
+    let mut store = create(3);
     let mut stored = Vec::new();
     for i in 0.. {
         let item = fragment(i, 4_000_000);
@@ -129,12 +101,13 @@ fn a_full_stash_says_so_and_keeps_what_it_has() {
             Err(other) => panic!("{other}"),
         }
     }
-    assert!(
-        stored.len() >= 30,
-        "two regions hold {} fragments of 4 MB",
-        stored.len()
-    );
-    check(&reopen(store), &stored);
+    assert!(stored.len() >= 30, "two regions hold {} fragments of 4 MB", stored.len());
+    let mut store = reopen(store);
+    check(&store, &stored);
+    let ids: Vec<_> = stored.iter().map(|(_, h, _)| h.id).collect();
+    store.delete(&ids).unwrap();
+    assert!(store.put(stored.clone()).iter().all(Result::is_ok), "its space is given back");
+    check(&store, &stored);
 }
 
 #[test]
@@ -144,10 +117,7 @@ fn a_failed_sync_acknowledges_nothing_and_the_store_goes_on_elsewhere() {
     store.put(vec![first.clone()]).remove(0).unwrap();
     store.storage().fail_syncs(1);
     let lost = fragment(2, 5000);
-    assert!(matches!(
-        store.put(vec![lost]).remove(0),
-        Err(StoreError::Io(_))
-    ));
+    assert!(matches!(store.put(vec![lost]).remove(0), Err(StoreError::Io(_))));
     let third = fragment(3, 5000);
     store.put(vec![third.clone()]).remove(0).unwrap();
     check(&store, &[first, third]);
@@ -155,7 +125,7 @@ fn a_failed_sync_acknowledges_nothing_and_the_store_goes_on_elsewhere() {
 
 #[test]
 fn rot_is_found_on_read_reported_once_and_never_served() {
-    let mut store = create(2);
+    let mut store = create(3);
     let item = fragment(1, 5000);
     store.put(vec![item.clone()]).remove(0).unwrap();
     let at = region_offset(0) + REGION_HEAD_LEN + RECORD_HEADER_LEN as u64 + 77;
@@ -166,16 +136,12 @@ fn rot_is_found_on_read_reported_once_and_never_served() {
     assert_eq!(reader.take_damaged(), [item.1.id]);
     assert_eq!(reader.take_damaged(), []);
     store.put(vec![item.clone()]).remove(0).unwrap();
-    assert_eq!(
-        reader.get(item.1.id).unwrap().1,
-        item.2,
-        "a repaired fragment is served again"
-    );
+    assert_eq!(reader.get(item.1.id).unwrap().1, item.2, "a repaired fragment is served again");
 }
 
 #[test]
 fn another_geometry_of_the_same_piece_replaces_the_old_one_for_good() {
-    let mut store = create(2);
+    let mut store = create(3);
     let sealed = Bytes::from(vec![5; 9000]);
     let segment = SegmentId::of(&sealed);
     let of = |k, m| split(&Codec::new(Geometry::new(k, m).unwrap()), segment, &sealed).remove(0);
@@ -184,4 +150,45 @@ fn another_geometry_of_the_same_piece_replaces_the_old_one_for_good() {
     }
     assert_eq!(store.reader().get(of(3, 1).0.id).unwrap(), of(3, 1));
     assert_eq!(reopen(store).reader().get(of(3, 1).0.id).unwrap(), of(3, 1));
+}
+
+#[test]
+fn a_sync_that_fails_while_a_region_fills_acknowledges_nothing_of_the_batch() {
+    let mut store = create(4);
+    for i in 0..15 {
+        store.put(vec![fragment(i, 4_000_000)]).remove(0).unwrap();
+    }
+    store.storage().fail_syncs(1);
+    // The first still fits; the second seals the region, and that sync fails.
+    let batch: Vec<_> = (100..102).map(|i| fragment(i, 3_000_000)).collect();
+    assert!(store.put(batch.clone()).iter().all(Result::is_err));
+    assert!(store.put(batch.clone()).iter().all(Result::is_ok));
+    assert_eq!(store.reader().get(batch[0].1.id).unwrap().1, batch[0].2);
+}
+
+#[test]
+fn a_torn_payload_is_never_acknowledged_again_without_being_written() {
+    let mut store = create(3);
+    let (first, second) = (fragment(1, 9000), fragment(2, 9000));
+    store.put(vec![first.clone(), second.clone()]).into_iter().for_each(|r| r.unwrap());
+    // The first one's payload did not reach the disk, and what came behind it did.
+    store.storage().rot(region_offset(0) + REGION_HEAD_LEN + 5000, 1);
+    let mut store = reopen(store);
+    store.put(vec![first.clone()]).remove(0).unwrap();
+    check(&store, &[first, second]);
+}
+
+#[test]
+fn a_damaged_record_header_hides_nothing_behind_it() {
+    let mut store = create(3);
+    let items: Vec<_> = (0..5).map(|i| fragment(i, 9000)).collect();
+    assert!(store.put(items.clone()).iter().all(Result::is_ok));
+    let second = region_offset(0) + REGION_HEAD_LEN + 12288;
+    store.storage().rot(second + 40, 1);
+    let mut store = reopen(store);
+    let kept: Vec<_> = [0, 2, 3, 4].map(|i| items[i].clone()).to_vec();
+    check(&store, &kept);
+    let more = fragment(9, 50_000);
+    store.put(vec![more.clone()]).remove(0).unwrap();
+    check(&reopen(store), &[kept, vec![more]].concat());
 }

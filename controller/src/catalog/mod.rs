@@ -7,9 +7,7 @@
 mod records;
 mod tables;
 
-pub use records::{
-    GroupRecord, ImageRecord, NodeRecord, PendingRecord, SegmentRecord, TicketRecord, TrashKey,
-};
+pub use records::{GroupRecord, ImageRecord, NodeRecord, PendingRecord, SegmentRecord, TicketRecord, TrashKey};
 
 use std::collections::BTreeMap;
 
@@ -19,14 +17,9 @@ use images::parity::Geometry;
 use images::{ChunkId, GroupId, NodeId, SegmentId, wire};
 use protocol::directory::Epoch;
 use protocol::message::publish::ChunkPlace;
-use redb::{
-    Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _,
-    WriteTransaction,
-};
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, WriteTransaction};
 
-use tables::{
-    CHUNKS, GROUPS, IMAGES, META, NODES, PAGES, PENDING, SEGMENT_CHUNKS, SEGMENTS, TICKETS, TRASH,
-};
+use tables::{CHUNKS, GROUPS, IMAGES, META, NODES, PAGES, PENDING, SEGMENT_CHUNKS, SEGMENTS, TICKETS, TRASH};
 
 /// Why the catalog does not answer.
 #[derive(Debug, thiserror::Error)]
@@ -52,12 +45,7 @@ macro_rules! from_redb {
     };
 }
 
-from_redb!(
-    redb::TransactionError,
-    redb::TableError,
-    redb::StorageError,
-    redb::CommitError
-);
+from_redb!(redb::TransactionError, redb::TableError, redb::StorageError, redb::CommitError);
 
 type Result<T> = std::result::Result<T, CatalogError>;
 
@@ -111,11 +99,7 @@ impl Catalog {
         key: K::SelfType<'_>,
     ) -> Result<Option<R>> {
         let read = self.0.begin_read()?;
-        let found = read
-            .open_table(table)?
-            .get(key)?
-            .map(|v| wire::decode(v.value()))
-            .transpose()?;
+        let found = read.open_table(table)?.get(key)?.map(|v| wire::decode(v.value())).transpose()?;
         Ok(found)
     }
 
@@ -152,15 +136,10 @@ impl Catalog {
         let mut images = Vec::new();
         for row in table.iter()? {
             let (key, value) = row?;
-            let name = key
-                .value()
-                .parse()
-                .map_err(|_| CatalogError::Conflict("an image without a name".into()))?;
+            let name = key.value().parse().map_err(|_| CatalogError::Conflict("an image without a name".into()))?;
             images.push((name, wire::decode::<ImageRecord>(value.value())?));
         }
-        images.sort_by(|a: &(ImageName, ImageRecord), b| {
-            (a.0.name(), a.1.number).cmp(&(b.0.name(), b.1.number))
-        });
+        images.sort_by(|a: &(ImageName, ImageRecord), b| (a.0.name(), a.1.number).cmp(&(b.0.name(), b.1.number)));
         Ok(images)
     }
 
@@ -170,10 +149,7 @@ impl Catalog {
     /// [`CatalogError`].
     pub fn page(&self, digest: &[u8; 32]) -> Result<Option<Vec<u8>>> {
         let read = self.0.begin_read()?;
-        let page = read
-            .open_table(PAGES)?
-            .get(digest)?
-            .map(|v| v.value().to_vec());
+        let page = read.open_table(PAGES)?.get(digest)?.map(|v| v.value().to_vec());
         Ok(page)
     }
 
@@ -190,11 +166,7 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError`].
     pub fn segments(&self) -> Result<Vec<(SegmentId, SegmentRecord)>> {
-        Ok(self
-            .all(SEGMENTS)?
-            .into_iter()
-            .map(|(id, record)| (SegmentId(id), record))
-            .collect())
+        Ok(self.all(SEGMENTS)?.into_iter().map(|(id, record)| (SegmentId(id), record)).collect())
     }
 
     /// All segments that are on their way.
@@ -202,11 +174,7 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError`].
     pub fn pending(&self) -> Result<Vec<(SegmentId, PendingRecord)>> {
-        Ok(self
-            .all(PENDING)?
-            .into_iter()
-            .map(|(id, record)| (SegmentId(id), record))
-            .collect())
+        Ok(self.all(PENDING)?.into_iter().map(|(id, record)| (SegmentId(id), record)).collect())
     }
 
     /// Where these chunks lie.
@@ -220,10 +188,7 @@ impl Catalog {
             .iter()
             .map(|chunk| {
                 let found = table.get(chunk.0)?.map(|v| v.value());
-                Ok(found.map(|(segment, offset)| ChunkPlace {
-                    segment: SegmentId(segment),
-                    offset,
-                }))
+                Ok(found.map(|(segment, offset)| ChunkPlace { segment: SegmentId(segment), offset }))
             })
             .collect()
     }
@@ -233,11 +198,15 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError`].
     pub fn nodes(&self) -> Result<Vec<(NodeId, NodeRecord)>> {
-        Ok(self
-            .all(NODES)?
-            .into_iter()
-            .map(|(id, record)| (NodeId(id), record))
-            .collect())
+        Ok(self.all(NODES)?.into_iter().map(|(id, record)| (NodeId(id), record)).collect())
+    }
+
+    /// A member.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn node(&self, node: NodeId) -> Result<Option<NodeRecord>> {
+        self.get(NODES, node.0)
     }
 
     /// All groups.
@@ -263,10 +232,7 @@ impl Catalog {
     pub fn trash(&self) -> Result<Vec<TrashKey>> {
         let read = self.0.begin_read()?;
         let table = read.open_table(TRASH)?;
-        table
-            .iter()?
-            .map(|row| Ok(TrashKey::decode(&row?.0.value())))
-            .collect()
+        table.iter()?.map(|row| Ok(TrashKey::decode(&row?.0.value()))).collect()
     }
 
     /// Counts up with each change of the directory.
@@ -275,10 +241,7 @@ impl Catalog {
     /// [`CatalogError`].
     pub fn epoch(&self) -> Result<Epoch> {
         let read = self.0.begin_read()?;
-        let epoch = read
-            .open_table(META)?
-            .get("epoch")?
-            .map_or(0, |v| v.value());
+        let epoch = read.open_table(META)?.get("epoch")?.map_or(0, |v| v.value());
         Ok(Epoch(epoch))
     }
 
@@ -312,9 +275,7 @@ impl Change<'_> {
     /// # Errors
     /// [`CatalogError`].
     pub fn put_node(&self, node: NodeId, record: &NodeRecord) -> Result<()> {
-        self.0
-            .open_table(NODES)?
-            .insert(node.0, wire::encode(record).as_slice())?;
+        self.0.open_table(NODES)?.insert(node.0, wire::encode(record).as_slice())?;
         Ok(())
     }
 
@@ -323,9 +284,7 @@ impl Change<'_> {
     /// # Errors
     /// [`CatalogError`].
     pub fn put_ticket(&self, hash: [u8; 32], record: &TicketRecord) -> Result<()> {
-        self.0
-            .open_table(TICKETS)?
-            .insert(hash, wire::encode(record).as_slice())?;
+        self.0.open_table(TICKETS)?.insert(hash, wire::encode(record).as_slice())?;
         Ok(())
     }
 
@@ -335,10 +294,7 @@ impl Change<'_> {
     /// [`CatalogError`].
     pub fn ticket(&self, hash: [u8; 32]) -> Result<Option<TicketRecord>> {
         let table = self.0.open_table(TICKETS)?;
-        let found = table
-            .get(hash)?
-            .map(|v| wire::decode(v.value()))
-            .transpose()?;
+        let found = table.get(hash)?.map(|v| wire::decode(v.value())).transpose()?;
         Ok(found)
     }
 
@@ -348,12 +304,12 @@ impl Change<'_> {
     /// [`CatalogError`].
     pub fn put_pending(&self, id: SegmentId, add: &PendingRecord) -> Result<()> {
         let mut table = self.0.open_table(PENDING)?;
-        let mut record: PendingRecord = table
-            .get(id.0)?
-            .map(|v| wire::decode(v.value()))
-            .transpose()?
-            .unwrap_or_default();
+        let mut record: PendingRecord =
+            table.get(id.0)?.map(|v| wire::decode(v.value())).transpose()?.unwrap_or_default();
         record.merge(add);
+        if add.copy {
+            self.remove_trash(&TrashKey::Copy { segment: id })?;
+        }
         table.insert(id.0, wire::encode(&record).as_slice())?;
         Ok(())
     }
@@ -364,14 +320,12 @@ impl Change<'_> {
     /// # Errors
     /// [`CatalogError`].
     pub fn put_segment(&self, new: &NewSegment) -> Result<()> {
+        if self.0.open_table(SEGMENTS)?.get(new.id.0)?.is_some() {
+            return Err(CatalogError::Conflict("the segment is durable already".into()));
+        }
         let (group, is_new) = self.group_for(new.geometry, &new.holders)?;
-        let record = SegmentRecord {
-            group,
-            ..new.record.clone()
-        };
-        self.0
-            .open_table(SEGMENTS)?
-            .insert(new.id.0, wire::encode(&record).as_slice())?;
+        let record = SegmentRecord { group, ..new.record.clone() };
+        self.0.open_table(SEGMENTS)?.insert(new.id.0, wire::encode(&record).as_slice())?;
         let mut chunks = self.0.open_table(CHUNKS)?;
         let (mut offset, mut ids) = (0, Vec::with_capacity(new.chunks.len() * 32));
         for (chunk, len) in &new.chunks {
@@ -379,23 +333,13 @@ impl Change<'_> {
             ids.extend_from_slice(&chunk.0);
             offset += len;
         }
-        self.0
-            .open_table(SEGMENT_CHUNKS)?
-            .insert(new.id.0, ids.as_slice())?;
+        self.0.open_table(SEGMENT_CHUNKS)?.insert(new.id.0, ids.as_slice())?;
         let mut pending = self.0.open_table(PENDING)?;
         if let Some(old) = pending.remove(new.id.0)? {
             let old: PendingRecord = wire::decode(old.value())?;
             let kept = |piece: u8, node: NodeId| new.holders.get(usize::from(piece)) == Some(&node);
-            for (piece, node) in old
-                .sent
-                .into_iter()
-                .filter(|&(piece, node)| !kept(piece, node))
-            {
-                self.put_trash(&TrashKey::Fragment {
-                    node,
-                    segment: new.id,
-                    piece,
-                })?;
+            for (piece, node) in old.sent.into_iter().filter(|&(piece, node)| !kept(piece, node)) {
+                self.put_trash(&TrashKey::Fragment { node, segment: new.id, piece })?;
             }
         }
         if is_new {
@@ -421,14 +365,7 @@ impl Change<'_> {
             Some(found) => found,
             None => {
                 let id = self.count_up("group")? as u32;
-                (
-                    id,
-                    GroupRecord {
-                        geometry,
-                        members: holders.to_vec(),
-                        segments: 0,
-                    },
-                )
+                (id, GroupRecord { geometry, members: holders.to_vec(), segments: 0 })
             }
         };
         group.segments += 1;
@@ -442,10 +379,7 @@ impl Change<'_> {
     /// [`CatalogError`].
     pub fn group(&self, id: GroupId) -> Result<Option<GroupRecord>> {
         let table = self.0.open_table(GROUPS)?;
-        let found = table
-            .get(id.0)?
-            .map(|v| wire::decode(v.value()))
-            .transpose()?;
+        let found = table.get(id.0)?.map(|v| wire::decode(v.value())).transpose()?;
         Ok(found)
     }
 
@@ -477,15 +411,9 @@ impl Change<'_> {
 
     fn count_reference(&self, id: &SegmentId, by: i64) -> Result<SegmentRecord> {
         let mut table = self.0.open_table(SEGMENTS)?;
-        let record = table
-            .get(id.0)?
-            .map(|v| wire::decode::<SegmentRecord>(v.value()))
-            .transpose()?;
+        let record = table.get(id.0)?.map(|v| wire::decode::<SegmentRecord>(v.value())).transpose()?;
         let mut record = record.ok_or_else(|| {
-            CatalogError::Conflict(format!(
-                "segment {} is not here: publish again, and it is sent again",
-                id.short()
-            ))
+            CatalogError::Conflict(format!("segment {} is not here: publish again, and it is sent again", id.short()))
         })?;
         record.references = record.references.saturating_add_signed(by);
         table.insert(id.0, wire::encode(&record).as_slice())?;
@@ -506,16 +434,11 @@ impl Change<'_> {
     /// # Errors
     /// [`CatalogError::Conflict`] if the name is taken.
     pub fn put_image(&self, image: &ImageName, record: &ImageRecord) -> Result<()> {
-        let record = ImageRecord {
-            number: self.count_up("image")?,
-            ..record.clone()
-        };
+        let record = ImageRecord { number: self.count_up("image")?, ..record.clone() };
         let mut table = self.0.open_table(IMAGES)?;
         let key = image.to_string();
         if table.get(key.as_str())?.is_some() {
-            return Err(CatalogError::Conflict(format!(
-                "{image} is already published"
-            )));
+            return Err(CatalogError::Conflict(format!("{image} is already published")));
         }
         table.insert(key.as_str(), wire::encode(&record).as_slice())?;
         self.bump_epoch()
@@ -525,15 +448,11 @@ impl Change<'_> {
     ///
     /// # Errors
     /// [`CatalogError`].
-    pub fn remove_image(
-        &self,
-        image: &ImageName,
-        pages: &[[u8; 32]],
-        segments: &[SegmentId],
-    ) -> Result<()> {
-        self.0
-            .open_table(IMAGES)?
-            .remove(image.to_string().as_str())?;
+    pub fn remove_image(&self, image: &ImageName, pages: &[[u8; 32]], segments: &[SegmentId]) -> Result<()> {
+        let gone = self.0.open_table(IMAGES)?.remove(image.to_string().as_str())?.is_none();
+        if gone {
+            return Err(CatalogError::Conflict(format!("{image} was removed meanwhile")));
+        }
         for page in pages {
             self.0.open_table(PAGES)?.remove(page)?;
         }
@@ -549,19 +468,12 @@ impl Change<'_> {
     /// [`CatalogError`].
     pub fn reclaim(&self, id: &SegmentId) -> Result<bool> {
         let mut table = self.0.open_table(SEGMENTS)?;
-        let record = table
-            .get(id.0)?
-            .map(|v| wire::decode::<SegmentRecord>(v.value()))
-            .transpose()?;
+        let record = table.get(id.0)?.map(|v| wire::decode::<SegmentRecord>(v.value())).transpose()?;
         let Some(record) = record.filter(|r| r.references == 0) else {
             return Ok(false);
         };
         table.remove(id.0)?;
-        let chunk_ids = self
-            .0
-            .open_table(SEGMENT_CHUNKS)?
-            .remove(id.0)?
-            .map(|v| v.value().to_vec());
+        let chunk_ids = self.0.open_table(SEGMENT_CHUNKS)?.remove(id.0)?.map(|v| v.value().to_vec());
         let mut chunks = self.0.open_table(CHUNKS)?;
         for chunk in chunk_ids.unwrap_or_default().chunks_exact(32) {
             let chunk: [u8; 32] = chunk.try_into().expect("32 bytes");
@@ -573,16 +485,10 @@ impl Change<'_> {
         }
         if let Some(mut group) = self.group(record.group)? {
             for (piece, &node) in group.members.iter().enumerate() {
-                self.put_trash(&TrashKey::Fragment {
-                    node,
-                    segment: *id,
-                    piece: piece as u8,
-                })?;
+                self.put_trash(&TrashKey::Fragment { node, segment: *id, piece: piece as u8 })?;
             }
             group.segments = group.segments.saturating_sub(1);
-            self.0
-                .open_table(GROUPS)?
-                .insert(record.group.0, wire::encode(&group).as_slice())?;
+            self.0.open_table(GROUPS)?.insert(record.group.0, wire::encode(&group).as_slice())?;
         }
         if record.on_mass_storage {
             self.put_trash(&TrashKey::Copy { segment: *id })?;
@@ -596,18 +502,21 @@ impl Change<'_> {
     /// [`CatalogError`].
     pub fn abandon(&self, id: &SegmentId) -> Result<()> {
         let mut pending = self.0.open_table(PENDING)?;
-        let Some(old) = pending.remove(id.0)? else {
-            return Ok(());
-        };
+        let Some(old) = pending.remove(id.0)? else { return Ok(()) };
         let old: PendingRecord = wire::decode(old.value())?;
+        // A second try of a segment that is durable already must not take the first one's pieces along.
+        let durable = self.0.open_table(SEGMENTS)?.get(id.0)?.map(|v| wire::decode::<SegmentRecord>(v.value()));
+        let durable = durable.transpose()?;
+        let holders = match &durable {
+            Some(record) => self.group(record.group)?.map(|g| g.members).unwrap_or_default(),
+            None => Vec::new(),
+        };
         for (piece, node) in old.sent {
-            self.put_trash(&TrashKey::Fragment {
-                node,
-                segment: *id,
-                piece,
-            })?;
+            if holders.get(usize::from(piece)) != Some(&node) {
+                self.put_trash(&TrashKey::Fragment { node, segment: *id, piece })?;
+            }
         }
-        if old.copy {
+        if old.copy && durable.is_none_or(|record| !record.on_mass_storage) {
             self.put_trash(&TrashKey::Copy { segment: *id })?;
         }
         Ok(())

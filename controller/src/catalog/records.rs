@@ -133,11 +133,7 @@ impl TrashKey {
 
     pub(super) fn encode(&self) -> [u8; 49] {
         let (node, segment, piece) = match self {
-            Self::Fragment {
-                node,
-                segment,
-                piece,
-            } => (node.0, segment.0, *piece),
+            Self::Fragment { node, segment, piece } => (node.0, segment.0, *piece),
             Self::Copy { segment } => (MASS_STORAGE, segment.0, COPY),
         };
         let mut out = [0; 49];
@@ -152,11 +148,7 @@ impl TrashKey {
         let segment = SegmentId(bytes[16..48].try_into().expect("32 bytes"));
         match (node, bytes[48]) {
             (MASS_STORAGE, COPY) => Self::Copy { segment },
-            (node, piece) => Self::Fragment {
-                node: NodeId(node),
-                segment,
-                piece,
-            },
+            (node, piece) => Self::Fragment { node: NodeId(node), segment, piece },
         }
     }
 }
@@ -168,14 +160,7 @@ mod tests {
     #[test]
     fn trash_keys_round_trip() {
         let segment = SegmentId([7; 32]);
-        for key in [
-            TrashKey::Copy { segment },
-            TrashKey::Fragment {
-                node: NodeId([1; 16]),
-                segment,
-                piece: 3,
-            },
-        ] {
+        for key in [TrashKey::Copy { segment }, TrashKey::Fragment { node: NodeId([1; 16]), segment, piece: 3 }] {
             assert_eq!(TrashKey::decode(&key.encode()), key);
         }
     }

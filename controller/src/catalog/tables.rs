@@ -10,12 +10,10 @@ pub(super) const IMAGES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new
 /// BLAKE3 of the page.
 pub(super) const PAGES: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition::new("pages1");
 /// Chunk to (segment, byte offset).
-pub(super) const CHUNKS: TableDefinition<'_, [u8; 32], ([u8; 32], u32)> =
-    TableDefinition::new("chunks1");
+pub(super) const CHUNKS: TableDefinition<'_, [u8; 32], ([u8; 32], u32)> = TableDefinition::new("chunks1");
 pub(super) const SEGMENTS: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition::new("segments1");
 /// Segment to the ids of its chunks, 32 bytes each.
-pub(super) const SEGMENT_CHUNKS: TableDefinition<'_, [u8; 32], &[u8]> =
-    TableDefinition::new("segment-chunks1");
+pub(super) const SEGMENT_CHUNKS: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition::new("segment-chunks1");
 pub(super) const PENDING: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition::new("pending1");
 pub(super) const GROUPS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("groups1");
 pub(super) const NODES: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("nodes1");

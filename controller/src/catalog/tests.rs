@@ -4,12 +4,7 @@ use super::*;
 use images::FragmentDigest;
 
 fn catalog() -> Catalog {
-    Catalog::new(
-        Database::builder()
-            .create_with_backend(InMemoryBackend::new())
-            .unwrap(),
-    )
-    .unwrap()
+    Catalog::new(Database::builder().create_with_backend(InMemoryBackend::new()).unwrap()).unwrap()
 }
 
 fn node(i: u8) -> NodeId {
@@ -35,97 +30,72 @@ fn new_segment(i: u8, holders: [u8; 2]) -> NewSegment {
     }
 }
 
+fn image_record() -> ImageRecord {
+    let signed = images::manifest::Signed { bytes: Vec::new(), signature: Vec::new() };
+    let key = images::keys::ManifestKey([0; 32]);
+    ImageRecord { number: 0, manifest: images::ManifestId([0; 32]), signed, key }
+}
+
+#[test]
+fn a_second_try_of_a_durable_segment_leaves_the_first_one_s_pieces() {
+    let catalog = catalog();
+    let id = SegmentId([1; 32]);
+    catalog.change(|c| c.put_segment(&new_segment(1, [1, 2]))).unwrap();
+    let again = PendingRecord { sent: vec![(0, node(1)), (1, node(5))], copy: true };
+    catalog.change(|c| c.put_pending(id, &again)).unwrap();
+    assert!(catalog.change(|c| c.put_segment(&new_segment(1, [1, 5]))).is_err());
+    catalog.change(|c| c.abandon(&id)).unwrap();
+    let other = TrashKey::Fragment { node: node(5), segment: id, piece: 1 };
+    assert_eq!(catalog.trash().unwrap(), [other], "only what the durable segment does not use");
+}
+
 #[test]
 fn a_segment_s_life() {
     let catalog = catalog();
     let id = SegmentId([1; 32]);
-    let sent = PendingRecord {
-        sent: vec![(0, node(1)), (1, node(2))],
-        copy: true,
-    };
+    let sent = PendingRecord { sent: vec![(0, node(1)), (1, node(2))], copy: true };
     catalog.change(|c| c.put_pending(id, &sent)).unwrap();
-    let more = PendingRecord {
-        sent: vec![(1, node(3)), (0, node(1))],
-        copy: false,
-    };
+    let more = PendingRecord { sent: vec![(1, node(3)), (0, node(1))], copy: false };
     catalog.change(|c| c.put_pending(id, &more)).unwrap();
-    assert_eq!(
-        catalog.places(&[ChunkId([1; 32])]).unwrap(),
-        [None],
-        "pending chunks are not known"
-    );
+    assert_eq!(catalog.places(&[ChunkId([1; 32])]).unwrap(), [None], "pending chunks are not known");
 
-    catalog
-        .change(|c| c.put_segment(&new_segment(1, [1, 3])))
-        .unwrap();
+    catalog.change(|c| c.put_segment(&new_segment(1, [1, 3]))).unwrap();
     assert_eq!(catalog.pending().unwrap(), []);
     let second = catalog.places(&[ChunkId([99; 32])]).unwrap();
-    assert_eq!(
-        second,
-        [Some(ChunkPlace {
-            segment: id,
-            offset: 10
-        })]
-    );
-    let replaced = TrashKey::Fragment {
-        node: node(2),
-        segment: id,
-        piece: 1,
-    };
-    assert_eq!(
-        catalog.trash().unwrap(),
-        [replaced],
-        "the replaced member may have its piece"
-    );
+    assert_eq!(second, [Some(ChunkPlace { segment: id, offset: 10 })]);
+    let replaced = TrashKey::Fragment { node: node(2), segment: id, piece: 1 };
+    assert_eq!(catalog.trash().unwrap(), [replaced], "the replaced member may have its piece");
     catalog.change(|c| c.remove_trash(&replaced)).unwrap();
 
     catalog.change(|c| c.refer(&id)).unwrap();
-    assert!(
-        !catalog.change(|c| c.reclaim(&id)).unwrap(),
-        "it is referred to"
-    );
+    assert!(!catalog.change(|c| c.reclaim(&id)).unwrap(), "it is referred to");
     let image: ImageName = "a:1".parse().unwrap();
-    catalog
-        .change(|c| c.remove_image(&image, &[], &[id]))
-        .unwrap();
+    catalog.change(|c| c.put_image(&image, &image_record())).unwrap();
+    catalog.change(|c| c.remove_image(&image, &[], &[id])).unwrap();
+    let twice = catalog.change(|c| c.remove_image(&image, &[], &[id]));
+    assert!(matches!(twice, Err(CatalogError::Conflict(_))), "removed once");
     assert!(catalog.change(|c| c.reclaim(&id)).unwrap());
     assert_eq!(catalog.trash().unwrap().len(), 3, "two pieces and the copy");
-    assert_eq!(
-        catalog
-            .places(&[ChunkId([1; 32]), ChunkId([99; 32])])
-            .unwrap(),
-        [None, None]
-    );
+    assert_eq!(catalog.places(&[ChunkId([1; 32]), ChunkId([99; 32])]).unwrap(), [None, None]);
     assert_eq!(catalog.groups().unwrap()[&GroupId(1)].segments, 0);
 }
 
 #[test]
 fn reclaiming_leaves_chunks_that_moved_to_another_segment() {
     let catalog = catalog();
-    catalog
-        .change(|c| c.put_segment(&new_segment(1, [1, 2])))
-        .unwrap();
-    catalog
-        .change(|c| c.put_segment(&new_segment(2, [1, 2])))
-        .unwrap();
+    catalog.change(|c| c.put_segment(&new_segment(1, [1, 2]))).unwrap();
+    catalog.change(|c| c.put_segment(&new_segment(2, [1, 2]))).unwrap();
     catalog.change(|c| c.reclaim(&SegmentId([1; 32]))).unwrap();
     let place = catalog.places(&[ChunkId([99; 32])]).unwrap()[0];
     assert_eq!(place.map(|p| p.segment), Some(SegmentId([2; 32])));
-    assert_eq!(
-        catalog.groups().unwrap().len(),
-        1,
-        "equal holders are one group"
-    );
+    assert_eq!(catalog.groups().unwrap().len(), 1, "equal holders are one group");
 }
 
 #[test]
 fn an_abandoned_segment_becomes_trash_where_it_may_lie() {
     let catalog = catalog();
     let id = SegmentId([1; 32]);
-    let sent = PendingRecord {
-        sent: vec![(0, node(1))],
-        copy: true,
-    };
+    let sent = PendingRecord { sent: vec![(0, node(1))], copy: true };
     catalog.change(|c| c.put_pending(id, &sent)).unwrap();
     catalog.change(|c| c.abandon(&id)).unwrap();
     assert_eq!(catalog.pending().unwrap(), []);

@@ -9,8 +9,8 @@ use images::{ArrayId, NodeId};
 use protocol::identity::{CONTROLLER_NAME, Identity, Role, server_name};
 use protocol::io::credentials::{Credentials, array_id};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType,
 };
 use serde::{Deserialize, Serialize};
 
@@ -74,9 +74,9 @@ impl Secrets {
     pub fn create(name: &str, random: &[u8; 64]) -> Result<Self, AuthorityError> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(Vec::new())?;
-        params
-            .distinguished_name
-            .push(DnType::CommonName, format!("COE array {name}"));
+        // The key's name goes along: two authorities of one name would be mistaken for each other until a signature fails.
+        let tag = NodeId::of_public_key(&key.subject_public_key_info()).short();
+        params.distinguished_name.push(DnType::CommonName, format!("COE array {name} {tag}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let now = SystemTime::now();
@@ -96,23 +96,16 @@ impl Secrets {
     /// # Errors
     /// [`AuthorityError::Secrets`].
     pub fn open(&self) -> Result<Authority, AuthorityError> {
-        let bytes = |text: &str| {
-            BASE64
-                .decode(text.as_bytes())
-                .map_err(|_| AuthorityError::Secrets)
-        };
+        let bytes = |text: &str| BASE64.decode(text.as_bytes()).map_err(|_| AuthorityError::Secrets);
         let certificate = bytes(&self.certificate)?;
         let key = KeyPair::try_from(bytes(&self.key)?).map_err(|_| AuthorityError::Secrets)?;
         let issuer = Issuer::from_ca_cert_der(&certificate.as_slice().into(), key);
-        let owner_key = bytes(&self.owner_key)?
-            .try_into()
-            .map_err(|_| AuthorityError::Secrets)?;
+        let owner_key = bytes(&self.owner_key)?.try_into().map_err(|_| AuthorityError::Secrets)?;
         Ok(Authority {
             array: array_id(&certificate),
             issuer: issuer.map_err(|_| AuthorityError::Secrets)?,
             certificate,
-            array_key: ArrayKey::from_seed(&bytes(&self.array_seed)?)
-                .map_err(|_| AuthorityError::Secrets)?,
+            array_key: ArrayKey::from_seed(&bytes(&self.array_seed)?).map_err(|_| AuthorityError::Secrets)?,
             owner_key: OwnerKey(owner_key),
         })
     }
@@ -131,20 +124,10 @@ impl Authority {
             names.push(CONTROLLER_NAME.into());
         }
         let mut params = CertificateParams::new(names)?;
-        let id = Identity {
-            array: self.array,
-            role,
-            node,
-        }
-        .to_string();
+        let id = Identity { array: self.array, role, node }.to_string();
         params.subject_alt_names.push(SanType::URI(id.try_into()?));
-        params
-            .distinguished_name
-            .push(DnType::CommonName, format!("{role} {node}"));
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.distinguished_name.push(DnType::CommonName, format!("{role} {node}"));
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         let now = SystemTime::now();
         params.not_before = (now - BACKDATE).into();
@@ -157,11 +140,8 @@ impl Authority {
     /// # Errors
     /// [`AuthorityError::Request`].
     pub fn node_of(&self, csr: &[u8]) -> Result<NodeId, AuthorityError> {
-        let request = CertificateSigningRequestParams::from_der(&csr.into())
-            .map_err(AuthorityError::Request)?;
-        Ok(NodeId::of_public_key(
-            &request.public_key.subject_public_key_info(),
-        ))
+        let request = CertificateSigningRequestParams::from_der(&csr.into()).map_err(AuthorityError::Request)?;
+        Ok(NodeId::of_public_key(&request.public_key.subject_public_key_info()))
     }
 
     /// A certificate over the key of a request. Of the request only the key counts; the names are ours.
@@ -169,8 +149,7 @@ impl Authority {
     /// # Errors
     /// [`AuthorityError`].
     pub fn issue(&self, role: Role, csr: &[u8]) -> Result<(NodeId, Vec<u8>), AuthorityError> {
-        let mut request = CertificateSigningRequestParams::from_der(&csr.into())
-            .map_err(AuthorityError::Request)?;
+        let mut request = CertificateSigningRequestParams::from_der(&csr.into()).map_err(AuthorityError::Request)?;
         let node = NodeId::of_public_key(&request.public_key.subject_public_key_info());
         request.params = self.params(role, node)?;
         Ok((node, request.signed_by(&self.issuer)?.der().to_vec()))
@@ -180,20 +159,12 @@ impl Authority {
     ///
     /// # Errors
     /// [`AuthorityError::Issue`].
-    pub fn credentials(
-        &self,
-        role: Role,
-        controller: Vec<String>,
-    ) -> Result<Credentials, AuthorityError> {
+    pub fn credentials(&self, role: Role, controller: Vec<String>) -> Result<Credentials, AuthorityError> {
         let key = KeyPair::generate()?;
         let node = NodeId::of_public_key(&key.subject_public_key_info());
         let certificate = self.params(role, node)?.signed_by(&key, &self.issuer)?;
         Ok(Credentials {
-            identity: Identity {
-                array: self.array,
-                role,
-                node,
-            },
+            identity: Identity { array: self.array, role, node },
             authority: self.certificate.clone(),
             certificate: certificate.der().to_vec(),
             key: key.serialize_der(),
@@ -217,23 +188,13 @@ mod tests {
         let csr = request_certificate(&key).unwrap();
         let (node, certificate) = authority.issue(Role::Stash, &csr).unwrap();
         let identity = tls::identity_of(&certificate, authority.array()).unwrap();
-        assert_eq!(
-            identity,
-            Identity {
-                array: authority.array(),
-                role: Role::Stash,
-                node
-            }
-        );
+        assert_eq!(identity, Identity { array: authority.array(), role: Role::Stash, node });
         assert_eq!(node, authority.node_of(&csr).unwrap());
         assert_eq!(tls::identity_of(&certificate, ArrayId([0; 32])), None);
 
         let mut broken = csr.clone();
         *broken.last_mut().unwrap() ^= 1;
-        assert!(matches!(
-            authority.issue(Role::Stash, &broken),
-            Err(AuthorityError::Request(_))
-        ));
+        assert!(matches!(authority.issue(Role::Stash, &broken), Err(AuthorityError::Request(_))));
         assert!(authority.issue(Role::Stash, b"noise").is_err());
     }
 }

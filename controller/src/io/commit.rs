@@ -27,16 +27,11 @@ impl Committer {
         let (send, receive) = mpsc::channel::<Item>();
         let work = move || {
             while let Ok(first) = receive.recv() {
-                let items = std::iter::once(first)
-                    .chain(receive.try_iter().take(TOGETHER_MAX - 1))
-                    .collect();
+                let items = std::iter::once(first).chain(receive.try_iter().take(TOGETHER_MAX - 1)).collect();
                 commit(&catalog, items);
             }
         };
-        std::thread::Builder::new()
-            .name("catalog".into())
-            .spawn(work)
-            .expect("a thread can be started");
+        std::thread::Builder::new().name("catalog".into()).spawn(work).expect("a thread can be started");
         Self(send)
     }
 
@@ -50,12 +45,7 @@ impl Committer {
     ) -> Result<(), CatalogError> {
         let (done, result) = oneshot::channel();
         let stopped = || CatalogError::Conflict("the controller is stopping".into());
-        self.0
-            .send(Item {
-                work: Box::new(work),
-                done,
-            })
-            .map_err(|_| stopped())?;
+        self.0.send(Item { work: Box::new(work), done }).map_err(|_| stopped())?;
         result.await.map_err(|_| stopped())?
     }
 }
@@ -63,12 +53,8 @@ impl Committer {
 fn commit(catalog: &Catalog, items: Vec<Item>) {
     let together = catalog.change(|change| items.iter().try_for_each(|item| (item.work)(change)));
     match together {
-        Ok(()) => items
-            .into_iter()
-            .for_each(|item| drop(item.done.send(Ok(())))),
+        Ok(()) => items.into_iter().for_each(|item| drop(item.done.send(Ok(())))),
         // One of them failed and took the others along: each for itself.
-        Err(_) => items
-            .into_iter()
-            .for_each(|item| drop(item.done.send(catalog.change(&item.work)))),
+        Err(_) => items.into_iter().for_each(|item| drop(item.done.send(catalog.change(&item.work)))),
     }
 }

@@ -43,6 +43,10 @@ pub struct Controller {
     /// Held to read while a segment is placed, to write while anything is deleted: a deletion that is on its way must not meet
     /// the same fragment being stored again.
     pub deleting: tokio::sync::RwLock<()>,
+    /// One segment is placed once at a time: tries of the same segment wait for each other here.
+    pub placing: [tokio::sync::Mutex<()>; 256],
+    /// Held while an image comes or goes.
+    pub images: tokio::sync::Mutex<()>,
     /// When this process started.
     pub started: Instant,
     /// CPU of encoding.
@@ -58,10 +62,7 @@ pub fn catalog_refusal(error: CatalogError) -> Refusal {
     match error {
         CatalogError::Conflict(what) => Refusal::Invalid(what),
         other => {
-            tracing::error!(
-                error = format!("{:#}", anyhow::Error::new(other)),
-                "catalog failed"
-            );
+            tracing::error!(error = format!("{:#}", anyhow::Error::new(other)), "catalog failed");
             Refusal::Failed("the catalog failed; the controller's log says why".into())
         }
     }
@@ -89,6 +90,8 @@ impl Controller {
             jobs: Jobs::default(),
             settings,
             deleting: tokio::sync::RwLock::default(),
+            placing: std::array::from_fn(|_| tokio::sync::Mutex::default()),
+            images: tokio::sync::Mutex::default(),
             started: Instant::now(),
             encode: protocol::io::stage::Stage::default(),
             directory: Mutex::default(),
@@ -108,10 +111,7 @@ impl Controller {
     /// The catalog's.
     pub fn directory(&self) -> Result<(Epoch, Signed), CatalogError> {
         let epoch = self.catalog.epoch()?;
-        let mut cached = self
-            .directory
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut cached = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((have, signed)) = cached.as_ref().filter(|(have, _)| *have == epoch) {
             return Ok((*have, signed.clone()));
         }
@@ -123,30 +123,14 @@ impl Controller {
             })
         };
         let group = |(id, g): (images::GroupId, crate::catalog::GroupRecord)| {
-            (
-                id,
-                Group {
-                    geometry: g.geometry,
-                    members: g.members,
-                },
-            )
+            (id, Group { geometry: g.geometry, members: g.members })
         };
         let directory = Directory {
             array: self.array(),
             epoch,
-            members: self
-                .catalog
-                .nodes()?
-                .into_iter()
-                .filter_map(stash)
-                .collect(),
+            members: self.catalog.nodes()?.into_iter().filter_map(stash).collect(),
             groups: self.catalog.groups()?.into_iter().map(group).collect(),
-            heads: self
-                .catalog
-                .images()?
-                .into_iter()
-                .map(|(name, image)| (name, image.manifest))
-                .collect(),
+            heads: self.catalog.images()?.into_iter().map(|(name, image)| (name, image.manifest)).collect(),
         };
         let signed = directory.sign(&self.authority.array_key);
         *cached = Some((epoch, signed.clone()));

@@ -38,14 +38,17 @@ impl Fleet {
     /// A fleet that reports every `heartbeat`: three missed reports make a stash away.
     #[must_use]
     pub fn new(heartbeat: Duration) -> Self {
-        Self {
-            patience: heartbeat * 3 + Duration::from_secs(1),
-            pulses: Mutex::default(),
-        }
+        Self { patience: heartbeat * 3 + Duration::from_secs(1), pulses: Mutex::default() }
     }
 
     fn pulses(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeId, Pulse>> {
         self.pulses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long a stash may be silent and still counts as up.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        self.patience
     }
 
     /// A stash was heard.
@@ -77,9 +80,8 @@ impl Fleet {
     /// Free bytes of each stash that is up.
     #[must_use]
     pub fn up(&self) -> BTreeMap<NodeId, u64> {
-        let up = |(&node, pulse): (&NodeId, &Pulse)| {
-            (pulse.at.elapsed() <= self.patience).then_some((node, pulse.free()))
-        };
+        let up =
+            |(&node, pulse): (&NodeId, &Pulse)| (pulse.at.elapsed() <= self.patience).then_some((node, pulse.free()));
         self.pulses().iter().filter_map(up).collect()
     }
 }

@@ -68,26 +68,20 @@ impl Folder {
     /// If there is one already: an authority is never overwritten.
     pub fn create(&self, name: &str, settings: &Settings) -> anyhow::Result<Authority> {
         if self.secrets_file().exists() {
-            bail!(
-                "{} holds an array already; choose another --dir",
-                self.0.display()
-            );
+            bail!("{} holds an array already; choose another --dir", self.0.display());
         }
         create_private_dir(&self.0).with_context(|| format!("create {}", self.0.display()))?;
         let mut random = [0; 64];
-        aws_lc_rs::rand::fill(&mut random)
-            .map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?;
+        aws_lc_rs::rand::fill(&mut random).map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?;
         let secrets = Secrets::create(name, &random)?;
-        write_private(&self.settings_file(), &serde_json::to_vec_pretty(settings)?)
-            .context("write the settings")?;
-        write_private(&self.secrets_file(), &serde_json::to_vec_pretty(&secrets)?)
-            .context("write the secrets")?;
+        write_private(&self.settings_file(), &serde_json::to_vec_pretty(settings)?).context("write the settings")?;
+        write_private(&self.secrets_file(), &serde_json::to_vec_pretty(&secrets)?).context("write the secrets")?;
         Ok(secrets.open()?)
     }
 
     fn read<T: serde::de::DeserializeOwned>(&self, path: &Path) -> anyhow::Result<T> {
-        let bytes = fs::read(path)
-            .with_context(|| format!("read {}: was `coe-controller init` run?", path.display()))?;
+        let bytes =
+            fs::read(path).with_context(|| format!("read {}: was `coe-controller init` run?", path.display()))?;
         serde_json::from_slice(&bytes).with_context(|| format!("understand {}", path.display()))
     }
 

@@ -16,11 +16,7 @@ impl Controller {
     ///
     /// # Errors
     /// [`Refusal::NotFound`].
-    pub fn find_image(
-        &self,
-        name: &str,
-        tag: Option<&str>,
-    ) -> Result<(ImageName, ImageRecord), Refusal> {
+    pub fn find_image(&self, name: &str, tag: Option<&str>) -> Result<(ImageName, ImageRecord), Refusal> {
         let images = self.catalog.images().map_err(catalog_refusal)?;
         let mut of_name = images.into_iter().filter(|(n, _)| n.name() == name);
         let found = match tag {
@@ -39,11 +35,7 @@ impl Controller {
         let (image, record) = self.find_image(&get.name, get.tag.as_deref())?;
         let (_, directory) = self.directory().map_err(catalog_refusal)?;
         tracing::info!(%image, role = %who.role, node = %who.node, "image granted");
-        Ok(ImageGrant {
-            manifest: record.signed,
-            key: record.key,
-            directory,
-        })
+        Ok(ImageGrant { manifest: record.signed, key: record.key, directory })
     }
 
     /// A page of a manifest.
@@ -52,18 +44,14 @@ impl Controller {
     /// [`Refusal::NotFound`].
     pub fn page(&self, get: &GetPage) -> Result<(Page, Bytes), Refusal> {
         let page = self.catalog.page(&get.digest).map_err(catalog_refusal)?;
-        page.map(|bytes| (Page, bytes.into()))
-            .ok_or_else(|| Refusal::NotFound("manifest page".into()))
+        page.map(|bytes| (Page, bytes.into())).ok_or_else(|| Refusal::NotFound("manifest page".into()))
     }
 
     /// How an installation ended.
     pub fn report(&self, who: Identity, report: &Report) -> Reported {
         for (node, what) in &report.lied {
             tracing::warn!(%node, what, "stash returned wrong data");
-            self.liars
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .insert(*node, what.clone());
+            self.liars.lock().unwrap_or_else(PoisonError::into_inner).insert(*node, what.clone());
         }
         match &report.error {
             None => tracing::info!(image = %report.image, by = %who.node, written = report.written,

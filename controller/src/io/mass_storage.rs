@@ -1,12 +1,28 @@
 //! Mass storage: whole sealed segments on the controller's own devices, through `object_store`.
 
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use images::SegmentId;
 use object_store::local::LocalFileSystem;
 use object_store::{ObjectStore, ObjectStoreExt as _, path::Path as ObjectPath};
+
+/// Delete what an interrupted write left: `object_store` writes beside the final name, with a `#`, and renames. Only files from
+/// before this process count.
+fn remove_temporaries(folder: &Path, before: SystemTime) -> std::io::Result<()> {
+    for entry in fs::read_dir(folder)?.flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            remove_temporaries(&path, before)?;
+        } else if entry.file_name().to_string_lossy().contains('#') && entry.metadata()?.modified()? < before {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
 
 /// Mass storage, one device.
 #[derive(Clone)]
@@ -25,9 +41,13 @@ impl MassStorage {
     /// The file system's.
     pub fn folder(path: &Path) -> anyhow::Result<Self> {
         protocol::io::credentials::create_private_dir(path)?;
-        Ok(Self(Arc::new(
-            LocalFileSystem::new_with_prefix(path)?.with_fsync(true),
-        )))
+        let (folder, now) = (path.to_path_buf(), SystemTime::now());
+        std::thread::spawn(move || {
+            if let Err(error) = remove_temporaries(&folder, now) {
+                tracing::warn!(%error, "temporary files on mass storage not removed");
+            }
+        });
+        Ok(Self(Arc::new(LocalFileSystem::new_with_prefix(path)?.with_fsync(true))))
     }
 
     /// Store a segment; durable when this returns.

@@ -14,8 +14,7 @@ use super::unix_s;
 use crate::catalog::{CatalogError, NodeRecord, TicketRecord};
 
 /// Tell a stranger as little as possible: whether a ticket was used or never existed is the admin's business.
-const TICKET_REFUSED: &str =
-    "the ticket is unknown, used or expired: ask for a new one (`coe-ctl token create`)";
+const TICKET_REFUSED: &str = "the ticket is unknown, used or expired: ask for a new one (`coe-ctl token create`)";
 
 impl Controller {
     /// Trade a ticket for a certificate. The ticket is used up in the same transaction that makes the member known.
@@ -30,27 +29,12 @@ impl Controller {
         let granted = role.clone();
         let used = self.committer.change(move |change| {
             let now = unix_s();
-            let ticket = change
-                .ticket(hash)?
-                .filter(|t| t.used_by.is_none() && now < t.expires_unix_s);
+            let ticket = change.ticket(hash)?.filter(|t| t.used_by.is_none() && now < t.expires_unix_s);
             let ticket = ticket.ok_or_else(|| CatalogError::Conflict(TICKET_REFUSED.into()))?;
-            *granted
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(ticket.role);
-            change.put_ticket(
-                hash,
-                &TicketRecord {
-                    used_by: Some(node),
-                    ..ticket
-                },
-            )?;
+            *granted.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(ticket.role);
+            change.put_ticket(hash, &TicketRecord { used_by: Some(node), ..ticket })?;
             if ticket.role == Role::Stash {
-                let record = NodeRecord {
-                    role: ticket.role,
-                    addresses: Vec::new(),
-                    capacity: 0,
-                    joined_unix_s: now,
-                };
+                let record = NodeRecord { role: ticket.role, addresses: Vec::new(), capacity: 0, joined_unix_s: now };
                 change.put_node(node, &record)?;
                 change.bump_epoch()?;
             }
@@ -60,18 +44,11 @@ impl Controller {
             CatalogError::Conflict(why) => Refusal::NotAdmitted(why),
             other => catalog_refusal(other),
         })?;
-        let role = role
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .take();
+        let role = role.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         let role = role.ok_or_else(|| Refusal::NotAdmitted(TICKET_REFUSED.into()))?;
         let (_, certificate) = self.authority.issue(role, &request.csr).map_err(invalid)?;
         tracing::info!(%node, %role, "member joined");
-        Ok(enroll::Enrolled {
-            node,
-            certificate,
-            array_key: self.authority.array_key.public(),
-        })
+        Ok(enroll::Enrolled { node, certificate, array_key: self.authority.array_key.public() })
     }
 
     /// A stash reports.
@@ -84,18 +61,11 @@ impl Controller {
         from: SocketAddr,
         beat: member::Heartbeat,
     ) -> Result<member::HeartbeatAck, Refusal> {
-        let nodes = self.catalog.nodes().map_err(catalog_refusal)?;
-        let (_, known) = nodes
-            .into_iter()
-            .find(|(id, _)| *id == node)
-            .ok_or_else(|| Refusal::NotAdmitted("this stash was removed from the array".into()))?;
+        let known = self.catalog.node(node).map_err(catalog_refusal)?;
+        let known = known.ok_or_else(|| Refusal::NotAdmitted("this stash was removed from the array".into()))?;
         let addresses = vec![SocketAddr::new(from.ip().to_canonical(), beat.port)];
         if known.addresses != addresses || known.capacity != beat.capacity {
-            let record = NodeRecord {
-                addresses: addresses.clone(),
-                capacity: beat.capacity,
-                ..known
-            };
+            let record = NodeRecord { addresses: addresses.clone(), capacity: beat.capacity, ..known };
             let change = self.committer.change(move |change| {
                 change.put_node(node, &record)?;
                 change.bump_epoch()
@@ -107,40 +77,38 @@ impl Controller {
             // Rebuilding comes with repair; until then the loss is at least known.
             tracing::warn!(%node, segment = %fragment.segment, piece = fragment.piece, "stash lost a fragment");
         }
-        let pulse = Pulse {
-            at: Instant::now(),
-            capacity: beat.capacity,
-            used: beat.used,
-            fragments: beat.fragments,
-        };
+        let pulse = Pulse { at: Instant::now(), capacity: beat.capacity, used: beat.used, fragments: beat.fragments };
         self.fleet.heard(node, pulse);
         let (epoch, signed) = self.directory().map_err(catalog_refusal)?;
         let directory = (beat.epoch < epoch).then_some(signed);
-        Ok(member::HeartbeatAck {
-            directory,
-            again_ms: self.settings.heartbeat_ms,
-        })
+        Ok(member::HeartbeatAck { directory, again_ms: self.settings.heartbeat_ms })
+    }
+
+    /// A fresh certificate for a stash whose old one has expired, as after a long holiday: its key, which the request proves, is
+    /// the one that once joined.
+    ///
+    /// # Errors
+    /// If no stash with this key is a member.
+    pub fn renew_expired(&self, request: &member::Renew) -> Result<member::Renewed, Refusal> {
+        let invalid = |e: super::authority::AuthorityError| Refusal::Invalid(e.to_string());
+        let node = self.authority.node_of(&request.csr).map_err(invalid)?;
+        let known = self.catalog.node(node).map_err(catalog_refusal)?.filter(|n| n.role == Role::Stash);
+        let known = known.ok_or_else(|| Refusal::NotAdmitted("no member has this key: join with a ticket".into()))?;
+        let (_, certificate) = self.authority.issue(known.role, &request.csr).map_err(invalid)?;
+        tracing::info!(%node, "expired certificate renewed");
+        Ok(member::Renewed { certificate })
     }
 
     /// A fresh certificate for the key that a member has already.
     ///
     /// # Errors
     /// If the request is for another key.
-    pub fn renew(
-        &self,
-        who: Identity,
-        request: &member::Renew,
-    ) -> Result<member::Renewed, Refusal> {
+    pub fn renew(&self, who: Identity, request: &member::Renew) -> Result<member::Renewed, Refusal> {
         let invalid = |e: super::authority::AuthorityError| Refusal::Invalid(e.to_string());
         if self.authority.node_of(&request.csr).map_err(invalid)? != who.node {
-            return Err(Refusal::Invalid(
-                "a certificate is renewed for the same key only".into(),
-            ));
+            return Err(Refusal::Invalid("a certificate is renewed for the same key only".into()));
         }
-        let (_, certificate) = self
-            .authority
-            .issue(who.role, &request.csr)
-            .map_err(invalid)?;
+        let (_, certificate) = self.authority.issue(who.role, &request.csr).map_err(invalid)?;
         Ok(member::Renewed { certificate })
     }
 }

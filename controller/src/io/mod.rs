@@ -20,7 +20,5 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// Seconds since 1970 by this machine's clock.
 #[must_use]
 pub fn unix_s() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| d.as_secs())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }

@@ -29,44 +29,27 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
     let settings = folder.settings()?;
     let authority = folder.authority()?;
     let member = authority.credentials(Role::Controller, settings.addresses.clone())?;
-    let database = Database::create(folder.catalog_file())
-        .context("open the catalog: does another controller use it?")?;
+    let database =
+        Database::create(folder.catalog_file()).context("open the catalog: does another controller use it?")?;
     let catalog = Arc::new(Catalog::new(database)?);
-    let mass_storage = MassStorage::folder(&folder.path().join(&settings.mass_storage))
-        .context("open mass storage")?;
-    let server = tls::server(
-        &member,
-        tls::Admit::Strangers,
-        &[tls::ALPN_MEMBER, tls::ALPN_ENROLL],
-    )?;
+    let mass_storage = MassStorage::folder(&folder.path().join(&settings.mass_storage)).context("open mass storage")?;
+    let server = tls::server(&member, tls::Admit::Strangers, &[tls::ALPN_MEMBER, tls::ALPN_ENROLL])?;
     let client = tls::client(&member, tls::ALPN_MEMBER)?;
     let endpoint = endpoint::server(settings.listen, server, client)
         .with_context(|| format!("listen on UDP {}", settings.listen))?;
     let pool = Arc::new(Pool::new(endpoint.clone()));
     let listen = settings.listen;
-    let controller = Arc::new(Controller::new(
-        authority,
-        catalog,
-        mass_storage,
-        pool,
-        settings,
-    ));
+    let controller = Arc::new(Controller::new(authority, catalog, mass_storage, pool, settings));
     controller.pool.learn(&protocol::directory::Directory::open(
         &controller.directory()?.1,
         controller.array(),
         &controller.authority.array_key.public(),
     )?);
-    let https = api::Server::bind(listen, &member)
-        .await
-        .with_context(|| format!("listen on TCP {listen}"))?;
+    let https = api::Server::bind(listen, &member).await.with_context(|| format!("listen on TCP {listen}"))?;
     tracing::info!(array = %controller.array(), %listen, "controller serves");
 
     tokio::spawn(controller.clone().sweep_regularly());
-    tokio::spawn(renew(
-        controller.clone(),
-        endpoint.clone(),
-        https.acceptor(),
-    ));
+    tokio::spawn(renew(controller.clone(), endpoint.clone(), https.acceptor()));
     let array = controller.array();
     let for_api = controller.clone();
     let serve = rpc::serve(endpoint.clone(), array, move |peer, request, body| {
@@ -89,15 +72,10 @@ async fn renew(controller: Arc<Controller>, endpoint: quinn::Endpoint, acceptor:
         tokio::time::sleep(RENEW_EVERY).await;
         let renewed = (|| -> anyhow::Result<()> {
             let addresses = controller.settings.addresses.clone();
-            let member = controller
-                .authority
-                .credentials(Role::Controller, addresses)?;
-            let server = tls::server(
-                &member,
-                tls::Admit::Strangers,
-                &[tls::ALPN_MEMBER, tls::ALPN_ENROLL],
-            )?;
+            let member = controller.authority.credentials(Role::Controller, addresses)?;
+            let server = tls::server(&member, tls::Admit::Strangers, &[tls::ALPN_MEMBER, tls::ALPN_ENROLL])?;
             endpoint.set_server_config(Some(endpoint::server_config(server)));
+            controller.pool.renew(endpoint::client_config(tls::client(&member, tls::ALPN_MEMBER)?));
             acceptor.renew(&member)
         })();
         match renewed {
@@ -110,31 +88,25 @@ async fn renew(controller: Arc<Controller>, endpoint: quinn::Endpoint, acceptor:
 async fn answer(controller: &Arc<Controller>, peer: Peer, request: Request, body: Bytes) -> Answer {
     let Some(who) = peer.identity else {
         return match request {
-            Request::Enroll(enroll) => {
-                Answer::to::<enroll::Enroll>(controller.enroll(enroll).await)
-            }
+            Request::Enroll(enroll) => Answer::to::<enroll::Enroll>(controller.enroll(enroll).await),
+            Request::Renew(renew) => Answer::to::<member::Renew>(controller.renew_expired(&renew)),
             _ => Answer::refuse(Refusal::NotAdmitted("a certificate is needed".into())),
         };
     };
     match request {
-        Request::Heartbeat(beat) => Answer::to::<member::Heartbeat>(
-            controller.heartbeat(who.node, peer.address, beat).await,
-        ),
+        Request::Heartbeat(beat) => {
+            Answer::to::<member::Heartbeat>(controller.heartbeat(who.node, peer.address, beat).await)
+        }
         Request::Renew(renew) => Answer::to::<member::Renew>(controller.renew(who, &renew)),
         Request::Begin(begin) => Answer::to::<publish::Begin>(controller.begin(begin)),
         Request::Have(have) => Answer::to::<publish::Have>(controller.have(&have)),
-        Request::PutSegment(put) => {
-            Answer::to::<publish::PutSegment>(controller.put_segment(put, body).await)
-        }
+        Request::PutSegment(put) => Answer::to::<publish::PutSegment>(controller.put_segment(put, body).await),
         Request::PutRuns(put) => Answer::to::<publish::PutRuns>(controller.put_runs(put)),
         Request::PutSpans(put) => Answer::to::<publish::PutSpans>(controller.put_spans(put)),
         Request::Finish(finish) => Answer::to::<publish::Finish>(controller.finish(finish).await),
         Request::GetImage(get) => Answer::to::<image::GetImage>(controller.grant(who, &get)),
         Request::GetPage(get) => Answer::with_body::<image::GetPage>(controller.page(&get)),
         Request::Report(report) => Answer::to::<image::Report>(Ok(controller.report(who, &report))),
-        other => Answer::refuse(Refusal::Invalid(format!(
-            "a controller does not answer {}",
-            other.name()
-        ))),
+        other => Answer::refuse(Refusal::Invalid(format!("a controller does not answer {}", other.name()))),
     }
 }

@@ -14,8 +14,8 @@ use images::{GroupId, SegmentId, fragment};
 use protocol::limits::{DRAFT_PAGE_SEGMENTS_MAX, HAVE_MAX};
 use protocol::message::Refusal;
 use protocol::message::publish::{
-    Accepted, Begin, Begun, DraftSegment, Finish, Have, Known, Layout, Published, PutRuns,
-    PutSegment, PutSpans, SegmentStored,
+    Accepted, Begin, Begun, DraftSegment, Finish, Have, Known, Layout, Published, PutRuns, PutSegment, PutSpans,
+    SegmentStored,
 };
 
 use super::controller::{Controller, catalog_refusal};
@@ -49,10 +49,7 @@ impl Sessions {
     fn with<T>(&self, id: u64, work: impl FnOnce(&mut Session) -> T) -> Result<T, Refusal> {
         let mut sessions = self.lock();
         let session = sessions.get_mut(&id).ok_or_else(|| {
-            Refusal::Unavailable(
-                "this publication was interrupted: publish again, and it goes on where it was"
-                    .into(),
-            )
+            Refusal::Unavailable("this publication was interrupted: publish again, and it goes on where it was".into())
         })?;
         session.last_word = Instant::now();
         Ok(work(session))
@@ -75,13 +72,10 @@ impl Controller {
         let images = self.catalog.images().map_err(catalog_refusal)?;
         let tags = || images.iter().filter(|(n, _)| n.name() == begin.name);
         let tag = begin.tag.unwrap_or_else(|| {
-            let highest = tags()
-                .filter_map(|(n, _)| n.tag().parse::<u64>().ok())
-                .max();
+            let highest = tags().filter_map(|(n, _)| n.tag().parse::<u64>().ok()).max();
             (highest.unwrap_or(0) + 1).to_string()
         });
-        let image =
-            ImageName::new(&begin.name, &tag).map_err(|e| Refusal::Invalid(e.to_string()))?;
+        let image = ImageName::new(&begin.name, &tag).map_err(|e| Refusal::Invalid(e.to_string()))?;
         if images.iter().any(|(n, _)| *n == image) {
             return Err(Refusal::Exists(image.to_string()));
         }
@@ -89,14 +83,10 @@ impl Controller {
             return Err(Refusal::Invalid("an image of more than 64 TiB".into()));
         }
         let up = self.fleet.up().len();
-        let geometry = begin
-            .geometry
-            .or_else(|| geometry::for_fleet(up))
-            .ok_or_else(|| {
-                Refusal::Unavailable(
-                    "no stash is up: start some with `coe-stash serve`, see `coe-ctl nodes`".into(),
-                )
-            })?;
+        let fleet = self.fleet_size(up)?;
+        let geometry = begin.geometry.or_else(|| geometry::for_fleet(fleet)).ok_or_else(|| {
+            Refusal::Unavailable("no stash is up: start some with `coe-stash serve`, see `coe-ctl nodes`".into())
+        })?;
         if geometry.pieces() > up {
             return Err(Refusal::Unavailable(format!(
                 "{geometry} needs {} stashes, {up} are up: see `coe-ctl nodes`",
@@ -119,12 +109,43 @@ impl Controller {
                 spans: BTreeMap::new(),
             },
         );
-        Ok(Begun {
-            session,
-            image,
-            geometry,
-            owner_key: self.authority.owner_key.clone(),
-        })
+        Ok(Begun { session, image, geometry, owner_key: self.authority.owner_key.clone() })
+    }
+
+    /// Number of stashes that a geometry is for. Right after a start most have not reported yet, and what is up now says nothing.
+    fn fleet_size(&self, up: usize) -> Result<usize, Refusal> {
+        let known = self.catalog.nodes().map_err(catalog_refusal)?.len();
+        if up < known && self.started.elapsed() < self.fleet.patience() {
+            return Err(Refusal::Unavailable(format!(
+                "the controller has just started and has heard {up} of {known} stashes: try again in some seconds"
+            )));
+        }
+        Ok(up)
+    }
+
+    /// An image that nobody could install must not be called published: what it shares with others may have lost its holders.
+    /// The answer is the number of shared segments that are protected less than this publication asked for.
+    fn check_readable(&self, session: &Session) -> Result<u64, Refusal> {
+        let (groups, up) = (self.catalog.groups().map_err(catalog_refusal)?, self.fleet.up());
+        let (mut unreadable, mut weaker) = (0, 0);
+        for segment in session.runs.values().flatten() {
+            let record = self.catalog.segment(&segment.id).map_err(catalog_refusal)?;
+            let found = record.and_then(|r| Some((groups.get(&r.group)?, r.on_mass_storage)));
+            let readable = found
+                .as_ref()
+                .is_some_and(|(g, _)| g.members.iter().filter(|m| up.contains_key(m)).count() >= g.geometry.data());
+            unreadable += u64::from(!readable);
+            weaker += u64::from(found.is_some_and(|(g, copied)| {
+                g.geometry.parity() < session.geometry.parity() || (session.layout == Layout::Mirror && !copied)
+            }));
+        }
+        if unreadable > 0 {
+            return Err(Refusal::Unavailable(format!(
+                "{unreadable} segments that this image shares with earlier ones cannot be read now: start their stashes \
+                 (`coe-ctl verify` names them), then publish again"
+            )));
+        }
+        Ok(weaker)
     }
 
     /// Which chunks are there.
@@ -134,80 +155,46 @@ impl Controller {
     pub fn have(&self, have: &Have) -> Result<Known, Refusal> {
         self.sessions.with(have.session, |_| ())?;
         if have.chunks.len() > HAVE_MAX {
-            return Err(Refusal::Invalid(format!(
-                "more than {HAVE_MAX} chunks in one question"
-            )));
+            return Err(Refusal::Invalid(format!("more than {HAVE_MAX} chunks in one question")));
         }
-        Ok(Known {
-            places: self.catalog.places(&have.chunks).map_err(catalog_refusal)?,
-        })
+        Ok(Known { places: self.catalog.places(&have.chunks).map_err(catalog_refusal)? })
     }
 
     /// Take a segment: on mass storage and on every holder before it is acknowledged.
     ///
     /// # Errors
     /// If the bytes are not what they are called, or it cannot be made durable.
-    pub async fn put_segment(
-        self: &Arc<Self>,
-        put: PutSegment,
-        sealed: Bytes,
-    ) -> Result<SegmentStored, Refusal> {
-        let (geometry, layout) = self
-            .sessions
-            .with(put.session, |s| (s.geometry, s.layout))?;
+    pub async fn put_segment(self: &Arc<Self>, put: PutSegment, sealed: Bytes) -> Result<SegmentStored, Refusal> {
+        let (geometry, layout) = self.sessions.with(put.session, |s| (s.geometry, s.layout))?;
         let data_len: u64 = put.chunks.iter().map(|(_, len)| u64::from(*len)).sum();
         if data_len != u64::from(put.data_len) {
-            return Err(Refusal::Invalid(
-                "chunk lengths do not add up to the segment".into(),
-            ));
+            return Err(Refusal::Invalid("chunk lengths do not add up to the segment".into()));
         }
         let id = put.id;
         let for_split = sealed.clone();
         let controller = self.clone();
         let split = tokio::task::spawn_blocking(move || {
             controller.encode.run(for_split.len(), || {
-                (SegmentId::of(&for_split) == id)
-                    .then(|| fragment::split(&Codec::new(geometry), id, &for_split))
+                (SegmentId::of(&for_split) == id).then(|| fragment::split(&Codec::new(geometry), id, &for_split))
             })
         });
-        let pieces = split
-            .await
-            .map_err(|_| Refusal::Failed("encode the segment".into()))?;
-        let pieces =
-            pieces.ok_or_else(|| Refusal::Invalid(format!("the bytes are not segment {id}")))?;
-        if self
-            .catalog
-            .trash()
-            .map_err(catalog_refusal)?
-            .iter()
-            .any(|key| key.segment() == id)
-        {
+        let pieces = split.await.map_err(|_| Refusal::Failed("encode the segment".into()))?;
+        let pieces = pieces.ok_or_else(|| Refusal::Invalid(format!("the bytes are not segment {id}")))?;
+        if self.catalog.trash().map_err(catalog_refusal)?.iter().any(|key| key.segment() == id) {
             self.empty_trash().await;
         }
+        let _alone = self.placing[usize::from(id.0[0])].lock().await;
         let _placing = self.deleting.read().await;
-        if self
-            .catalog
-            .segment(&id)
-            .map_err(catalog_refusal)?
-            .is_some()
-        {
-            return Ok(SegmentStored {
-                sent: 0,
-                replaced: 0,
-            });
+        if self.catalog.segment(&id).map_err(catalog_refusal)?.is_some() {
+            return Ok(SegmentStored { sent: 0, replaced: 0 });
         }
         let mirror = layout == Layout::Mirror;
         let copy = async {
             if !mirror {
                 return Ok(());
             }
-            let intent = PendingRecord {
-                sent: Vec::new(),
-                copy: true,
-            };
-            let written = self
-                .committer
-                .change(move |change| change.put_pending(id, &intent));
+            let intent = PendingRecord { sent: Vec::new(), copy: true };
+            let written = self.committer.change(move |change| change.put_pending(id, &intent));
             written.await.map_err(catalog_refusal)?;
             let stored = self.mass_storage.put(&id, sealed.clone()).await;
             stored.map_err(|e| Refusal::Failed(format!("mass storage: {e}")))
@@ -237,10 +224,7 @@ impl Controller {
         });
         stored.await.map_err(catalog_refusal)?;
         self.sessions.with(put.session, |_| ())?;
-        Ok(SegmentStored {
-            sent: spread.sent,
-            replaced: spread.replaced,
-        })
+        Ok(SegmentStored { sent: spread.sent, replaced: spread.replaced })
     }
 
     /// Take part of the draft.
@@ -250,13 +234,9 @@ impl Controller {
     pub fn put_runs(&self, put: PutRuns) -> Result<Accepted, Refusal> {
         let runs: usize = put.segments.iter().map(|s| s.runs.len()).sum();
         if put.segments.len() > DRAFT_PAGE_SEGMENTS_MAX || runs > PAGE_RUNS_MAX {
-            return Err(Refusal::Invalid(
-                "a draft page with too many segments or runs".into(),
-            ));
+            return Err(Refusal::Invalid("a draft page with too many segments or runs".into()));
         }
-        self.sessions.with(put.session, |s| {
-            drop(s.runs.insert(put.index, put.segments))
-        })?;
+        self.sessions.with(put.session, |s| drop(s.runs.insert(put.index, put.segments)))?;
         Ok(Accepted)
     }
 
@@ -268,8 +248,7 @@ impl Controller {
         if put.spans.len() > images::limits::PAGE_SPANS_MAX {
             return Err(Refusal::Invalid("a draft page with too many spans".into()));
         }
-        self.sessions
-            .with(put.session, |s| drop(s.spans.insert(put.index, put.spans)))?;
+        self.sessions.with(put.session, |s| drop(s.spans.insert(put.index, put.spans)))?;
         Ok(Accepted)
     }
 
@@ -279,28 +258,20 @@ impl Controller {
     /// If the draft is incomplete or wrong, or the name was taken meanwhile.
     pub async fn finish(self: &Arc<Self>, finish: Finish) -> Result<Published, Refusal> {
         let complete = self.sessions.with(finish.session, |s| {
-            let all = |have: usize, last: Option<u32>, want: u32| {
-                have == want as usize && last.is_none_or(|l| l + 1 == want)
-            };
-            all(
-                s.runs.len(),
-                s.runs.keys().next_back().copied(),
-                finish.run_pages,
-            ) && all(
-                s.spans.len(),
-                s.spans.keys().next_back().copied(),
-                finish.span_pages,
-            )
+            let all =
+                |have: usize, last: Option<u32>, want: u32| have == want as usize && last.is_none_or(|l| l + 1 == want);
+            all(s.runs.len(), s.runs.keys().next_back().copied(), finish.run_pages)
+                && all(s.spans.len(), s.spans.keys().next_back().copied(), finish.span_pages)
         })?;
         if !complete {
             return Err(Refusal::Invalid("the draft is incomplete".into()));
         }
         let session = self.sessions.lock().remove(&finish.session);
-        let session = session
-            .ok_or_else(|| Refusal::Unavailable("this publication was interrupted".into()))?;
+        let session = session.ok_or_else(|| Refusal::Unavailable("this publication was interrupted".into()))?;
         let mut random = [0; 32];
-        aws_lc_rs::rand::fill(&mut random)
-            .map_err(|_| Refusal::Failed("no random bytes".into()))?;
+        aws_lc_rs::rand::fill(&mut random).map_err(|_| Refusal::Failed("no random bytes".into()))?;
+        let _images = self.images.lock().await;
+        let weaker = self.check_readable(&session)?;
         let draft = Draft {
             array: self.array(),
             image: session.image,
@@ -312,6 +283,7 @@ impl Controller {
             in_use: finish.in_use,
             run_pages: session.runs.into_values().collect(),
             span_pages: session.spans.into_values().collect(),
+            weaker,
             key: ManifestKey(random),
         };
         let controller = self.clone();
@@ -323,10 +295,7 @@ impl Controller {
             Ok(())
         });
         done.await.map_err(catalog_refusal)?;
-        let result = published
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let result = published.lock().unwrap_or_else(PoisonError::into_inner).take();
         let result = result.ok_or_else(|| Refusal::Failed("publishing".into()))?;
         tracing::info!(image = %result.image, segments = result.segments, sealed = result.sealed, "published");
         Ok(result)

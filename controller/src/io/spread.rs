@@ -30,21 +30,12 @@ impl Controller {
     ///
     /// # Errors
     /// If too few stashes are up.
-    pub fn members_for(
-        &self,
-        segment: SegmentId,
-        geometry: Geometry,
-        piece_len: u64,
-    ) -> Result<Vec<NodeId>, Refusal> {
+    pub fn members_for(&self, segment: SegmentId, geometry: Geometry, piece_len: u64) -> Result<Vec<NodeId>, Refusal> {
         let mut up = self.fleet.up();
         let trash = self.catalog.trash().map_err(catalog_refusal)?;
         for key in trash {
             // What is still to be deleted at a member must not be stored there again before it is.
-            if let TrashKey::Fragment {
-                node,
-                segment: dead,
-                ..
-            } = key
+            if let TrashKey::Fragment { node, segment: dead, .. } = key
                 && dead == segment
             {
                 up.remove(&node);
@@ -54,29 +45,17 @@ impl Controller {
         let fitting = || groups.iter().filter(|(_, g)| g.geometry == geometry);
         let known = fitting().count() >= groups_wanted(up.len(), geometry);
         let group = known
-            .then(|| {
-                least_used(
-                    fitting().map(|(id, g)| (*id, g.members.as_slice(), g.segments)),
-                    &up,
-                    piece_len,
-                )
-            })
+            .then(|| least_used(fitting().map(|(id, g)| (*id, g.members.as_slice(), g.segments)), &up, piece_len))
             .flatten();
         let mut loads: BTreeMap<NodeId, u32> = BTreeMap::new();
         for member in groups.values().flat_map(|g| &g.members) {
             *loads.entry(*member).or_default() += 1;
         }
-        let candidate = |(&node, &free): (&NodeId, &u64)| Candidate {
-            node,
-            free,
-            groups: loads.get(&node).copied().unwrap_or(0),
-        };
+        let candidate =
+            |(&node, &free): (&NodeId, &u64)| Candidate { node, free, groups: loads.get(&node).copied().unwrap_or(0) };
         let ranked = choose(up.iter().map(candidate).collect(), piece_len);
         let mut members = group.map_or_else(Vec::new, |id| groups[&id].members.clone());
-        let others: Vec<NodeId> = ranked
-            .into_iter()
-            .filter(|n| !members.contains(n))
-            .collect();
+        let others: Vec<NodeId> = ranked.into_iter().filter(|n| !members.contains(n)).collect();
         members.extend(others);
         if members.len() < geometry.pieces() {
             let (need, have) = (geometry.pieces(), members.len());
@@ -92,11 +71,7 @@ impl Controller {
     ///
     /// # Errors
     /// [`Refusal::Unavailable`] if members run out.
-    pub async fn spread(
-        &self,
-        segment: SegmentId,
-        pieces: &[(FragmentHeader, Bytes)],
-    ) -> Result<Spread, Refusal> {
+    pub async fn spread(&self, segment: SegmentId, pieces: &[(FragmentHeader, Bytes)]) -> Result<Spread, Refusal> {
         let Some((first, _)) = pieces.first() else {
             return Err(Refusal::Invalid("a segment without pieces".into()));
         };
@@ -109,13 +84,8 @@ impl Controller {
         loop {
             let next: Vec<Send> = std::iter::from_fn(|| placement.poll_send()).collect();
             if !next.is_empty() {
-                let intent = PendingRecord {
-                    sent: next.iter().map(|s| (s.piece, s.node)).collect(),
-                    copy: true,
-                };
-                let written = self
-                    .committer
-                    .change(move |change| change.put_pending(segment, &intent));
+                let intent = PendingRecord { sent: next.iter().map(|s| (s.piece, s.node)).collect(), copy: true };
+                let written = self.committer.change(move |change| change.put_pending(segment, &intent));
                 written.await.map_err(catalog_refusal)?;
             }
             for send in next {
@@ -125,10 +95,7 @@ impl Controller {
                 sends.spawn(async move {
                     let put = async {
                         let connection = pool.get(send.node).await?;
-                        let message = store::PutFragment {
-                            owner: store::OWNER_IMAGES,
-                            header,
-                        };
+                        let message = store::PutFragment { owner: store::OWNER_IMAGES, header };
                         rpc::call(&connection, message, &[payload]).await.map(drop)
                     };
                     (send, put.await)
@@ -136,14 +103,8 @@ impl Controller {
             }
             let deadline = match placement.outcome() {
                 Outcome::Durable(holders) => {
-                    holders
-                        .iter()
-                        .for_each(|&node| self.fleet.took(node, piece_len));
-                    return Ok(Spread {
-                        holders,
-                        sent,
-                        replaced: placement.replaced() as u32,
-                    });
+                    holders.iter().for_each(|&node| self.fleet.took(node, piece_len));
+                    return Ok(Spread { holders, sent, replaced: placement.replaced() as u32 });
                 }
                 Outcome::Short { confirmed, failed } => {
                     return Err(short(pieces.len(), confirmed, &failed));

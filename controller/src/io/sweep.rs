@@ -14,7 +14,7 @@ use protocol::message::{Refusal, store};
 
 use super::controller::{Controller, catalog_refusal};
 use super::unix_s;
-use crate::catalog::{CatalogError, TrashKey};
+use crate::catalog::{CatalogError, SegmentRecord, TrashKey};
 
 /// How often the controller looks for something to clean.
 const EVERY: Duration = Duration::from_secs(60);
@@ -22,6 +22,8 @@ const EVERY: Duration = Duration::from_secs(60);
 const DELETE_WITHIN: Duration = Duration::from_secs(30);
 /// Fragments in one request.
 const DELETE_TOGETHER: usize = 1024;
+/// Segments in one transaction.
+const CHANGE_TOGETHER: usize = 512;
 
 /// What a sweep did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,21 +57,22 @@ impl Controller {
         if !self.sessions.any() {
             let _deleting = self.deleting.write().await;
             let before = unix_s().saturating_sub(keep_s);
-            for (id, _) in self.catalog.pending().map_err(catalog_refusal)? {
-                self.committer
-                    .change(move |change| change.abandon(&id))
-                    .await
-                    .map_err(catalog_refusal)?;
-                swept.segments += 1;
+            let pending = self.catalog.pending().map_err(catalog_refusal)?;
+            let pending: Vec<SegmentId> = pending.into_iter().map(|(id, _)| id).collect();
+            let old = |record: &SegmentRecord| record.references == 0 && record.stored_unix_s <= before;
+            let segments = self.catalog.segments().map_err(catalog_refusal)?;
+            let unused: Vec<SegmentId> = segments.into_iter().filter(|(_, r)| old(r)).map(|(id, _)| id).collect();
+            swept.segments = (pending.len() + unused.len()) as u64;
+            for some in pending.chunks(CHANGE_TOGETHER) {
+                let some = some.to_vec();
+                let abandon = self.committer.change(move |change| some.iter().try_for_each(|id| change.abandon(id)));
+                abandon.await.map_err(catalog_refusal)?;
             }
-            for (id, record) in self.catalog.segments().map_err(catalog_refusal)? {
-                if record.references == 0 && record.stored_unix_s <= before {
-                    let reclaim = self
-                        .committer
-                        .change(move |change| change.reclaim(&id).map(drop));
-                    reclaim.await.map_err(catalog_refusal)?;
-                    swept.segments += 1;
-                }
+            for some in unused.chunks(CHANGE_TOGETHER) {
+                let some = some.to_vec();
+                let reclaim =
+                    self.committer.change(move |change| some.iter().try_for_each(|id| change.reclaim(id).map(drop)));
+                reclaim.await.map_err(catalog_refusal)?;
             }
         }
         let before = self.catalog.trash().map_err(catalog_refusal)?.len() as u64;
@@ -77,12 +80,7 @@ impl Controller {
         swept.waiting = self.catalog.trash().map_err(catalog_refusal)?.len() as u64;
         swept.deleted = before.saturating_sub(swept.waiting);
         if swept != Swept::default() {
-            tracing::info!(
-                segments = swept.segments,
-                deleted = swept.deleted,
-                waiting = swept.waiting,
-                "swept"
-            );
+            tracing::info!(segments = swept.segments, deleted = swept.deleted, waiting = swept.waiting, "swept");
         }
         Ok(swept)
     }
@@ -95,21 +93,18 @@ impl Controller {
         };
         let up = self.fleet.up();
         let mut by_node: BTreeMap<NodeId, Vec<FragmentId>> = BTreeMap::new();
+        let mut copies = Vec::new();
         for key in trash {
             match key {
-                TrashKey::Copy { segment } => self.delete_copy(segment).await,
-                TrashKey::Fragment {
-                    node,
-                    segment,
-                    piece,
-                } if up.contains_key(&node) => {
-                    by_node
-                        .entry(node)
-                        .or_default()
-                        .push(FragmentId { segment, piece });
+                TrashKey::Copy { segment } => copies.push(segment),
+                TrashKey::Fragment { node, segment, piece } if up.contains_key(&node) => {
+                    by_node.entry(node).or_default().push(FragmentId { segment, piece });
                 }
                 TrashKey::Fragment { .. } => {}
             }
+        }
+        for some in copies.chunks(CHANGE_TOGETHER) {
+            self.delete_copies(some).await;
         }
         for (node, fragments) in by_node {
             for some in fragments.chunks(DELETE_TOGETHER) {
@@ -121,36 +116,27 @@ impl Controller {
         }
     }
 
-    async fn delete_copy(&self, segment: SegmentId) {
-        match self.mass_storage.delete(&segment).await {
-            Ok(()) => {
-                let gone = TrashKey::Copy { segment };
-                let _ = self
-                    .committer
-                    .change(move |change| change.remove_trash(&gone))
-                    .await;
+    async fn delete_copies(&self, segments: &[SegmentId]) {
+        let mut gone = Vec::with_capacity(segments.len());
+        for &segment in segments {
+            match self.mass_storage.delete(&segment).await {
+                Ok(()) => gone.push(TrashKey::Copy { segment }),
+                Err(error) => tracing::warn!(%segment, %error, "copy on mass storage not deleted"),
             }
-            Err(error) => tracing::warn!(%segment, %error, "copy on mass storage not deleted"),
+        }
+        let forget = self.committer.change(move |change| gone.iter().try_for_each(|key| change.remove_trash(key)));
+        if let Err(error) = forget.await {
+            tracing::warn!(%error, "deletions not recorded, they are done again");
         }
     }
 
     async fn delete_at(&self, node: NodeId, fragments: &[FragmentId]) -> anyhow::Result<()> {
         let connection = self.pool.get(node).await?;
-        let message = store::DeleteFragments {
-            fragments: fragments.to_vec(),
-        };
+        let message = store::DeleteFragments { fragments: fragments.to_vec() };
         tokio::time::timeout(DELETE_WITHIN, rpc::call(&connection, message, &[])).await??;
-        let gone: Vec<TrashKey> = fragments
-            .iter()
-            .map(|f| TrashKey::Fragment {
-                node,
-                segment: f.segment,
-                piece: f.piece,
-            })
-            .collect();
-        self.committer
-            .change(move |change| gone.iter().try_for_each(|key| change.remove_trash(key)))
-            .await?;
+        let gone: Vec<TrashKey> =
+            fragments.iter().map(|f| TrashKey::Fragment { node, segment: f.segment, piece: f.piece }).collect();
+        self.committer.change(move |change| gone.iter().try_for_each(|key| change.remove_trash(key))).await?;
         Ok(())
     }
 
@@ -159,38 +145,25 @@ impl Controller {
     /// # Errors
     /// [`Refusal::NotFound`], or the catalog's.
     pub async fn remove_image(&self, image: &ImageName) -> Result<Swept, Refusal> {
+        let _images = self.images.lock().await;
         let (_, record) = self.find_image(image.name(), Some(image.tag()))?;
         let root = Self::root(&record.signed).map_err(catalog_refusal)?;
         let mut others = std::collections::BTreeSet::new();
         for (name, other) in self.catalog.images().map_err(catalog_refusal)? {
             if name != *image {
                 let root = Self::root(&other.signed).map_err(catalog_refusal)?;
-                others.extend(
-                    root.segment_pages
-                        .iter()
-                        .chain(&root.span_pages)
-                        .map(|p| p.digest),
-                );
+                others.extend(root.segment_pages.iter().chain(&root.span_pages).map(|p| p.digest));
             }
         }
         let mut segments = Vec::new();
         for (index, page) in root.segment_pages.iter().enumerate() {
-            let page = self
-                .segment_page(&page.digest, index as u32, root.disk_len)
-                .map_err(catalog_refusal)?;
+            let page = self.segment_page(&page.digest, index as u32, root.disk_len).map_err(catalog_refusal)?;
             segments.extend(page.segments.iter().map(|s| s.id));
         }
-        let pages: Vec<[u8; 32]> = root
-            .segment_pages
-            .iter()
-            .chain(&root.span_pages)
-            .map(|p| p.digest)
-            .collect();
+        let pages: Vec<[u8; 32]> = root.segment_pages.iter().chain(&root.span_pages).map(|p| p.digest).collect();
         let pages: Vec<[u8; 32]> = pages.into_iter().filter(|p| !others.contains(p)).collect();
         let name = image.clone();
-        let removed = self
-            .committer
-            .change(move |change| change.remove_image(&name, &pages, &segments));
+        let removed = self.committer.change(move |change| change.remove_image(&name, &pages, &segments));
         removed.await.map_err(catalog_refusal)?;
         tracing::info!(%image, "image removed");
         self.sweep(0).await
@@ -200,18 +173,9 @@ impl Controller {
     ///
     /// # Errors
     /// If it is missing or damaged.
-    pub fn segment_page(
-        &self,
-        digest: &[u8; 32],
-        index: u32,
-        disk_len: u64,
-    ) -> Result<SegmentPage, CatalogError> {
-        let damaged =
-            |what: &str| CatalogError::Conflict(format!("a page of the manifest is {what}"));
-        let bytes = self
-            .catalog
-            .page(digest)?
-            .ok_or_else(|| damaged("missing"))?;
+    pub fn segment_page(&self, digest: &[u8; 32], index: u32, disk_len: u64) -> Result<SegmentPage, CatalogError> {
+        let damaged = |what: &str| CatalogError::Conflict(format!("a page of the manifest is {what}"));
+        let bytes = self.catalog.page(digest)?.ok_or_else(|| damaged("missing"))?;
         SegmentPage::decode(&bytes, index, disk_len).map_err(|_| damaged("damaged"))
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{Cursor, Read as _};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bao::decode::SliceDecoder;
 use images::fragment::FragmentId;
@@ -20,6 +21,8 @@ use crate::catalog::{GroupRecord, SegmentRecord};
 
 /// Bytes that a holder proves of each piece: one BLAKE3 chunk group; where they lie is random.
 const PROVE_LEN: u32 = 4096;
+/// How long a holder may take: one with a hung disk keeps its connection alive and never answers.
+const PROVE_WITHIN: Duration = Duration::from_secs(30);
 /// Proofs under way.
 const TOGETHER: usize = 32;
 /// Problems that are listed one by one; the rest is counted.
@@ -93,11 +96,7 @@ impl Controller {
     ///
     /// # Errors
     /// If there is no such image.
-    pub fn start_verify(
-        self: &Arc<Self>,
-        image: Option<ImageName>,
-        deep: bool,
-    ) -> Result<u64, Refusal> {
+    pub fn start_verify(self: &Arc<Self>, image: Option<ImageName>, deep: bool) -> Result<u64, Refusal> {
         let wanted = image.map(|image| self.segments_of(&image)).transpose()?;
         let job = random_u64() >> 12; // fits a JSON number
         self.jobs.update(job, |_| {});
@@ -117,9 +116,7 @@ impl Controller {
         let root = Self::root(&record.signed).map_err(catalog_refusal)?;
         let mut segments = BTreeSet::new();
         for (index, page) in root.segment_pages.iter().enumerate() {
-            let page = self
-                .segment_page(&page.digest, index as u32, root.disk_len)
-                .map_err(catalog_refusal)?;
+            let page = self.segment_page(&page.digest, index as u32, root.disk_len).map_err(catalog_refusal)?;
             segments.extend(page.segments.iter().map(|s| s.id));
         }
         Ok(segments)
@@ -133,10 +130,8 @@ impl Controller {
     ) -> Result<(), Refusal> {
         let segments = self.catalog.segments().map_err(catalog_refusal)?;
         let groups: Arc<BTreeMap<_, _>> = Arc::new(self.catalog.groups().map_err(catalog_refusal)?);
-        let chosen: Vec<_> = segments
-            .into_iter()
-            .filter(|(id, _)| wanted.as_ref().is_none_or(|w| w.contains(id)))
-            .collect();
+        let chosen: Vec<_> =
+            segments.into_iter().filter(|(id, _)| wanted.as_ref().is_none_or(|w| w.contains(id))).collect();
         self.jobs.update(job, |v| v.segments = chosen.len() as u64);
         let slots = Arc::new(Semaphore::new(TOGETHER));
         let mut tasks = JoinSet::new();
@@ -149,9 +144,7 @@ impl Controller {
             };
             let controller = self.clone();
             tasks.spawn(async move {
-                controller
-                    .verify_segment(job, id, &record, &group, deep)
-                    .await;
+                controller.verify_segment(job, id, &record, &group, deep).await;
                 drop(slot);
             });
         }
@@ -159,14 +152,7 @@ impl Controller {
         Ok(())
     }
 
-    async fn verify_segment(
-        &self,
-        job: u64,
-        id: SegmentId,
-        record: &SegmentRecord,
-        group: &GroupRecord,
-        deep: bool,
-    ) {
+    async fn verify_segment(&self, job: u64, id: SegmentId, record: &SegmentRecord, group: &GroupRecord, deep: bool) {
         let mut problems = Vec::new();
         let mut proven = 0;
         for (piece, &node) in group.members.iter().enumerate() {
@@ -184,12 +170,7 @@ impl Controller {
         if record.on_mass_storage {
             match self.check_copy(&id, record, deep).await {
                 Ok(()) => copies = 1,
-                Err(what) => problems.push(Problem {
-                    segment: id.to_string(),
-                    piece: None,
-                    node: None,
-                    what,
-                }),
+                Err(what) => problems.push(Problem { segment: id.to_string(), piece: None, node: None, what }),
             }
         }
         let readable = proven >= group.geometry.data() || copies == 1;
@@ -219,12 +200,9 @@ impl Controller {
         let offset = random_u64() % payload_len.max(1);
         let fragment = FragmentId { segment, piece };
         let connection = self.pool.get(node).await.map_err(|e| e.to_string())?;
-        let message = store::Prove {
-            fragment,
-            offset: offset as u32,
-            len: PROVE_LEN,
-        };
-        let slice = match rpc::call(&connection, message, &[]).await {
+        let message = store::Prove { fragment, offset: offset as u32, len: PROVE_LEN };
+        let proof = tokio::time::timeout(PROVE_WITHIN, rpc::call(&connection, message, &[])).await;
+        let slice = match proof.map_err(|_| "its holder did not answer".to_string())? {
             Ok((_, slice)) => slice,
             Err(CallError::Refused(Refusal::NotFound(_))) => {
                 return Err("its holder does not have it".into());
@@ -234,9 +212,7 @@ impl Controller {
         let digest = blake3::Hash::from(record.fragments[usize::from(piece)].0);
         let mut range = Vec::new();
         let decoder = SliceDecoder::new(Cursor::new(slice), &digest, offset, PROVE_LEN.into());
-        let read = { decoder }
-            .take(u64::from(PROVE_LEN))
-            .read_to_end(&mut range);
+        let read = { decoder }.take(u64::from(PROVE_LEN)).read_to_end(&mut range);
         let expected = (payload_len - offset).min(PROVE_LEN.into());
         match read {
             Ok(len) if len as u64 == expected => Ok(()),
@@ -244,12 +220,7 @@ impl Controller {
         }
     }
 
-    async fn check_copy(
-        &self,
-        id: &SegmentId,
-        record: &SegmentRecord,
-        deep: bool,
-    ) -> Result<(), String> {
+    async fn check_copy(&self, id: &SegmentId, record: &SegmentRecord, deep: bool) -> Result<(), String> {
         if !deep {
             let len = self.mass_storage.len(id).await.map_err(|e| e.to_string())?;
             return match len {
@@ -258,15 +229,7 @@ impl Controller {
                 Some(_) => Err("has a wrong length on mass storage".into()),
             };
         }
-        let bytes = self
-            .mass_storage
-            .get(id)
-            .await
-            .map_err(|_| "missing on mass storage".to_string())?;
-        if SegmentId::of(&bytes) == *id {
-            Ok(())
-        } else {
-            Err("damaged on mass storage".into())
-        }
+        let bytes = self.mass_storage.get(id).await.map_err(|_| "missing on mass storage".to_string())?;
+        if SegmentId::of(&bytes) == *id { Ok(()) } else { Err("damaged on mass storage".into()) }
     }
 }

@@ -124,6 +124,8 @@ pub struct Outcome {
     pub spread: u64,
     /// Holders that did not confirm and were replaced.
     pub replaced: u64,
+    /// Segments shared with earlier images that are protected less than was asked for.
+    pub weaker: u64,
     /// Seconds from start to end.
     pub took_s: f64,
     /// CPU seconds of this process.
@@ -136,11 +138,7 @@ pub struct Outcome {
 ///
 /// # Errors
 /// For a person: what is wrong with the source, the array or the connection. What was sent stays, and the next try goes on there.
-pub async fn publish(
-    connection: &Connection,
-    order: Order,
-    progress: Arc<Progress>,
-) -> anyhow::Result<Outcome> {
+pub async fn publish(connection: &Connection, order: Order, progress: Arc<Progress>) -> anyhow::Result<Outcome> {
     let (start, cpu_before) = (Instant::now(), process_cpu());
     let shown = order.source.display().to_string();
     let disk = Arc::new(DiskFile::open(&order.source).with_context(|| format!("open {shown}"))?);
@@ -168,10 +166,7 @@ pub async fn publish(
     };
     let (batches, reading) = reader::start(disk.clone(), stages.clone(), progress.clone());
     let entries = sender.run(batches).await;
-    let spans = reading
-        .await
-        .context("read the source")?
-        .with_context(|| format!("read {shown}"));
+    let spans = reading.await.context("read the source")?.with_context(|| format!("read {shown}"));
     // A reader that failed ends the resolver early without an error of its own.
     let (spans, entries) = (spans?, entries?);
     if let Some(checksum) = checksum {
@@ -205,6 +200,7 @@ pub async fn publish(
         new_segments: load(&progress.segments),
         spread: load(&progress.spread),
         replaced: load(&progress.replaced),
+        weaker: published.weaker,
         took_s: start.elapsed().as_secs_f64(),
         cpu_s: (process_cpu() - cpu_before).as_secs_f64(),
         stages: StageReports {

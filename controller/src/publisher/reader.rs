@@ -46,15 +46,7 @@ pub(super) fn start(
     progress: Arc<Progress>,
 ) -> (mpsc::Receiver<Batch>, JoinHandle<io::Result<Vec<Span>>>) {
     let (send, receive) = mpsc::channel(BATCHES);
-    let handle = tokio::task::spawn_blocking(move || {
-        Reader {
-            disk,
-            stages,
-            progress,
-            send,
-        }
-        .run()
-    });
+    let handle = tokio::task::spawn_blocking(move || Reader { disk, stages, progress, send }.run());
     (receive, handle)
 }
 
@@ -86,20 +78,14 @@ impl Reader {
                 let end = (at / READ_LEN as u64 + 1) * READ_LEN as u64;
                 let bytes = &mut buffer[..(end.min(range.end) - at) as usize];
                 let extents: Vec<_> = self.stages.read.run(bytes.len(), || {
-                    self.disk
-                        .read_exact_at(at, bytes)
-                        .map(|()| extent::in_use(bytes).collect())
+                    self.disk.read_exact_at(at, bytes).map(|()| extent::in_use(bytes).collect())
                 })?;
                 for extent in extents {
                     let (offset, data) = (at + extent.start as u64, &bytes[extent]);
                     self.progress.in_use.fetch_add(data.len() as u64, Relaxed);
-                    self.stages
-                        .hash
-                        .run(data.len(), || spans.push(offset, data));
+                    self.stages.hash.run(data.len(), || spans.push(offset, data));
                     self.stages.chunk.run(data.len(), || {
-                        chunker.push(offset, data, &mut |chunk| {
-                            filling.push(chunk.disk_offset, chunk.bytes)
-                        });
+                        chunker.push(offset, data, &mut |chunk| filling.push(chunk.disk_offset, chunk.bytes));
                     });
                     if filling.data.len() >= BATCH_LEN && !self.hand_over(&mut filling) {
                         return Ok(Vec::new());
@@ -125,23 +111,13 @@ impl Reader {
         let chunks = self.stages.hash.run(0, || {
             let hash = |(disk_offset, len): (u64, u32)| {
                 let id = ChunkId::of(&data[start as usize..(start + len) as usize]);
-                let chunk = BatchChunk {
-                    id,
-                    disk_offset,
-                    start,
-                    len,
-                };
+                let chunk = BatchChunk { id, disk_offset, start, len };
                 start += len;
                 chunk
             };
             places.into_iter().map(hash).collect()
         });
-        self.send
-            .blocking_send(Batch {
-                chunks,
-                data: data.into(),
-            })
-            .is_ok()
+        self.send.blocking_send(Batch { chunks, data: data.into() }).is_ok()
     }
 }
 

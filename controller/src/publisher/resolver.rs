@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use images::keys::OwnerKey;
@@ -23,6 +24,9 @@ const QUESTIONS: usize = 3;
 /// Segments between sealing and durable, beyond those that cores seal: what keeps the wire, the stashes' disks and the catalog
 /// busy at the same time. Four megabytes of memory each.
 const ON_THE_WIRE: usize = 10;
+
+/// How often the controller hears of a publication that has nothing to say.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
 /// A segment of the image and where its bytes go.
 pub(super) struct Entry {
@@ -63,11 +67,7 @@ impl Draft {
     }
 
     fn place(&mut self, number: usize, chunk: &BatchChunk, offset: u32) {
-        let run = Run {
-            disk_offset: chunk.disk_offset,
-            segment_offset: offset,
-            len: chunk.len,
-        };
+        let run = Run { disk_offset: chunk.disk_offset, segment_offset: offset, len: chunk.len };
         let runs = &mut self.runs[number];
         if !runs.last_mut().is_some_and(|last| last.merge(&run)) {
             runs.push(run);
@@ -77,10 +77,7 @@ impl Draft {
 
 impl Sender {
     /// Resolve all batches. When this returns, every segment that an entry names is durable.
-    pub(super) async fn run(
-        self,
-        mut batches: mpsc::Receiver<Batch>,
-    ) -> anyhow::Result<Vec<Entry>> {
+    pub(super) async fn run(self, mut batches: mpsc::Receiver<Batch>) -> anyhow::Result<Vec<Entry>> {
         let mut draft = Draft::default();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let slots = Arc::new(Semaphore::new(cores + ON_THE_WIRE));
@@ -90,7 +87,13 @@ impl Sender {
         let mut open = true;
         while open || !questions.is_empty() {
             if open && questions.len() < QUESTIONS {
-                match batches.recv().await {
+                let Ok(received) = tokio::time::timeout(KEEP_ALIVE, batches.recv()).await else {
+                    // Nothing but zeros for a long time: the controller must not think that nobody is there.
+                    let alive = Have { session: self.session, chunks: Vec::new() };
+                    rpc::call(&self.connection, alive, &[]).await?;
+                    continue;
+                };
+                match received {
                     Some(batch) => {
                         let answer = self.ask(&batch);
                         questions.push_back((batch, answer));
@@ -121,40 +124,20 @@ impl Sender {
             let (number, id) = done.context("seal a segment")??;
             draft.names.insert(number, id);
         }
-        let Draft {
-            runs,
-            known,
-            mut names,
-            ..
-        } = draft;
+        let Draft { runs, known, mut names, .. } = draft;
         names.extend(known.into_iter().map(|(id, number)| (number, id)));
-        let entry = |(number, runs): (usize, Vec<Run>)| Entry {
-            id: names[&number],
-            runs,
-        };
+        let entry = |(number, runs): (usize, Vec<Run>)| Entry { id: names[&number], runs };
         Ok(runs.into_iter().enumerate().map(entry).collect())
     }
 
     fn ask(&self, batch: &Batch) -> Answer {
         let chunks = batch.chunks.iter().map(|c| c.id).collect();
-        let (connection, have) = (
-            self.connection.clone(),
-            Have {
-                session: self.session,
-                chunks,
-            },
-        );
+        let (connection, have) = (self.connection.clone(), Have { session: self.session, chunks });
         tokio::spawn(async move { Ok(rpc::call(&connection, have, &[]).await?.0.places) })
     }
 
     /// Find a chunk's place, or pack it; a segment that is full comes back.
-    fn take(
-        &self,
-        draft: &mut Draft,
-        batch: &Batch,
-        chunk: &BatchChunk,
-        place: Option<ChunkPlace>,
-    ) -> Option<Full> {
+    fn take(&self, draft: &mut Draft, batch: &Batch, chunk: &BatchChunk, place: Option<ChunkPlace>) -> Option<Full> {
         self.progress.chunks.fetch_add(1, Relaxed);
         // First: the array may have learnt this publication's own segments meanwhile, and one segment is one entry.
         if let Some(&(number, offset)) = draft.own.get(&chunk.id) {
@@ -172,9 +155,7 @@ impl Sender {
             return None;
         }
         let bytes = &batch.data[chunk.start as usize..(chunk.start + chunk.len) as usize];
-        let full = (!draft.packer.fits(bytes.len()))
-            .then(|| seal_off(draft))
-            .flatten();
+        let full = (!draft.packer.fits(bytes.len())).then(|| seal_off(draft)).flatten();
         let number = match draft.packing {
             Some(number) => number,
             None => *draft.packing.insert(draft.runs.len()),
@@ -182,10 +163,7 @@ impl Sender {
         if number == draft.runs.len() {
             draft.number();
         }
-        let offset = self
-            .stages
-            .pack
-            .run(bytes.len(), || draft.packer.push(bytes));
+        let offset = self.stages.pack.run(bytes.len(), || draft.packer.push(bytes));
         draft.packed.push((chunk.id, chunk.len));
         draft.own.insert(chunk.id, (number, offset));
         draft.place(number, chunk, offset);
@@ -209,27 +187,14 @@ impl Sender {
         let progress = self.progress.clone();
         uploads.spawn(async move {
             let sealing = sealers.acquire_owned().await?;
-            let Full {
-                number,
-                plain,
-                chunks,
-            } = full;
+            let Full { number, plain, chunks } = full;
             let len = plain.data.len();
-            let sealed = tokio::task::spawn_blocking(move || {
-                stages
-                    .seal
-                    .run(len, || segment::seal(plain, &owner_key, level))
-            });
+            let sealed =
+                tokio::task::spawn_blocking(move || stages.seal.run(len, || segment::seal(plain, &owner_key, level)));
             let sealed = sealed.await.context("seal a segment")?;
             drop(sealing);
             let (id, sealed_len) = (sealed.id, sealed.bytes.len() as u64);
-            let put = PutSegment {
-                session,
-                id,
-                key: sealed.key,
-                data_len: sealed.data_len,
-                chunks,
-            };
+            let put = PutSegment { session, id, key: sealed.key, data_len: sealed.data_len, chunks };
             let (stored, _) = rpc::call(&connection, put, &[sealed.bytes.into()]).await?;
             progress.sealed.fetch_add(sealed_len, Relaxed);
             progress.segments.fetch_add(1, Relaxed);
@@ -250,9 +215,5 @@ struct Full {
 
 fn seal_off(draft: &mut Draft) -> Option<Full> {
     let number = draft.packing.take()?;
-    Some(Full {
-        number,
-        plain: draft.packer.take(),
-        chunks: std::mem::take(&mut draft.packed),
-    })
+    Some(Full { number, plain: draft.packer.take(), chunks: std::mem::take(&mut draft.packed) })
 }

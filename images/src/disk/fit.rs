@@ -18,30 +18,19 @@ pub struct Patch {
 ///
 /// # Errors
 /// If the image has no readable GPT, or the disk is smaller than the image.
-pub fn fit_gpt(
-    image: &dyn ReadAt,
-    sector: SectorSize,
-    disk_len: u64,
-) -> Result<Vec<Patch>, DiskError> {
+pub fn fit_gpt(image: &dyn ReadAt, sector: SectorSize, disk_len: u64) -> Result<Vec<Patch>, DiskError> {
     let no_gpt = || DiskError::damaged(Table::Gpt, "there is none to fit");
     let found = headers(image, sector)?.ok_or_else(no_gpt)?;
     let healthy = found.primary.is_some() && found.backup.is_some();
+    let found_backup = found.backup.is_some();
     let (header, entries) = found.primary.or(found.backup).ok_or_else(no_gpt)?;
     if disk_len < image.len() {
-        return Err(DiskError::Truncated {
-            table: Table::Gpt,
-            needed: image.len(),
-            have: disk_len,
-        });
+        return Err(DiskError::Truncated { table: Table::Gpt, needed: image.len(), have: disk_len });
     }
     let bytes = sector.bytes();
     let last = disk_len / bytes - 1;
     let is_primary = header.my_lba() == 1;
-    let old_last = if is_primary {
-        header.alternate_lba()
-    } else {
-        header.my_lba()
-    };
+    let old_last = if is_primary { header.alternate_lba() } else { header.my_lba() };
     if healthy && old_last == last {
         return Ok(Vec::new());
     }
@@ -51,30 +40,15 @@ pub fn fit_gpt(
     let backup = header.placed(last, 1, backup_entries, backup_entries - 1);
 
     let mut patches = Vec::new();
-    if old_last < backup_entries {
+    if found_backup && old_last < backup_entries {
         // The old backup must go: tools that scan for headers would find two.
         let len = (header.entries_sectors() + 1) * bytes;
-        patches.push(Patch {
-            offset: (old_last + 1) * bytes - len,
-            bytes: vec![0; len as usize],
-        });
+        patches.push(Patch { offset: (old_last + 1) * bytes - len, bytes: vec![0; len as usize] });
     }
-    patches.push(Patch {
-        offset: backup_entries * bytes,
-        bytes: entries.clone(),
-    });
-    patches.push(Patch {
-        offset: last * bytes,
-        bytes: backup.to_sector(),
-    });
-    patches.push(Patch {
-        offset: primary_entries * bytes,
-        bytes: entries,
-    });
-    patches.push(Patch {
-        offset: bytes,
-        bytes: primary.to_sector(),
-    });
+    patches.push(Patch { offset: backup_entries * bytes, bytes: entries.clone() });
+    patches.push(Patch { offset: last * bytes, bytes: backup.to_sector() });
+    patches.push(Patch { offset: primary_entries * bytes, bytes: entries });
+    patches.push(Patch { offset: bytes, bytes: primary.to_sector() });
     patches.extend(protective_mbr(image, last)?);
     Ok(patches)
 }
@@ -89,8 +63,5 @@ fn protective_mbr(image: &dyn ReadAt, last: u64) -> Result<Option<Patch>, DiskEr
         return Ok(None);
     }
     sector[458..462].copy_from_slice(&u32::try_from(last).unwrap_or(u32::MAX).to_le_bytes());
-    Ok(Some(Patch {
-        offset: 0,
-        bytes: sector,
-    }))
+    Ok(Some(Patch { offset: 0, bytes: sector }))
 }

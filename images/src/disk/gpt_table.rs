@@ -4,9 +4,7 @@ use gpt::GptConfig;
 use gpt::disk::LogicalBlockSize;
 
 use super::header::{Probe, RawHeader};
-use super::{
-    Cursor, Damage, DiskError, Layout, Partition, ReadAt, SectorSize, Table, check_partitions,
-};
+use super::{Cursor, Damage, DiskError, Layout, Partition, ReadAt, SectorSize, Table, check_partitions};
 
 /// The primary and backup header with their entries; `None` for one that is unreadable.
 pub(super) struct Headers {
@@ -32,17 +30,11 @@ pub(super) fn headers(disk: &dyn ReadAt, sector: SectorSize) -> Result<Option<He
         let needed = header.last_usable().max(header.alternate_lba()) + 1;
         if needed > sectors {
             let bytes = sector.bytes();
-            return Err(DiskError::Truncated {
-                table: Table::Gpt,
-                needed: needed * bytes,
-                have: disk.len(),
-            });
+            return Err(DiskError::Truncated { table: Table::Gpt, needed: needed * bytes, have: disk.len() });
         }
     }
     // A file may be longer than the disk it holds; then the primary says where its backup is.
-    let backup_lba = primary
-        .as_ref()
-        .map_or(sectors - 1, |(header, _)| header.alternate_lba());
+    let backup_lba = primary.as_ref().map_or(sectors - 1, |(header, _)| header.alternate_lba());
     let backup = good(backup_lba)?;
     Ok((primary.is_some() || backup.is_some()).then_some(Headers { primary, backup }))
 }
@@ -64,37 +56,20 @@ pub(super) fn read(disk: &dyn ReadAt, sector: SectorSize) -> Result<Option<Layou
         .map_err(|e| DiskError::damaged(Table::Gpt, e.to_string()))?;
     let mut partitions = Vec::new();
     for (&number, entry) in table.partitions() {
-        let len = entry
-            .last_lba
-            .checked_sub(entry.first_lba)
-            .map(|sectors| sectors.saturating_add(1));
+        let len = entry.last_lba.checked_sub(entry.first_lba).map(|sectors| sectors.saturating_add(1));
         let bytes = |sectors: u64| sectors.checked_mul(sector.bytes());
         let (Some(offset), Some(len)) = (bytes(entry.first_lba), len.and_then(bytes)) else {
-            return Err(DiskError::damaged(
-                Table::Gpt,
-                format!("partition {number} ends before it starts"),
-            ));
+            return Err(DiskError::damaged(Table::Gpt, format!("partition {number} ends before it starts")));
         };
         let kind = entry.part_type_guid.guid.to_string();
-        partitions.push(Partition {
-            number,
-            offset,
-            len,
-            kind,
-            name: entry.name.clone(),
-        });
+        partitions.push(Partition { number, offset, len, kind, name: entry.name.clone() });
     }
     let damage = match (&headers.primary, &headers.backup) {
         (None, _) => Some(Damage::PrimaryGpt),
         (_, None) => Some(Damage::BackupGpt),
         _ => None,
     };
-    let layout = Layout {
-        table: Table::Gpt,
-        sector_size: sector,
-        partitions,
-        damage,
-    };
+    let layout = Layout { table: Table::Gpt, sector_size: sector, partitions, damage };
     check_partitions(&layout, disk.len())?;
     Ok(Some(layout))
 }
@@ -112,10 +87,7 @@ fn gone(disk: &dyn ReadAt, sector: SectorSize) -> Result<Option<Layout>, DiskErr
         disk.read_exact_at(sector.bytes(), &mut signature)?;
     }
     if &signature == b"EFI PART" {
-        return Err(DiskError::damaged(
-            Table::Gpt,
-            "neither the primary nor the backup has a good checksum",
-        ));
+        return Err(DiskError::damaged(Table::Gpt, "neither the primary nor the backup has a good checksum"));
     }
     Ok(None)
 }

@@ -30,19 +30,13 @@ pub(super) enum Probe {
 
 impl RawHeader {
     pub(super) fn probe(disk: &dyn ReadAt, sector: SectorSize, lba: u64) -> io::Result<Probe> {
-        let Some(offset) = lba
-            .checked_mul(sector.bytes())
-            .filter(|at| at + sector.bytes() <= disk.len())
-        else {
+        let Some(offset) = lba.checked_mul(sector.bytes()).filter(|at| at + sector.bytes() <= disk.len()) else {
             return Ok(Probe::Absent);
         };
         let mut bytes = [0; HEADER_LEN];
         disk.read_exact_at(offset, &mut bytes)?;
         let header = Self { bytes, sector };
-        if &bytes[..8] != SIGNATURE
-            || header.word(12) as usize != HEADER_LEN
-            || header.word(16) != header.crc()
-        {
+        if &bytes[..8] != SIGNATURE || header.word(12) as usize != HEADER_LEN || header.word(16) != header.crc() {
             return Ok(Probe::Absent);
         }
         if header.my_lba() != lba {
@@ -66,12 +60,7 @@ impl RawHeader {
     }
 
     fn word(&self, at: usize) -> u32 {
-        u32::from_le_bytes([
-            self.bytes[at],
-            self.bytes[at + 1],
-            self.bytes[at + 2],
-            self.bytes[at + 3],
-        ])
+        u32::from_le_bytes([self.bytes[at], self.bytes[at + 1], self.bytes[at + 2], self.bytes[at + 3]])
     }
 
     fn long(&self, at: usize) -> u64 {
@@ -119,10 +108,7 @@ impl RawHeader {
     /// The entry array, if it lies on the disk and matches its checksum.
     pub(super) fn read_entries(&self, disk: &dyn ReadAt) -> io::Result<Option<Vec<u8>>> {
         let offset = self.entries_lba() * self.sector.bytes();
-        if offset
-            .checked_add(self.entries_len() as u64)
-            .is_none_or(|end| end > disk.len())
-        {
+        if offset.checked_add(self.entries_len() as u64).is_none_or(|end| end > disk.len()) {
             return Ok(None);
         }
         let mut entries = vec![0; self.entries_len()];
@@ -131,13 +117,7 @@ impl RawHeader {
     }
 
     /// The same header for another place, with its checksum.
-    pub(super) fn placed(
-        &self,
-        my_lba: u64,
-        alternate_lba: u64,
-        entries_lba: u64,
-        last_usable: u64,
-    ) -> Self {
+    pub(super) fn placed(&self, my_lba: u64, alternate_lba: u64, entries_lba: u64, last_usable: u64) -> Self {
         let mut new = self.clone();
         new.bytes[24..32].copy_from_slice(&my_lba.to_le_bytes());
         new.bytes[32..40].copy_from_slice(&alternate_lba.to_le_bytes());

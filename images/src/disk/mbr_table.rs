@@ -20,12 +20,7 @@ fn entries(sector: &[u8; 512]) -> [Entry; 4] {
     std::array::from_fn(|i| {
         let e = &sector[446 + 16 * i..462 + 16 * i];
         let word = |at: usize| u32::from_le_bytes([e[at], e[at + 1], e[at + 2], e[at + 3]]);
-        Entry {
-            active: e[0],
-            kind: e[4],
-            first: word(8),
-            sectors: word(12),
-        }
+        Entry { active: e[0], kind: e[4], first: word(8), sectors: word(12) }
     })
 }
 
@@ -38,22 +33,14 @@ fn is_file_system(sector: &[u8; 512]) -> bool {
 }
 
 /// The MBR of a disk, or `None` where there is none.
-pub(super) fn read(
-    disk: &dyn ReadAt,
-    candidates: &[SectorSize],
-) -> Result<Option<Layout>, DiskError> {
+pub(super) fn read(disk: &dyn ReadAt, candidates: &[SectorSize]) -> Result<Option<Layout>, DiskError> {
     let mut first = [0; 512];
     if disk.len() < 512 {
         return Ok(None);
     }
     disk.read_exact_at(0, &mut first)?;
-    let used: Vec<Entry> = entries(&first)
-        .into_iter()
-        .filter(|e| e.kind != 0)
-        .collect();
-    let plausible = used
-        .iter()
-        .all(|e| matches!(e.active, 0 | 0x80) && e.first > 0 && e.sectors > 0);
+    let used: Vec<Entry> = entries(&first).into_iter().filter(|e| e.kind != 0).collect();
+    let plausible = used.iter().all(|e| matches!(e.active, 0 | 0x80) && e.first > 0 && e.sectors > 0);
     if first[510..] != [0x55, 0xAA] || is_file_system(&first) || used.is_empty() || !plausible {
         return Ok(None);
     }
@@ -74,22 +61,13 @@ pub(super) fn read(
             name: String::new(),
         })
         .collect();
-    let layout = Layout {
-        table: Table::Mbr,
-        sector_size: sector,
-        partitions,
-        damage: None,
-    };
+    let layout = Layout { table: Table::Mbr, sector_size: sector, partitions, damage: None };
     check_partitions(&layout, disk.len())?;
     Ok(Some(layout))
 }
 
 /// An MBR does not say what its sectors are. The right size is the one at which partitions start with something.
-fn guess_sector_size(
-    disk: &dyn ReadAt,
-    used: &[Entry],
-    candidates: &[SectorSize],
-) -> Result<SectorSize, DiskError> {
+fn guess_sector_size(disk: &dyn ReadAt, used: &[Entry], candidates: &[SectorSize]) -> Result<SectorSize, DiskError> {
     let mut best = (0, candidates[0]);
     for &size in candidates {
         let mut hits = 0;
@@ -113,32 +91,19 @@ fn check_chain(disk: &dyn ReadAt, sector: SectorSize, extended: &Entry) -> Resul
     let damaged = |what: &str| DiskError::damaged(Table::Mbr, what);
     let mut relative = 0u32;
     for _ in 0..LOGICAL_MAX {
-        let lba = extended
-            .first
-            .checked_add(relative)
-            .ok_or_else(|| damaged("logical partitions out of range"))?;
+        let lba = extended.first.checked_add(relative).ok_or_else(|| damaged("logical partitions out of range"))?;
         let offset = u64::from(lba) * sector.bytes();
         if offset + 512 > disk.len() {
-            return Err(DiskError::Truncated {
-                table: Table::Mbr,
-                needed: offset + 512,
-                have: disk.len(),
-            });
+            return Err(DiskError::Truncated { table: Table::Mbr, needed: offset + 512, have: disk.len() });
         }
         let mut bytes = [0; 512];
         disk.read_exact_at(offset, &mut bytes)?;
         if bytes[510..] != [0x55, 0xAA] {
             // An empty extended partition needs no record; anything later must be one.
-            return if relative == 0 {
-                Ok(())
-            } else {
-                Err(damaged("a logical partition's record is missing"))
-            };
+            return if relative == 0 { Ok(()) } else { Err(damaged("a logical partition's record is missing")) };
         }
         let [partition, next, ..] = entries(&bytes);
-        let end = lba
-            .checked_add(partition.first)
-            .and_then(|start| start.checked_add(partition.sectors));
+        let end = lba.checked_add(partition.first).and_then(|start| start.checked_add(partition.sectors));
         end.ok_or_else(|| damaged("a logical partition is out of range"))?;
         if next.first == 0 {
             return Ok(());

@@ -28,16 +28,14 @@ pub trait ReadAt {
     fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
 }
 
-impl ReadAt for [u8] {
+impl ReadAt for Vec<u8> {
     fn len(&self) -> u64 {
-        <[u8]>::len(self) as u64
+        self.as_slice().len() as u64
     }
 
     fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let from = usize::try_from(offset).map_err(|_| io::ErrorKind::UnexpectedEof)?;
-        let to = from
-            .checked_add(buffer.len())
-            .ok_or(io::ErrorKind::UnexpectedEof)?;
+        let to = from.checked_add(buffer.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
         buffer.copy_from_slice(self.get(from..to).ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
@@ -138,9 +136,7 @@ pub enum DiskError {
     #[error("read the partition table")]
     Read(#[from] io::Error),
     /// The table speaks of more bytes than there are.
-    #[error(
-        "the image is truncated: its {table} partition table needs {needed} bytes, and there are {have}"
-    )]
+    #[error("the image is truncated: its {table} partition table needs {needed} bytes, and there are {have}")]
     Truncated {
         /// Which table.
         table: Table,
@@ -161,10 +157,7 @@ pub enum DiskError {
 
 impl DiskError {
     fn damaged(table: Table, what: impl Into<String>) -> Self {
-        Self::Damaged {
-            table,
-            what: what.into(),
-        }
+        Self::Damaged { table, what: what.into() }
     }
 }
 
@@ -172,10 +165,7 @@ impl DiskError {
 ///
 /// # Errors
 /// [`DiskError`] for a truncated image and for a table that contradicts itself: guessing would copy the damage.
-pub fn read_layout(
-    disk: &dyn ReadAt,
-    sector_size: Option<SectorSize>,
-) -> Result<Layout, DiskError> {
+pub fn read_layout(disk: &dyn ReadAt, sector_size: Option<SectorSize>) -> Result<Layout, DiskError> {
     let candidates = sector_size.map_or(vec![SectorSize::B512, SectorSize::B4096], |s| vec![s]);
     for &size in &candidates {
         if let Some(layout) = gpt_table::read(disk, size)? {
@@ -185,12 +175,7 @@ pub fn read_layout(
     if let Some(layout) = mbr_table::read(disk, &candidates)? {
         return Ok(layout);
     }
-    Ok(Layout {
-        table: Table::None,
-        sector_size: candidates[0],
-        partitions: Vec::new(),
-        damage: None,
-    })
+    Ok(Layout { table: Table::None, sector_size: candidates[0], partitions: Vec::new(), damage: None })
 }
 
 fn check_partitions(layout: &Layout, disk_len: u64) -> Result<(), DiskError> {
@@ -199,19 +184,12 @@ fn check_partitions(layout: &Layout, disk_len: u64) -> Result<(), DiskError> {
     for p in &by_place {
         let end = p.offset.saturating_add(p.len);
         if end > disk_len {
-            return Err(DiskError::Truncated {
-                table: layout.table,
-                needed: end,
-                have: disk_len,
-            });
+            return Err(DiskError::Truncated { table: layout.table, needed: end, have: disk_len });
         }
     }
     for pair in by_place.windows(2) {
         if pair[0].offset + pair[0].len > pair[1].offset {
-            let what = format!(
-                "partitions {} and {} overlap",
-                pair[0].number, pair[1].number
-            );
+            let what = format!("partitions {} and {} overlap", pair[0].number, pair[1].number);
             return Err(DiskError::damaged(layout.table, what));
         }
     }
@@ -233,9 +211,7 @@ impl std::fmt::Debug for Cursor<'_> {
 impl Read for Cursor<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let left = self.disk.len().saturating_sub(self.at);
-        let len = buffer
-            .len()
-            .min(usize::try_from(left).unwrap_or(usize::MAX));
+        let len = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
         self.disk.read_exact_at(self.at, &mut buffer[..len])?;
         self.at += len as u64;
         Ok(len)

@@ -56,10 +56,7 @@ impl ImageName {
     /// If either has a character that is not allowed.
     pub fn new(name: &str, tag: &str) -> Result<Self, ImageNameError> {
         if Self::is_valid_part(name) && Self::is_valid_part(tag) {
-            Ok(Self {
-                name: name.into(),
-                tag: tag.into(),
-            })
+            Ok(Self { name: name.into(), tag: tag.into() })
         } else {
             Err(ImageNameError(format!("{name}:{tag}")))
         }
@@ -87,9 +84,7 @@ impl std::fmt::Display for ImageName {
 impl std::str::FromStr for ImageName {
     type Err = ImageNameError;
     fn from_str(text: &str) -> Result<Self, ImageNameError> {
-        let (name, tag) = text
-            .split_once(':')
-            .ok_or_else(|| ImageNameError(text.into()))?;
+        let (name, tag) = text.split_once(':').ok_or_else(|| ImageNameError(text.into()))?;
         Self::new(name, tag)
     }
 }
@@ -120,10 +115,7 @@ impl PageRef {
     /// Name a page.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
-        Self {
-            digest: *blake3::hash(bytes).as_bytes(),
-            len: bytes.len() as u32,
-        }
+        Self { digest: *blake3::hash(bytes).as_bytes(), len: bytes.len() as u32 }
     }
 
     /// Whether these are the bytes that were named.
@@ -187,10 +179,7 @@ impl Root {
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let root: Self = wire::decode_canonical(bytes, ROOT_LEN_MAX)?;
         if root.disk_len > IMAGE_LEN_MAX {
-            return Err(DecodeError::TooLong {
-                len: root.disk_len as usize,
-                limit: IMAGE_LEN_MAX as usize,
-            });
+            return Err(DecodeError::TooLong { len: root.disk_len as usize, limit: IMAGE_LEN_MAX as usize });
         }
         Ok(root)
     }
@@ -211,17 +200,7 @@ mod tests {
         for good in ["debian:12.1", "a:b", "Win_11-Pro:2026.11"] {
             assert_eq!(good.parse::<ImageName>().unwrap().to_string(), good);
         }
-        for bad in [
-            "",
-            "debian",
-            "a:",
-            ":b",
-            "a:b:c",
-            "../x:1",
-            "a b:1",
-            ".a:1",
-            &format!("{}:1", "x".repeat(65)),
-        ] {
+        for bad in ["", "debian", "a:", ":b", "a:b:c", "../x:1", "a b:1", ".a:1", &format!("{}:1", "x".repeat(65))] {
             assert!(bad.parse::<ImageName>().is_err(), "{bad}");
         }
     }

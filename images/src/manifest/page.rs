@@ -5,9 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::fragment::{FragmentHeader, FragmentId};
 use crate::ids::{FragmentDigest, GroupId, SegmentId};
 use crate::keys::{self, ManifestKey, OpenError, SegmentKey};
-use crate::limits::{
-    PAGE_LEN_MAX, PAGE_RUNS_MAX, PAGE_SEGMENTS_MAX, PAGE_SPANS_MAX, SEALED_MAX, SEGMENT_PLAIN_MAX,
-};
+use crate::limits::{PAGE_LEN_MAX, PAGE_RUNS_MAX, PAGE_SEGMENTS_MAX, PAGE_SPANS_MAX, SEALED_MAX, SEGMENT_PLAIN_MAX};
 use crate::parity::Geometry;
 use crate::span::Span;
 use crate::wire::{self, DecodeError};
@@ -27,8 +25,7 @@ impl Run {
     /// Grow by `next` if it follows directly in both places.
     pub fn merge(&mut self, next: &Run) -> bool {
         let follows = self.disk_offset + u64::from(self.len) == next.disk_offset
-            && u64::from(self.segment_offset) + u64::from(self.len)
-                == u64::from(next.segment_offset);
+            && u64::from(self.segment_offset) + u64::from(self.len) == u64::from(next.segment_offset);
         if follows {
             self.len += next.len;
         }
@@ -63,10 +60,7 @@ impl SegmentEntry {
     #[must_use]
     pub fn fragment(&self, piece: u8) -> FragmentHeader {
         FragmentHeader {
-            id: FragmentId {
-                segment: self.id,
-                piece,
-            },
+            id: FragmentId { segment: self.id, piece },
             geometry: self.geometry,
             sealed_len: self.sealed_len,
             digest: self.fragments[usize::from(piece)],
@@ -102,19 +96,10 @@ pub enum PageError {
 impl SegmentPage {
     /// Build a page from entries and their keys.
     #[must_use]
-    pub fn seal(
-        index: u32,
-        segments: Vec<SegmentEntry>,
-        segment_keys: &[SegmentKey],
-        key: &ManifestKey,
-    ) -> Self {
+    pub fn seal(index: u32, segments: Vec<SegmentEntry>, segment_keys: &[SegmentKey], key: &ManifestKey) -> Self {
         let mut sealed_keys: Vec<u8> = segment_keys.iter().flat_map(|k| k.0).collect();
         keys::seal_in_place(&key.0, u64::from(index), &mut sealed_keys, 0);
-        Self {
-            index,
-            segments,
-            sealed_keys,
-        }
+        Self { index, segments, sealed_keys }
     }
 
     /// The segments' keys.
@@ -157,9 +142,7 @@ impl SegmentPage {
 
 fn check_segment(segment: &SegmentEntry, disk_len: u64) -> Result<(), PageError> {
     if segment.fragments.len() != segment.geometry.pieces() {
-        return Err(PageError::Invalid(
-            "fragment digests do not match the geometry",
-        ));
+        return Err(PageError::Invalid("fragment digests do not match the geometry"));
     }
     if segment.sealed_len as usize > SEALED_MAX || segment.data_len as usize > SEGMENT_PLAIN_MAX {
         return Err(PageError::Invalid("segment too long"));
@@ -168,14 +151,8 @@ fn check_segment(segment: &SegmentEntry, disk_len: u64) -> Result<(), PageError>
         return Err(PageError::Invalid("too many runs"));
     }
     for run in &segment.runs {
-        let in_disk = run
-            .disk_offset
-            .checked_add(run.len.into())
-            .is_some_and(|end| end <= disk_len);
-        let in_segment = run
-            .segment_offset
-            .checked_add(run.len)
-            .is_some_and(|end| end <= segment.data_len);
+        let in_disk = run.disk_offset.checked_add(run.len.into()).is_some_and(|end| end <= disk_len);
+        let in_segment = run.segment_offset.checked_add(run.len).is_some_and(|end| end <= segment.data_len);
         if !in_disk || !in_segment {
             return Err(PageError::Invalid("a run leaves the disk or its segment"));
         }
@@ -225,11 +202,7 @@ mod tests {
             group: GroupId(3),
             geometry: Geometry::new(2, 1).unwrap(),
             fragments: vec![FragmentDigest([2; 32]); 3],
-            runs: vec![Run {
-                disk_offset: 8192,
-                segment_offset: 0,
-                len: 4000,
-            }],
+            runs: vec![Run { disk_offset: 8192, segment_offset: 0, len: 4000 }],
         }
     }
 
@@ -240,15 +213,9 @@ mod tests {
         let decoded = SegmentPage::decode(&page.encode(), 5, 1 << 20).unwrap();
         assert_eq!(decoded, page);
         assert_eq!(decoded.keys(&ManifestKey([4; 32])).unwrap(), keys);
-        assert_eq!(
-            decoded.keys(&ManifestKey([5; 32])),
-            Err(PageError::Keys(OpenError))
-        );
+        assert_eq!(decoded.keys(&ManifestKey([5; 32])), Err(PageError::Keys(OpenError)));
         assert!(SegmentPage::decode(&page.encode(), 6, 1 << 20).is_err());
-        assert!(
-            SegmentPage::decode(&page.encode(), 5, 8192).is_err(),
-            "a run beyond the disk"
-        );
+        assert!(SegmentPage::decode(&page.encode(), 5, 8192).is_err(), "a run beyond the disk");
     }
 
     #[test]
@@ -264,25 +231,14 @@ mod tests {
         for (what, change) in cases {
             let mut bad = entry();
             change(&mut bad);
-            let page =
-                SegmentPage::seal(0, vec![bad], &[SegmentKey([0; 32])], &ManifestKey([4; 32]));
-            assert!(
-                matches!(
-                    SegmentPage::decode(&page.encode(), 0, 1 << 20),
-                    Err(PageError::Invalid(_))
-                ),
-                "{what}"
-            );
+            let page = SegmentPage::seal(0, vec![bad], &[SegmentKey([0; 32])], &ManifestKey([4; 32]));
+            assert!(matches!(SegmentPage::decode(&page.encode(), 0, 1 << 20), Err(PageError::Invalid(_))), "{what}");
         }
     }
 
     #[test]
     fn runs_merge_only_when_both_sides_follow() {
-        let run = |disk_offset, segment_offset, len| Run {
-            disk_offset,
-            segment_offset,
-            len,
-        };
+        let run = |disk_offset, segment_offset, len| Run { disk_offset, segment_offset, len };
         let mut first = run(0, 0, 10);
         assert!(!first.merge(&run(10, 11, 5)));
         assert!(!first.merge(&run(11, 10, 5)));

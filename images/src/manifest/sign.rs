@@ -30,9 +30,7 @@ impl ArrayKey {
     /// # Errors
     /// If they are not 32.
     pub fn from_seed(seed: &[u8]) -> Result<Self, SignError> {
-        Ed25519KeyPair::from_seed_unchecked(seed)
-            .map(Self)
-            .map_err(|_| SignError)
+        Ed25519KeyPair::from_seed_unchecked(seed).map(Self).map_err(|_| SignError)
     }
 
     /// The public half.
@@ -68,10 +66,7 @@ impl Signed {
 /// What is really signed: a fixed-length digest that includes the purpose.
 fn message(purpose: &str, bytes: &[u8]) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new_derive_key("coe 2026 array signature v1");
-    hasher
-        .update(&(purpose.len() as u64).to_le_bytes())
-        .update(purpose.as_bytes())
-        .update(bytes);
+    hasher.update(&(purpose.len() as u64).to_le_bytes()).update(purpose.as_bytes()).update(bytes);
     *hasher.finalize().as_bytes()
 }
 
@@ -85,15 +80,8 @@ mod tests {
         let signed = key.sign("manifest", b"bytes".to_vec());
         assert_eq!(signed.verify("manifest", &key.public()), Ok(&b"bytes"[..]));
         assert!(signed.verify("directory", &key.public()).is_err());
-        assert!(
-            signed
-                .verify("manifest", &ArrayKey::from_seed(&[2; 32]).unwrap().public())
-                .is_err()
-        );
-        let forged = Signed {
-            bytes: b"other".to_vec(),
-            ..signed
-        };
+        assert!(signed.verify("manifest", &ArrayKey::from_seed(&[2; 32]).unwrap().public()).is_err());
+        let forged = Signed { bytes: b"other".to_vec(), ..signed };
         assert!(forged.verify("manifest", &key.public()).is_err());
     }
 }

@@ -218,22 +218,9 @@ impl Getter {
 
     /// Want a segment.
     pub fn want(&mut self, want: Want, now: Now) {
-        let pieces = vec![
-            Piece::Idle {
-                attempts: 0,
-                fault: None
-            };
-            want.holders.len()
-        ];
+        let pieces = vec![Piece::Idle { attempts: 0, fault: None }; want.holders.len()];
         let job = want.job;
-        self.jobs.insert(
-            job,
-            Job {
-                want,
-                pieces,
-                hedged: 0,
-            },
-        );
+        self.jobs.insert(job, Job { want, pieces, hedged: 0 });
         self.schedule(job, now);
     }
 
@@ -247,8 +234,7 @@ impl Getter {
         };
         match event {
             Event::Got { len, .. } => {
-                self.peers
-                    .answered(asked.node, now.saturating_sub(asked.at), len);
+                self.peers.answered(asked.node, now.saturating_sub(asked.at), len);
                 self.settle(asked.job, asked.piece, asked.slow, Piece::Got);
             }
             Event::Failed { fault, .. } => self.fail(&asked, fault, now),
@@ -258,20 +244,15 @@ impl Getter {
 
     fn fail(&mut self, asked: &Asked, fault: Fault, now: Now) {
         self.peers.failed(asked.node, &fault, now, &self.patience);
-        let attempts = self.jobs.get(&asked.job).map_or(1, |job| {
-            match &job.pieces[usize::from(asked.piece)] {
-                Piece::Asked { attempts, .. } => attempts + 1,
-                _ => 1,
-            }
+        let attempts = self.jobs.get(&asked.job).map_or(1, |job| match &job.pieces[usize::from(asked.piece)] {
+            Piece::Asked { attempts, .. } => attempts + 1,
+            _ => 1,
         });
         let last = attempts >= self.patience.attempts;
         let piece = match fault {
             Fault::Lied(_) | Fault::NotThere => Piece::Dead(fault),
             fault if last => Piece::Dead(fault),
-            fault => Piece::Idle {
-                attempts,
-                fault: Some(fault),
-            },
+            fault => Piece::Idle { attempts, fault: Some(fault) },
         };
         self.settle(asked.job, asked.piece, asked.slow, piece);
     }
@@ -319,20 +300,10 @@ impl Getter {
     pub fn poll_timeout(&self) -> Option<Now> {
         let slow_after = self.peers.slow_after(&self.patience);
         let asked = self.asked.values().map(|asked| {
-            asked.at
-                + if asked.slow {
-                    self.patience.timeout
-                } else {
-                    slow_after.min(self.patience.timeout)
-                }
+            asked.at + if asked.slow { self.patience.timeout } else { slow_after.min(self.patience.timeout) }
         });
-        let waiting = self
-            .jobs
-            .values()
-            .any(|job| job.pieces.iter().any(|p| matches!(p, Piece::Idle { .. })));
-        asked
-            .chain(self.peers.next_release().filter(|_| waiting))
-            .min()
+        let waiting = self.jobs.values().any(|job| job.pieces.iter().any(|p| matches!(p, Piece::Idle { .. })));
+        asked.chain(self.peers.next_release().filter(|_| waiting)).min()
     }
 
     /// What is known of each holder.
@@ -402,16 +373,7 @@ impl Getter {
                 let expected = self.peers.expected(*node);
                 let is_parity = usize::from(*i) >= job.want.need;
                 let turn = i.wrapping_add(job.want.segment.0[0]) % job.want.holders.len() as u8;
-                (
-                    *attempts,
-                    if is_parity {
-                        expected * 3 / 2
-                    } else {
-                        expected
-                    },
-                    is_parity,
-                    turn,
-                )
+                (*attempts, if is_parity { expected * 3 / 2 } else { expected }, is_parity, turn)
             });
         let Some((piece, attempts, node)) = best else {
             return false;
@@ -419,27 +381,10 @@ impl Getter {
         let request = RequestId(self.next_request);
         self.next_request += 1;
         job.pieces[usize::from(piece)] = Piece::Asked { request, attempts };
-        self.asked.insert(
-            request,
-            Asked {
-                job: id,
-                piece,
-                node,
-                at: now,
-                slow: false,
-            },
-        );
+        self.asked.insert(request, Asked { job: id, piece, node, at: now, slow: false });
         self.peers.asked(node);
-        let fragment = FragmentId {
-            segment: job.want.segment,
-            piece,
-        };
-        self.actions.push_back(Action::Fetch {
-            request,
-            job: id,
-            node,
-            fragment,
-        });
+        let fragment = FragmentId { segment: job.want.segment, piece };
+        self.actions.push_back(Action::Fetch { request, job: id, node, fragment });
         true
     }
 
@@ -460,31 +405,19 @@ impl Getter {
 }
 
 fn shortfall(job: &Job, have: usize, peers: &Peers) -> Shortfall {
-    let missing = job
-        .pieces
-        .iter()
-        .zip(&job.want.holders)
-        .enumerate()
-        .filter_map(|(i, (piece, &node))| {
-            let fault = match piece {
-                Piece::Got => return None,
-                Piece::Dead(fault) => fault.clone(),
-                Piece::Idle {
-                    fault: Some(fault), ..
-                } => fault.clone(),
-                Piece::Idle { .. } | Piece::Asked { .. } => match peers.lie(node) {
-                    Some(what) => Fault::Lied(what),
-                    None => Fault::Unreachable,
-                },
-            };
-            Some((i as u8, node, fault))
-        });
-    Shortfall {
-        segment: job.want.segment,
-        have,
-        need: job.want.need,
-        missing: missing.collect(),
-    }
+    let missing = job.pieces.iter().zip(&job.want.holders).enumerate().filter_map(|(i, (piece, &node))| {
+        let fault = match piece {
+            Piece::Got => return None,
+            Piece::Dead(fault) => fault.clone(),
+            Piece::Idle { fault: Some(fault), .. } => fault.clone(),
+            Piece::Idle { .. } | Piece::Asked { .. } => match peers.lie(node) {
+                Some(what) => Fault::Lied(what),
+                None => Fault::Unreachable,
+            },
+        };
+        Some((i as u8, node, fault))
+    });
+    Shortfall { segment: job.want.segment, have, need: job.want.need, missing: missing.collect() }
 }
 
 #[cfg(test)]

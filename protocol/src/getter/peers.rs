@@ -111,29 +111,20 @@ impl Peers {
     }
 
     pub(super) fn next_release(&self) -> Option<Now> {
-        self.peers
-            .values()
-            .filter_map(|peer| peer.blocked_until)
-            .min()
+        self.peers.values().filter_map(|peer| peer.blocked_until).min()
     }
 
     pub(super) fn can_ask(&self, node: NodeId, per_holder: usize) -> bool {
         self.peers.get(&node).is_none_or(|p| {
             // One that is slow now gets nothing more on top until it answers.
-            let room = if p.slow_under_way > 0 {
-                p.under_way == 0
-            } else {
-                p.under_way < per_holder
-            };
+            let room = if p.slow_under_way > 0 { p.under_way == 0 } else { p.under_way < per_holder };
             room && p.blocked_until.is_none() && p.report.lied.is_none()
         })
     }
 
     /// Whether nothing can be expected of a holder: it lied, or is gone for now.
     pub(super) fn hopeless(&self, node: NodeId) -> bool {
-        self.peers
-            .get(&node)
-            .is_some_and(|p| p.gone || p.report.lied.is_some())
+        self.peers.get(&node).is_some_and(|p| p.gone || p.report.lied.is_some())
     }
 
     pub(super) fn lie(&self, node: NodeId) -> Option<String> {
@@ -143,9 +134,7 @@ impl Peers {
     /// When an answer can be expected of a holder, in its own units: latency for each request in front of this one.
     pub(super) fn expected(&self, node: NodeId) -> Duration {
         let usual = self.usual.unwrap_or_default();
-        self.peers.get(&node).map_or(usual, |p| {
-            p.latency.unwrap_or(usual) * (p.under_way as u32 + 1)
-        })
+        self.peers.get(&node).map_or(usual, |p| p.latency.unwrap_or(usual) * (p.under_way as u32 + 1))
     }
 
     pub(super) fn slow_after(&self, patience: &Patience) -> Duration {

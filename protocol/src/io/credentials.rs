@@ -97,10 +97,7 @@ pub fn array_id(authority: &[u8]) -> ArrayId {
 /// # Errors
 /// The file system's.
 pub fn create_private_dir(path: &Path) -> std::io::Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 /// Write a file that only its owner reads, so that a crash leaves the old one or the new one.
@@ -109,12 +106,7 @@ pub fn create_private_dir(path: &Path) -> std::io::Result<()> {
 /// The file system's.
 pub fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let temporary = path.with_extension("new");
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)?;
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     fs::rename(&temporary, path)?;
@@ -126,10 +118,7 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
 /// # Errors
 /// [`CredentialsError::Key`].
 pub fn request_certificate(key: &KeyPair) -> Result<Vec<u8>, rcgen::Error> {
-    Ok(CertificateParams::new(Vec::new())?
-        .serialize_request(key)?
-        .der()
-        .to_vec())
+    Ok(CertificateParams::new(Vec::new())?.serialize_request(key)?.der().to_vec())
 }
 
 impl Credentials {
@@ -138,15 +127,9 @@ impl Credentials {
     /// # Errors
     /// [`CredentialsError::File`] or [`CredentialsError::Format`].
     pub fn load(path: &Path) -> Result<Self, CredentialsError> {
-        let file = |source| CredentialsError::File {
-            path: path.into(),
-            source,
-        };
+        let file = |source| CredentialsError::File { path: path.into(), source };
         let bytes = fs::read(path).map_err(file)?;
-        serde_json::from_slice(&bytes).map_err(|source| CredentialsError::Format {
-            path: path.into(),
-            source,
-        })
+        serde_json::from_slice(&bytes).map_err(|source| CredentialsError::Format { path: path.into(), source })
     }
 
     /// Write to a file; its folder is made if it is missing.
@@ -154,10 +137,7 @@ impl Credentials {
     /// # Errors
     /// [`CredentialsError::File`].
     pub fn save(&self, path: &Path) -> Result<(), CredentialsError> {
-        let file = |source| CredentialsError::File {
-            path: path.into(),
-            source,
-        };
+        let file = |source| CredentialsError::File { path: path.into(), source };
         let text = serde_json::to_vec_pretty(self).expect("plain data serialises");
         create_private_dir(path.parent().unwrap_or(Path::new("."))).map_err(file)?;
         write_private(path, &text).map_err(file)
@@ -173,20 +153,13 @@ impl Credentials {
         let (config, authority) = tls::enroll_client(ticket.array)?;
         let endpoint = endpoint::client(config).map_err(CredentialsError::Socket)?;
         let connection = rpc::connect_any(&endpoint, &ticket.addresses, CONTROLLER_NAME).await?;
-        let request = enroll::Enroll {
-            secret: ticket.secret,
-            csr,
-        };
+        let request = enroll::Enroll { secret: ticket.secret, csr };
         let enrolled = rpc::call(&connection, request, &[]).await?.0;
         connection.close(0u32.into(), b"joined");
         endpoint.wait_idle().await;
         let authority = authority.seen().ok_or(rpc::CallError::Malformed)?;
         Ok(Self {
-            identity: Identity {
-                array: ticket.array,
-                role: ticket.role,
-                node: enrolled.node,
-            },
+            identity: Identity { array: ticket.array, role: ticket.role, node: enrolled.node },
             authority,
             certificate: enrolled.certificate,
             key: key.serialize_der(),

@@ -55,16 +55,12 @@ impl DiskFile {
             Err(error) => return Err(error.into()),
         };
         let end = rustix::fs::seek(&self.file, SeekFrom::Hole(start.max(from)))?;
-        Ok(Some(
-            start.max(from)..end.next_multiple_of(block).min(self.len),
-        ))
+        Ok(Some(start.max(from)..end.next_multiple_of(block).min(self.len)))
     }
 
     /// Whether a range lies wholly in holes.
     fn is_hole(&self, range: &Range<u64>) -> io::Result<bool> {
-        Ok(self
-            .next_data(range.start)?
-            .is_none_or(|data| data.start >= range.end))
+        Ok(self.next_data(range.start)?.is_none_or(|data| data.start >= range.end))
     }
 
     /// Spans `which` that are not all zero, read on all cores. `done` counts bytes looked at.
@@ -96,10 +92,7 @@ impl DiskFile {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let results: Vec<io::Result<Vec<Span>>> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..cores).map(|_| scope.spawn(worker)).collect();
-            threads
-                .into_iter()
-                .map(|t| t.join().expect("hashing does not panic"))
-                .collect()
+            threads.into_iter().map(|t| t.join().expect("hashing does not panic")).collect()
         });
         let mut spans = Vec::new();
         for result in results {

@@ -8,10 +8,7 @@ use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{Endpoint, EndpointConfig, MtuDiscoveryConfig, TokioRuntime, TransportConfig, VarInt};
 use rustix::net::sockopt;
 
-use crate::limits::{
-    IDLE_TIMEOUT, KEEP_ALIVE, RECEIVE_WINDOW, SOCKET_BUFFER, STREAMS_PER_CONNECTION,
-    UDP_PAYLOAD_MAX,
-};
+use crate::limits::{IDLE_TIMEOUT, KEEP_ALIVE, RECEIVE_WINDOW, SOCKET_BUFFER, STREAMS_PER_CONNECTION, UDP_PAYLOAD_MAX};
 
 fn transport() -> Arc<TransportConfig> {
     let mut mtu = MtuDiscoveryConfig::default();
@@ -41,9 +38,7 @@ fn socket(address: SocketAddr) -> io::Result<UdpSocket> {
 
 fn endpoint(address: SocketAddr, server: Option<quinn::ServerConfig>) -> io::Result<Endpoint> {
     let mut config = EndpointConfig::default();
-    config
-        .max_udp_payload_size(UDP_PAYLOAD_MAX)
-        .map_err(io::Error::other)?;
+    config.max_udp_payload_size(UDP_PAYLOAD_MAX).map_err(io::Error::other)?;
     Endpoint::new(config, server, socket(address)?, Arc::new(TokioRuntime))
 }
 
@@ -86,11 +81,7 @@ pub fn client(tls: rustls::ClientConfig) -> io::Result<Endpoint> {
 ///
 /// # Errors
 /// The socket's, for one if the port is taken.
-pub fn server(
-    address: SocketAddr,
-    tls: rustls::ServerConfig,
-    client: rustls::ClientConfig,
-) -> io::Result<Endpoint> {
+pub fn server(address: SocketAddr, tls: rustls::ServerConfig, client: rustls::ClientConfig) -> io::Result<Endpoint> {
     let mut endpoint = endpoint(address, Some(server_config(tls)))?;
     endpoint.set_default_client_config(client_config(client));
     Ok(endpoint)

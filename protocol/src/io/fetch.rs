@@ -14,9 +14,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use super::pool::Pool;
 use super::rpc::{self, CallError};
 use crate::directory::Epoch;
-use crate::getter::{
-    Action, Event, Fault, Getter, JobId, Patience, PeerReport, RequestId, Shortfall, Want,
-};
+use crate::getter::{Action, Event, Fault, Getter, JobId, Patience, PeerReport, RequestId, Shortfall, Want};
 use crate::message::{Refusal, fetch};
 
 /// Verified pieces of one segment: (piece number, payload), k of them.
@@ -64,21 +62,10 @@ impl Fetcher {
     ///
     /// # Panics
     /// If the getter's task was killed, which only the runtime's shutdown does.
-    pub async fn fetch(
-        &self,
-        entry: Arc<SegmentEntry>,
-        holders: Vec<NodeId>,
-    ) -> Result<Pieces, Shortfall> {
+    pub async fn fetch(&self, entry: Arc<SegmentEntry>, holders: Vec<NodeId>) -> Result<Pieces, Shortfall> {
         let (answer, result) = oneshot::channel();
-        let job = Message::Fetch(Job {
-            entry,
-            holders,
-            answer,
-        });
-        self.0
-            .send(job)
-            .map_err(drop)
-            .expect("the getter runs as long as its runtime");
+        let job = Message::Fetch(Job { entry, holders, answer });
+        self.0.send(job).map_err(drop).expect("the getter runs as long as its runtime");
         result.await.expect("the getter answers every job")
     }
 
@@ -103,12 +90,7 @@ struct Arrived {
     result: Result<(Bytes, Epoch), Fault>,
 }
 
-async fn run(
-    pool: Arc<Pool>,
-    patience: Patience,
-    epoch: Epoch,
-    mut messages: mpsc::UnboundedReceiver<Message>,
-) {
+async fn run(pool: Arc<Pool>, patience: Patience, epoch: Epoch, mut messages: mpsc::UnboundedReceiver<Message>) {
     let start = Instant::now();
     let mut getter = Getter::new(patience);
     let mut running: HashMap<JobId, Running> = HashMap::new();
@@ -120,9 +102,7 @@ async fn run(
         while let Some(action) = getter.poll_action() {
             act(action, &pool, &mut running, &mut requests, &mut tasks);
         }
-        let wake = getter
-            .poll_timeout()
-            .map(|at| tokio::time::Instant::from_std(start + at));
+        let wake = getter.poll_timeout().map(|at| tokio::time::Instant::from_std(start + at));
         tokio::select! {
             message = messages.recv() => match message {
                 None => return,
@@ -179,12 +159,7 @@ fn act(
     tasks: &mut JoinSet<Arrived>,
 ) {
     match action {
-        Action::Fetch {
-            request,
-            job,
-            node,
-            fragment,
-        } => {
+        Action::Fetch { request, job, node, fragment } => {
             let Some(running) = running.get(&job) else {
                 return;
             };
@@ -193,13 +168,7 @@ fn act(
             let piece = fragment.piece;
             let handle = tasks.spawn(async move {
                 let result = fetch_one(&pool, node, fragment, &entry).await;
-                Arrived {
-                    request,
-                    job,
-                    node,
-                    piece,
-                    result,
-                }
+                Arrived { request, job, node, piece, result }
             });
             requests.insert(request, handle);
         }
@@ -237,13 +206,8 @@ async fn fetch_one(
     })?;
     let expected = entry.fragment(fragment.piece);
     if reply.header.id != fragment {
-        return Err(Fault::Lied(format!(
-            "asked for {fragment}, got {}",
-            reply.header.id
-        )));
+        return Err(Fault::Lied(format!("asked for {fragment}, got {}", reply.header.id)));
     }
-    expected
-        .verify(&payload)
-        .map_err(|e| Fault::Lied(e.to_string()))?;
+    expected.verify(&payload).map_err(|e| Fault::Lied(e.to_string()))?;
     Ok((payload, reply.epoch))
 }

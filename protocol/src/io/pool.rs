@@ -15,7 +15,7 @@ type Slot = Arc<tokio::sync::Mutex<Option<Connection>>>;
 
 /// Connections to stashes.
 pub struct Pool {
-    endpoint: Endpoint,
+    endpoint: Mutex<Endpoint>,
     addresses: Mutex<HashMap<NodeId, Vec<SocketAddr>>>,
     connections: Mutex<HashMap<NodeId, Slot>>,
 }
@@ -24,11 +24,12 @@ impl Pool {
     /// An empty pool on an endpoint.
     #[must_use]
     pub fn new(endpoint: Endpoint) -> Self {
-        Self {
-            endpoint,
-            addresses: Mutex::default(),
-            connections: Mutex::default(),
-        }
+        Self { endpoint: Mutex::new(endpoint), addresses: Mutex::default(), connections: Mutex::default() }
+    }
+
+    /// Connect with a fresh certificate from now on.
+    pub fn renew(&self, config: quinn::ClientConfig) {
+        self.endpoint.lock().unwrap_or_else(PoisonError::into_inner).set_default_client_config(config);
     }
 
     /// Learn where everybody is.
@@ -40,10 +41,7 @@ impl Pool {
 
     /// Learn where one member is.
     pub fn learn_one(&self, node: NodeId, addresses: Vec<SocketAddr>) {
-        self.addresses
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(node, addresses);
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner).insert(node, addresses);
     }
 
     /// The connection to a stash. Callers that come at the same time share one handshake.
@@ -51,27 +49,17 @@ impl Pool {
     /// # Errors
     /// The last address's [`CallError`].
     pub async fn get(&self, node: NodeId) -> Result<Connection, CallError> {
-        let slot = self
-            .connections
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .entry(node)
-            .or_default()
-            .clone();
+        let slot = self.connections.lock().unwrap_or_else(PoisonError::into_inner).entry(node).or_default().clone();
         let mut slot = slot.lock().await;
         if let Some(connection) = slot.as_ref().filter(|c| c.close_reason().is_none()) {
             return Ok(connection.clone());
         }
-        let addresses = self
-            .addresses
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&node)
-            .cloned()
-            .unwrap_or_default();
+        let addresses =
+            self.addresses.lock().unwrap_or_else(PoisonError::into_inner).get(&node).cloned().unwrap_or_default();
         let mut last = CallError::Unreachable(node.to_string());
+        let endpoint = self.endpoint.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for address in addresses {
-            match rpc::connect(&self.endpoint, address, &server_name(Role::Stash, node)).await {
+            match rpc::connect(&endpoint, address, &server_name(Role::Stash, node)).await {
                 Ok(connection) => {
                     *slot = Some(connection.clone());
                     return Ok(connection);

@@ -7,13 +7,8 @@ use tracing_subscriber::EnvFilter;
 
 /// Run a program's work. Clap itself exits with 2 for a command line that is not understood.
 pub async fn main(work: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
-    let filter =
-        EnvFilter::try_from_env("COE_LOG").unwrap_or_else(|_| EnvFilter::new("info,quinn=error"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .init();
+    let filter = EnvFilter::try_from_env("COE_LOG").unwrap_or_else(|_| EnvFilter::new("info,quinn=error"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
     match work.await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -4,7 +4,7 @@
 //! message before anything is allocated.
 
 use std::future::Future;
-use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -47,7 +47,7 @@ fn explain(error: &quinn::ConnectionError) -> String {
         _ => 0,
     };
     match code.checked_sub(0x100) {
-        Some(42 | 43 | 46 | 48) => {
+        Some(42 | 43 | 46 | 48 | 51) => {
             "the certificates do not match: one side belongs to another array, or was removed from this one".into()
         }
         Some(45) => "a certificate has expired: check the clock on both machines, then join again".into(),
@@ -64,11 +64,7 @@ async fn read_len(recv: &mut RecvStream, limit: usize) -> Result<usize, CallErro
     let mut len = [0; 4];
     recv.read_exact(&mut len).await.map_err(read_error)?;
     let len = u32::from_le_bytes(len) as usize;
-    if len <= limit {
-        Ok(len)
-    } else {
-        Err(CallError::Malformed)
-    }
+    if len <= limit { Ok(len) } else { Err(CallError::Malformed) }
 }
 
 fn read_error(error: ReadExactError) -> CallError {
@@ -114,8 +110,7 @@ pub async fn call<C: Call>(
     let (mut send, mut recv) = connection.open_bi().await?;
     write(&mut send, wire::encode(&message.into_request()), body).await?;
     let frame = read_block(&mut recv, FRAME_MAX).await?;
-    let reply: Result<C::Reply, Refusal> =
-        wire::decode(&frame).map_err(|_| CallError::Malformed)?;
+    let reply: Result<C::Reply, Refusal> = wire::decode(&frame).map_err(|_| CallError::Malformed)?;
     let reply = reply?;
     let body = read_block(&mut recv, BODY_MAX).await?;
     Ok((reply, body.into()))
@@ -125,14 +120,10 @@ pub async fn call<C: Call>(
 ///
 /// # Errors
 /// The last address's [`CallError`].
-pub async fn connect_any(
-    endpoint: &Endpoint,
-    addresses: &[String],
-    name: &str,
-) -> Result<Connection, CallError> {
+pub async fn connect_any(endpoint: &Endpoint, addresses: &[String], name: &str) -> Result<Connection, CallError> {
     let mut last = CallError::Resolve("the controller: no address is known".into());
     for text in addresses {
-        let Ok(resolved) = text.to_socket_addrs() else {
+        let Ok(resolved) = tokio::net::lookup_host(text).await else {
             last = CallError::Resolve(text.clone());
             continue;
         };
@@ -150,11 +141,7 @@ pub async fn connect_any(
 ///
 /// # Errors
 /// [`CallError`], after [`CONNECT_TIMEOUT`] at the latest.
-pub async fn connect(
-    endpoint: &Endpoint,
-    address: SocketAddr,
-    name: &str,
-) -> Result<Connection, CallError> {
+pub async fn connect(endpoint: &Endpoint, address: SocketAddr, name: &str) -> Result<Connection, CallError> {
     let unreachable = || CallError::Unreachable(address.to_string());
     let connecting = endpoint.connect(address, name).map_err(|_| unreachable())?;
     match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
@@ -182,19 +169,13 @@ pub struct Answer {
 impl Answer {
     /// The answer to a `C`.
     pub fn to<C: Call>(reply: Result<C::Reply, Refusal>) -> Self {
-        Self {
-            frame: wire::encode(&reply),
-            body: Vec::new(),
-        }
+        Self { frame: wire::encode(&reply), body: Vec::new() }
     }
 
     /// The answer to a `C`, with bulk bytes.
     pub fn with_body<C: Call>(reply: Result<(C::Reply, Bytes), Refusal>) -> Self {
         match reply {
-            Ok((reply, body)) => Self {
-                frame: wire::encode(&Ok::<_, Refusal>(reply)),
-                body: vec![body],
-            },
+            Ok((reply, body)) => Self { frame: wire::encode(&Ok::<_, Refusal>(reply)), body: vec![body] },
             Err(refusal) => Self::refuse(refusal),
         }
     }
@@ -203,10 +184,7 @@ impl Answer {
     #[must_use]
     pub fn refuse(refusal: Refusal) -> Self {
         // The variant `Err` is encoded alike whatever the type beside it is.
-        Self {
-            frame: wire::encode(&Err::<(), _>(refusal)),
-            body: Vec::new(),
-        }
+        Self { frame: wire::encode(&Err::<(), _>(refusal)), body: Vec::new() }
     }
 }
 
@@ -238,25 +216,13 @@ where
 /// A member by its certificate, or a stranger that said that it wants to enroll.
 fn admit(connection: &Connection, array: ArrayId) -> Option<Peer> {
     let address = connection.remote_address();
-    let data = connection
-        .handshake_data()?
-        .downcast::<quinn::crypto::rustls::HandshakeData>()
-        .ok()?;
+    let data = connection.handshake_data()?.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?;
     if data.protocol.as_deref() == Some(tls::ALPN_ENROLL) {
-        return Some(Peer {
-            identity: None,
-            address,
-        });
+        return Some(Peer { identity: None, address });
     }
-    let chain = connection
-        .peer_identity()?
-        .downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>()
-        .ok()?;
+    let chain = connection.peer_identity()?.downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>().ok()?;
     let identity = tls::identity_of(chain.first()?, array)?;
-    Some(Peer {
-        identity: Some(identity),
-        address,
-    })
+    Some(Peer { identity: Some(identity), address })
 }
 
 async fn answer_one<H, F>(peer: Peer, mut send: SendStream, mut recv: RecvStream, handler: Arc<H>)
@@ -275,21 +241,15 @@ where
 }
 
 /// A request that the asker's role permits. `Err(None)`: the stream broke or carried noise, and nobody waits for an answer.
-async fn read_request(
-    peer: &Peer,
-    recv: &mut RecvStream,
-) -> Result<(Request, Bytes), Option<Refusal>> {
-    let frame_max = if peer.identity.is_some() {
-        FRAME_MAX
-    } else {
-        ENROLL_FRAME_MAX
-    };
+async fn read_request(peer: &Peer, recv: &mut RecvStream) -> Result<(Request, Bytes), Option<Refusal>> {
+    let frame_max = if peer.identity.is_some() { FRAME_MAX } else { ENROLL_FRAME_MAX };
     let frame = read_block(recv, frame_max).await.map_err(|_| None)?;
     let noise = || Some(Refusal::Invalid("not a request of this protocol".into()));
     let request: Request = wire::decode(&frame).map_err(|_| noise())?;
     let allowed = match peer.identity {
         Some(identity) => request.allowed_for(identity.role),
-        None => matches!(request, Request::Enroll(_)),
+        // A certificate that has expired is renewed this way: its key is proven in the request.
+        None => matches!(request, Request::Enroll(_) | Request::Renew(_)),
     };
     if !allowed {
         tracing::warn!(request = request.name(), identity = ?peer.identity, address = %peer.address, "request not allowed");
@@ -298,8 +258,6 @@ async fn read_request(
             None => Refusal::NotAdmitted("a certificate is needed".into()),
         }));
     }
-    let body = read_block(recv, request.body_max())
-        .await
-        .map_err(|_| noise())?;
+    let body = read_block(recv, request.body_max()).await.map_err(|_| noise())?;
     Ok((request, body.into()))
 }

@@ -38,8 +38,7 @@ impl Stage {
     pub fn run<T>(&self, bytes: usize, work: impl FnOnce() -> T) -> T {
         let before = thread_cpu_ns();
         let result = work();
-        self.cpu_ns
-            .fetch_add(thread_cpu_ns() - before, Ordering::Relaxed);
+        self.cpu_ns.fetch_add(thread_cpu_ns() - before, Ordering::Relaxed);
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         result
     }

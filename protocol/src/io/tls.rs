@@ -12,8 +12,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig,
-    SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig, SignatureScheme,
 };
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
@@ -48,14 +47,8 @@ fn roots(authority: &[u8]) -> Result<Arc<RootCertStore>, Error> {
 
 fn own(credentials: &Credentials) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
     // The authority goes along, so that a stranger with its fingerprint finds it.
-    let chain = vec![
-        credentials.certificate.clone().into(),
-        credentials.authority.clone().into(),
-    ];
-    (
-        chain,
-        PrivatePkcs8KeyDer::from(credentials.key.clone()).into(),
-    )
+    let chain = vec![credentials.certificate.clone().into(), credentials.authority.clone().into()];
+    (chain, PrivatePkcs8KeyDer::from(credentials.key.clone()).into())
 }
 
 /// A member that asks.
@@ -85,14 +78,9 @@ pub enum Admit {
 ///
 /// # Errors
 /// [`TlsError`] for damaged credentials.
-pub fn server(
-    credentials: &Credentials,
-    admit: Admit,
-    alpn: &[&[u8]],
-) -> Result<ServerConfig, TlsError> {
+pub fn server(credentials: &Credentials, admit: Admit, alpn: &[&[u8]]) -> Result<ServerConfig, TlsError> {
     let (chain, key) = own(credentials);
-    let verifier =
-        WebPkiClientVerifier::builder_with_provider(roots(&credentials.authority)?, provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots(&credentials.authority)?, provider());
     let verifier = match admit {
         Admit::Members => verifier.build()?,
         Admit::Strangers => verifier.allow_unauthenticated().build()?,
@@ -114,12 +102,7 @@ pub fn identity_of(certificate: &[u8], array: ArrayId) -> Option<Identity> {
         GeneralName::URI(uri) => uri.parse::<Identity>().ok(),
         _ => None,
     };
-    names
-        .value
-        .general_names
-        .iter()
-        .find_map(uri)
-        .filter(|id| id.array == array)
+    names.value.general_names.iter().find_map(uri).filter(|id| id.array == array)
 }
 
 /// When a certificate ends, seconds since 1970.
@@ -185,9 +168,7 @@ impl ServerCertVerifier for PinnedAuthority {
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider()
-            .signature_verification_algorithms
-            .supported_schemes()
+        provider().signature_verification_algorithms.supported_schemes()
     }
 }
 
@@ -196,10 +177,7 @@ impl ServerCertVerifier for PinnedAuthority {
 /// # Errors
 /// [`TlsError`], never in practice.
 pub fn enroll_client(array: ArrayId) -> Result<(ClientConfig, PinnedAuthority), TlsError> {
-    let pinned = PinnedAuthority {
-        array,
-        seen: Arc::default(),
-    };
+    let pinned = PinnedAuthority { array, seen: Arc::default() };
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()

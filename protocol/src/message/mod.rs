@@ -160,14 +160,7 @@ mod tests {
     fn nobody_without_a_role_may_ask_anything() {
         let renew = Request::Renew(member::Renew { csr: Vec::new() });
         assert!(renew.allowed_for(Stash) && !renew.allowed_for(Installer));
-        let enroll = Request::Enroll(enroll::Enroll {
-            secret: [0; 16],
-            csr: Vec::new(),
-        });
-        assert!(
-            [Controller, Stash, Installer, Admin]
-                .iter()
-                .all(|r| !enroll.allowed_for(*r))
-        );
+        let enroll = Request::Enroll(enroll::Enroll { secret: [0; 16], csr: Vec::new() });
+        assert!([Controller, Stash, Installer, Admin].iter().all(|r| !enroll.allowed_for(*r)));
     }
 }

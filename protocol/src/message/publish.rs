@@ -160,4 +160,6 @@ pub struct Published {
     pub segments: u64,
     /// Their sealed bytes.
     pub sealed: u64,
+    /// Segments shared with earlier images that have less parity, or no copy on mass storage, than this publication asked for.
+    pub weaker: u64,
 }

@@ -127,11 +127,7 @@ struct Work {
 ///
 /// # Errors
 /// For a person. Unless it returns `Ok`, the disk does not boot.
-pub async fn install(
-    source: &Source,
-    target: Target,
-    progress: Arc<Progress>,
-) -> anyhow::Result<Outcome> {
+pub async fn install(source: &Source, target: Target, progress: Arc<Progress>) -> anyhow::Result<Outcome> {
     let start = Instant::now();
     let work = Arc::new(Work {
         target: Arc::new(target),
@@ -143,11 +139,7 @@ pub async fn install(
     });
     let result = run(source, &work).await;
     let fetched = source.fetcher.report().await;
-    let lied = fetched
-        .peers
-        .iter()
-        .filter_map(|(node, r)| Some((*node, r.lied.clone()?)))
-        .collect();
+    let lied = fetched.peers.iter().filter_map(|(node, r)| Some((*node, r.lied.clone()?))).collect();
     let report = Report {
         image: source.root.image.clone(),
         error: result.as_ref().err().map(|e| format!("{e:#}")),
@@ -183,11 +175,7 @@ pub async fn install(
                 last_fault: r.last_fault,
             })
             .collect(),
-        behind: fetched
-            .behind
-            .into_iter()
-            .map(|(node, epoch)| (node.to_string(), epoch.0))
-            .collect(),
+        behind: fetched.behind.into_iter().map(|(node, epoch)| (node.to_string(), epoch.0)).collect(),
         write_s: times.write_s,
         flush_s: times.flush_s,
         compare_s: times.compare_s,
@@ -224,10 +212,7 @@ async fn run(source: &Source, work: &Arc<Work>) -> anyhow::Result<Times> {
 
     work.progress.stage.store(1, Relaxed);
     let (comparing, cpu_before) = (Instant::now(), process_cpu());
-    let first = std::mem::replace(
-        &mut *work.first.lock().unwrap_or_else(PoisonError::into_inner),
-        FirstBlocks::new(0),
-    );
+    let first = std::mem::replace(&mut *work.first.lock().unwrap_or_else(PoisonError::into_inner), FirstBlocks::new(0));
     let done = Arc::new(AtomicU64::new(0));
     {
         let comparison = proof::compare(source, &work.target, &first, &done);
@@ -243,20 +228,11 @@ async fn run(source: &Source, work: &Arc<Work>) -> anyhow::Result<Times> {
     }
     let compare_s = comparing.elapsed().as_secs_f64();
     // Nothing else runs meanwhile, so the process's time is this stage's.
-    let compare = StageReport {
-        bytes: source.root.disk_len,
-        cpu_s: (process_cpu() - cpu_before).as_secs_f64(),
-    };
+    let compare = StageReport { bytes: source.root.disk_len, cpu_s: (process_cpu() - cpu_before).as_secs_f64() };
     work.progress.stage.store(2, Relaxed);
-    let fitted = tokio::task::block_in_place(|| finish(source, &work.target, first))
-        .context("write the first blocks")?;
-    Ok(Times {
-        write_s,
-        flush_s,
-        compare_s,
-        compare,
-        fitted,
-    })
+    let fitted =
+        tokio::task::block_in_place(|| finish(source, &work.target, first)).context("write the first blocks")?;
+    Ok(Times { write_s, flush_s, compare_s, compare, fitted })
 }
 
 /// Zero what no run writes. Runs come in the order of segments, so this takes a pass over the manifest of its own.
@@ -299,9 +275,7 @@ async fn fetch_all(source: &Source, work: &Arc<Work>) -> anyhow::Result<()> {
                     Err(shortfall) => return Ok(Err(shortfall)),
                 };
                 let write = move || work.write_segment(&Segment { entry, key }, &pieces);
-                tokio::task::spawn_blocking(write)
-                    .await
-                    .context("write a segment")??;
+                tokio::task::spawn_blocking(write).await.context("write a segment")??;
                 drop(slot);
                 Ok(Ok(()))
             });
@@ -310,11 +284,7 @@ async fn fetch_all(source: &Source, work: &Arc<Work>) -> anyhow::Result<()> {
     while let Some(done) = tasks.join_next().await {
         shortfalls.extend(done.context("write a segment")??.err());
     }
-    if shortfalls.is_empty() {
-        Ok(())
-    } else {
-        bail!("{}", explain(source, &shortfalls))
-    }
+    if shortfalls.is_empty() { Ok(()) } else { bail!("{}", explain(source, &shortfalls)) }
 }
 
 /// What is missing, in words: the image, the segments, and who should have them.
@@ -322,29 +292,13 @@ fn explain(source: &Source, shortfalls: &[Shortfall]) -> String {
     let mut text = format!(
         "{} cannot be installed now: too few pieces of {}{} can be had. The disk was left unbootable.",
         source.root.image,
-        if shortfalls.len() == 1 {
-            "a segment"
-        } else {
-            "some segments"
-        },
-        if shortfalls.len() > NAMED_MAX {
-            " (the first are named)"
-        } else {
-            ""
-        },
+        if shortfalls.len() == 1 { "a segment" } else { "some segments" },
+        if shortfalls.len() > NAMED_MAX { " (the first are named)" } else { "" },
     );
     for s in shortfalls.iter().take(NAMED_MAX) {
-        text += &format!(
-            "\n  segment {}: {} of {} pieces",
-            s.segment.short(),
-            s.have,
-            s.need
-        );
+        text += &format!("\n  segment {}: {} of {} pieces", s.segment.short(), s.have, s.need);
         for (piece, node, fault) in &s.missing {
-            let address = source
-                .directory
-                .member(*node)
-                .and_then(|m| m.addresses.first());
+            let address = source.directory.member(*node).and_then(|m| m.addresses.first());
             let address = address.map_or_else(|| "address unknown".into(), ToString::to_string);
             text += &format!("\n    piece {piece} on stash {node} ({address}): {fault}");
         }
@@ -356,10 +310,7 @@ fn explain(source: &Source, shortfalls: &[Shortfall]) -> String {
 fn with_codec<T>(geometry: Geometry, work: impl FnOnce(&Codec) -> T) -> T {
     thread_local!(static CODEC: std::cell::RefCell<Option<Codec>> = const { std::cell::RefCell::new(None) });
     CODEC.with_borrow_mut(|slot| {
-        if slot
-            .as_ref()
-            .is_none_or(|codec| codec.geometry() != geometry)
-        {
+        if slot.as_ref().is_none_or(|codec| codec.geometry() != geometry) {
             *slot = Some(Codec::new(geometry));
         }
         work(slot.as_ref().expect("just set"))
@@ -367,33 +318,19 @@ fn with_codec<T>(geometry: Geometry, work: impl FnOnce(&Codec) -> T) -> T {
 }
 
 impl Work {
-    fn write_segment(
-        &self,
-        segment: &Segment,
-        pieces: &[(usize, bytes::Bytes)],
-    ) -> anyhow::Result<()> {
+    fn write_segment(&self, segment: &Segment, pieces: &[(usize, bytes::Bytes)]) -> anyhow::Result<()> {
         let entry = &segment.entry;
         let data_pieces = entry.geometry.data();
-        let rebuilt = pieces
-            .iter()
-            .take(data_pieces)
-            .any(|(piece, _)| *piece >= data_pieces);
+        let rebuilt = pieces.iter().take(data_pieces).any(|(piece, _)| *piece >= data_pieces);
         self.rebuilt.fetch_add(u64::from(rebuilt), Relaxed);
         let sealed = self.stages.assemble.run(entry.sealed_len as usize, || {
-            with_codec(entry.geometry, |codec| {
-                assemble(codec, entry.id, entry.sealed_len, pieces)
-            })
+            with_codec(entry.geometry, |codec| assemble(codec, entry.id, entry.sealed_len, pieces))
         });
         let sealed = sealed.context("assemble a segment")?;
-        let plain = self.stages.open.run(entry.data_len as usize, || {
-            segment::open(&sealed, &segment.key)
-        });
+        let plain = self.stages.open.run(entry.data_len as usize, || segment::open(&sealed, &segment.key));
         let plain = plain.with_context(|| format!("open segment {}", entry.id.short()))?;
         if plain.data.len() != entry.data_len as usize {
-            bail!(
-                "segment {} is shorter than its manifest says",
-                entry.id.short()
-            );
+            bail!("segment {} is shorter than its manifest says", entry.id.short());
         }
         self.stages
             .write
@@ -401,11 +338,8 @@ impl Work {
                 for run in &entry.runs {
                     let from = run.segment_offset as usize;
                     let bytes = &plain.data[from..from + run.len as usize];
-                    let (offset, rest) = self
-                        .first
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .keep(run.disk_offset, bytes);
+                    let (offset, rest) =
+                        self.first.lock().unwrap_or_else(PoisonError::into_inner).keep(run.disk_offset, bytes);
                     if !rest.is_empty() {
                         self.target.write(offset, rest)?;
                     }
@@ -414,9 +348,7 @@ impl Work {
                 Ok::<_, std::io::Error>(())
             })
             .context("write to the disk")?;
-        self.progress
-            .written
-            .store(self.written.load(Relaxed), Relaxed);
+        self.progress.written.store(self.written.load(Relaxed), Relaxed);
         Ok(())
     }
 }
@@ -427,11 +359,7 @@ fn finish(source: &Source, target: &Target, mut first: FirstBlocks) -> anyhow::R
     let mut patches: Vec<Patch> = Vec::new();
     if root.disk.table == Table::Gpt {
         let disk = target.reader()?;
-        let overlay = Overlay {
-            first: &first,
-            disk: &disk,
-            len: root.disk_len,
-        };
+        let overlay = Overlay { first: &first, disk: &disk, len: root.disk_len };
         patches = fit_gpt(&overlay, root.disk.sector_size, target.len())?;
     }
     let fitted = !patches.is_empty();
@@ -444,8 +372,15 @@ fn finish(source: &Source, target: &Target, mut first: FirstBlocks) -> anyhow::R
     let (head, rest) = first.bytes().split_at(first.bytes().len().min(4096));
     target.write(head.len() as u64, rest)?;
     target.sync()?;
-    target.write(0, head)?;
-    target.sync()?;
-    proof::compare_first(target, &first, &elsewhere)?;
+    let last = || {
+        target.write(0, head)?;
+        target.sync()?;
+        proof::compare_first(target, &first, &elsewhere)
+    };
+    if let Err(error) = last() {
+        // Not proven, so not bootable.
+        target.zero(0..head.len() as u64).and_then(|()| target.sync()).context("clear the disk again")?;
+        return Err(error);
+    }
     Ok(fitted)
 }

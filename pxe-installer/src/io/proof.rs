@@ -72,29 +72,15 @@ async fn compare_range(
     }
     for index in special {
         let disk = target.reader().context("read back the disk")?;
-        let overlay = Overlay {
-            first,
-            disk: &disk,
-            len,
-        };
-        let mut bytes = vec![
-            0;
-            ((index + 1) * SPAN_LEN)
-                .min(len)
-                .saturating_sub(index * SPAN_LEN) as usize
-        ];
-        overlay
-            .read_exact_at(index * SPAN_LEN, &mut bytes)
-            .context("read back the disk")?;
+        let overlay = Overlay { first, disk: &disk, len };
+        let mut bytes = vec![0; ((index + 1) * SPAN_LEN).min(len).saturating_sub(index * SPAN_LEN) as usize];
+        overlay.read_exact_at(index * SPAN_LEN, &mut bytes).context("read back the disk")?;
         found.extend(span_of(index, &bytes).map(|span| (index, span)));
         done.fetch_add(bytes.len() as u64, std::sync::atomic::Ordering::Relaxed);
     }
     let (target, counter) = (target.clone(), done.clone());
     let read = tokio::task::spawn_blocking(move || target.reader()?.spans(plain, &counter));
-    let spans = read
-        .await
-        .context("read back the disk")?
-        .context("read back the disk")?;
+    let spans = read.await.context("read back the disk")?.context("read back the disk")?;
     found.extend(spans.into_iter().map(|span| (span.index, span)));
     let wanted: BTreeMap<u64, Span> = expected.iter().map(|span| (span.index, *span)).collect();
     let wrong = which.into_iter().find(|i| found.get(i) != wanted.get(i));
@@ -119,20 +105,13 @@ pub(super) fn compare_first(
     patched: &[images::disk::Patch],
 ) -> anyhow::Result<()> {
     let disk = target.reader()?;
-    let head = images::disk::Patch {
-        offset: 0,
-        bytes: first.bytes().to_vec(),
-    };
+    let head = images::disk::Patch { offset: 0, bytes: first.bytes().to_vec() };
     debug_assert!(head.bytes.len() as u64 <= FIRST_LEN);
     for patch in std::iter::once(&head).chain(patched) {
         let mut bytes = vec![0; patch.bytes.len()];
-        disk.read_exact_at(patch.offset, &mut bytes)
-            .context("read back the disk")?;
+        disk.read_exact_at(patch.offset, &mut bytes).context("read back the disk")?;
         if bytes != patch.bytes {
-            bail!(
-                "the disk did not keep what was written at byte {}. Replace the disk",
-                patch.offset
-            );
+            bail!("the disk did not keep what was written at byte {}. Replace the disk", patch.offset);
         }
     }
     Ok(())

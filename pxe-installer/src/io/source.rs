@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use images::NodeId;
@@ -10,13 +11,16 @@ use images::manifest::{PageRef, Root, SegmentEntry, SegmentPage, SpanPage};
 use protocol::directory::Directory;
 use protocol::getter::Patience;
 use protocol::identity::{CONTROLLER_NAME, Role};
-use protocol::io::credentials::{Credentials, file_of};
+use protocol::io::credentials::{Credentials, CredentialsError, file_of};
 use protocol::io::fetch::Fetcher;
 use protocol::io::pool::Pool;
 use protocol::io::{endpoint, rpc, tls};
 use protocol::message::image::{GetImage, GetPage, MANIFEST_PURPOSE, Report};
 use protocol::ticket::Ticket;
 use quinn::Connection;
+
+/// A controller that restarts in the middle of an installation is waited for.
+const CONTROLLER_BACK_WITHIN: Duration = Duration::from_secs(120);
 
 /// A segment and its key.
 pub struct Segment {
@@ -28,7 +32,9 @@ pub struct Segment {
 
 /// An image that may be installed.
 pub struct Source {
-    controller: Connection,
+    controller: tokio::sync::Mutex<Connection>,
+    endpoint: quinn::Endpoint,
+    addresses: Vec<String>,
     /// The verified root.
     pub root: Root,
     /// Who holds what.
@@ -46,20 +52,22 @@ pub async fn credentials(home: &Path, ticket: Option<Ticket>) -> anyhow::Result<
     let file = file_of(home, Role::Installer);
     if let Some(ticket) = ticket {
         if ticket.role != Role::Installer {
-            bail!(
-                "this ticket is for role {}: create one with `coe-ctl token create --installer`",
-                ticket.role
-            );
+            bail!("this ticket is for role {}: create one with `coe-ctl token create --installer`", ticket.role);
         }
-        let member = Credentials::join(&ticket).await?;
+        let saved = Credentials::load(&file).ok().filter(|c| c.identity.array == ticket.array);
+        let member = match (Credentials::join(&ticket).await, saved) {
+            (Ok(member), _) => member,
+            // The ticket was used by the try before this one, on this machine.
+            (Err(CredentialsError::Join(rpc::CallError::Refused(_))), Some(saved)) => return Ok(saved),
+            (Err(error), _) => return Err(error.into()),
+        };
         // Kept, so that an installation that fails can be tried again without another ticket.
         member.save(&file)?;
         return Ok(member);
     }
-    let found = [file, file_of(home, Role::Admin)]
-        .into_iter()
-        .find(|f| f.exists());
-    let file = found.context("nobody said that this machine may install: give --ticket, from `coe-ctl token create --installer`")?;
+    let found = [file, file_of(home, Role::Admin)].into_iter().find(|f| f.exists());
+    let file = found
+        .context("nobody said that this machine may install: give --ticket, from `coe-ctl token create --installer`")?;
     Ok(Credentials::load(&file)?)
 }
 
@@ -68,29 +76,12 @@ impl Source {
     ///
     /// # Errors
     /// If the controller cannot be reached or refuses, or the answer is not the array's.
-    pub async fn open(
-        member: &Credentials,
-        name: &str,
-        tag: Option<String>,
-    ) -> anyhow::Result<Self> {
-        let endpoint = endpoint::client(tls::client(member, tls::ALPN_MEMBER)?)
-            .context("open a UDP socket")?;
-        let controller = rpc::connect_any(&endpoint, &member.controller, CONTROLLER_NAME)
-            .await
-            .context("reach the controller")?;
-        let (grant, _) = rpc::call(
-            &controller,
-            GetImage {
-                name: name.into(),
-                tag: tag.clone(),
-            },
-            &[],
-        )
-        .await?;
-        let signed = grant
-            .manifest
-            .verify(MANIFEST_PURPOSE, &member.array_key)
-            .context("verify the manifest")?;
+    pub async fn open(member: &Credentials, name: &str, tag: Option<String>) -> anyhow::Result<Self> {
+        let endpoint = endpoint::client(tls::client(member, tls::ALPN_MEMBER)?).context("open a UDP socket")?;
+        let controller =
+            rpc::connect_any(&endpoint, &member.controller, CONTROLLER_NAME).await.context("reach the controller")?;
+        let (grant, _) = rpc::call(&controller, GetImage { name: name.into(), tag: tag.clone() }, &[]).await?;
+        let signed = grant.manifest.verify(MANIFEST_PURPOSE, &member.array_key).context("verify the manifest")?;
         let root = Root::decode(signed).context("decode the manifest")?;
         if root.array != member.identity.array
             || root.image.name() != name
@@ -98,29 +89,38 @@ impl Source {
         {
             bail!("the controller answered with another image, {}", root.image);
         }
-        let directory =
-            Directory::open(&grant.directory, member.identity.array, &member.array_key)?;
-        let pool = Arc::new(Pool::new(endpoint));
+        let directory = Directory::open(&grant.directory, member.identity.array, &member.array_key)?;
+        let pool = Arc::new(Pool::new(endpoint.clone()));
         pool.learn(&directory);
         let fetcher = Fetcher::start(pool, Patience::default(), directory.epoch);
-        Ok(Self {
-            controller,
-            root,
-            directory,
-            key: grant.key,
-            fetcher,
-        })
+        let (controller, addresses) = (tokio::sync::Mutex::new(controller), member.controller.clone());
+        Ok(Self { controller, endpoint, addresses, root, directory, key: grant.key, fetcher })
+    }
+
+    /// The connection to the controller, made anew if it broke.
+    async fn controller(&self) -> Result<Connection, rpc::CallError> {
+        let mut controller = self.controller.lock().await;
+        if controller.close_reason().is_some() {
+            *controller = rpc::connect_any(&self.endpoint, &self.addresses, CONTROLLER_NAME).await?;
+        }
+        Ok(controller.clone())
     }
 
     async fn page(&self, page: &PageRef) -> anyhow::Result<Vec<u8>> {
-        let (_, bytes) = rpc::call(
-            &self.controller,
-            GetPage {
-                digest: page.digest,
-            },
-            &[],
-        )
-        .await?;
+        let ask = async || {
+            let controller = self.controller().await?;
+            rpc::call(&controller, GetPage { digest: page.digest }, &[]).await
+        };
+        let start = Instant::now();
+        let bytes = loop {
+            match ask().await {
+                Ok((_, bytes)) => break bytes,
+                Err(error @ rpc::CallError::Refused(_)) => return Err(error.into()),
+                Err(error) if start.elapsed() > CONTROLLER_BACK_WITHIN => return Err(error.into()),
+                Err(error) => tracing::warn!(%error, "controller is away, trying again"),
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        };
         if !page.matches(&bytes) {
             bail!("the controller sent a page that is not the manifest's");
         }
@@ -135,10 +135,7 @@ impl Source {
         let bytes = self.page(&self.root.segment_pages[index]).await?;
         let page = SegmentPage::decode(&bytes, index as u32, self.root.disk_len)?;
         let keys = page.keys(&self.key)?;
-        let segment = |(entry, key)| Segment {
-            entry: Arc::new(entry),
-            key,
-        };
+        let segment = |(entry, key)| Segment { entry: Arc::new(entry), key };
         Ok(page.segments.into_iter().zip(keys).map(segment).collect())
     }
 
@@ -156,19 +153,15 @@ impl Source {
     /// # Errors
     /// If the directory does not know its group.
     pub fn holders(&self, entry: &SegmentEntry) -> anyhow::Result<Vec<NodeId>> {
-        let group = self
-            .directory
-            .groups
-            .get(&entry.group)
-            .filter(|g| g.geometry == entry.geometry);
-        let group =
-            group.with_context(|| format!("the directory does not know group {}", entry.group))?;
+        let group = self.directory.groups.get(&entry.group).filter(|g| g.geometry == entry.geometry);
+        let group = group.with_context(|| format!("the directory does not know group {}", entry.group))?;
         Ok(group.members.clone())
     }
 
     /// Tell the controller how it went. An installation does not fail because nobody hears of it.
     pub async fn report(&self, report: Report) {
-        if let Err(error) = rpc::call(&self.controller, report, &[]).await {
+        let told = async { rpc::call(&self.controller().await?, report, &[]).await };
+        if let Err(error) = told.await {
             tracing::warn!(%error, "report not delivered");
         }
     }

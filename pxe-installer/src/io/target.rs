@@ -45,14 +45,9 @@ fn sys_text(path: &Path) -> Option<String> {
 /// A disk's serial number or WWN, as `lsblk -o NAME,SERIAL,WWN` shows it; of a file, its name.
 fn serial(path: &Path, sys: Option<&Path>) -> String {
     let of_device = sys.and_then(|sys| {
-        ["device/serial", "serial", "device/wwid", "wwid"]
-            .iter()
-            .find_map(|name| sys_text(&sys.join(name)))
+        ["device/serial", "serial", "device/wwid", "wwid"].iter().find_map(|name| sys_text(&sys.join(name)))
     });
-    let name = || {
-        path.file_name()
-            .map_or_else(String::new, |n| n.to_string_lossy().into_owned())
-    };
+    let name = || path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
     of_device.unwrap_or_else(name)
 }
 
@@ -68,27 +63,13 @@ fn in_use_devices() -> Vec<(u64, String)> {
         if let Some((major, minor)) = numbers.split_once(':')
             && let (Ok(major), Ok(minor)) = (major.parse(), minor.parse())
         {
-            devices.push((
-                rustix::fs::makedev(major, minor),
-                format!("mounted at {place}"),
-            ));
+            devices.push((rustix::fs::makedev(major, minor), format!("mounted at {place}")));
         }
     }
-    for line in fs::read_to_string("/proc/swaps")
-        .unwrap_or_default()
-        .lines()
-        .skip(1)
-    {
+    for line in fs::read_to_string("/proc/swaps").unwrap_or_default().lines().skip(1) {
         let path = line.split_whitespace().next().unwrap_or_default();
         if let Ok(meta) = fs::metadata(path) {
-            devices.push((
-                if meta.rdev() != 0 {
-                    meta.rdev()
-                } else {
-                    meta.dev()
-                },
-                "swapped on".into(),
-            ));
+            devices.push((if meta.rdev() != 0 { meta.rdev() } else { meta.dev() }, "swapped on".into()));
         }
     }
     devices
@@ -105,38 +86,19 @@ fn refuse_block_device(path: &Path, sys: &Path) -> anyhow::Result<()> {
     let number = |folder: &Path| {
         let text = sys_text(&folder.join("dev"))?;
         let (major, minor) = text.split_once(':')?;
-        Some(rustix::fs::makedev(
-            major.parse().ok()?,
-            minor.parse().ok()?,
-        ))
+        Some(rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?))
     };
-    let partitions = fs::read_dir(sys)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|e| e.path())
-        .filter(|p| p.join("partition").exists());
-    let folders: Vec<PathBuf> = std::iter::once(sys.to_path_buf())
-        .chain(partitions)
-        .collect();
+    let partitions =
+        fs::read_dir(sys).into_iter().flatten().flatten().map(|e| e.path()).filter(|p| p.join("partition").exists());
+    let folders: Vec<PathBuf> = std::iter::once(sys.to_path_buf()).chain(partitions).collect();
     let in_use = in_use_devices();
     for folder in folders {
-        let name = folder
-            .file_name()
-            .map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        let name = folder.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
         if let Some((_, how)) = in_use.iter().find(|(dev, _)| Some(*dev) == number(&folder)) {
             bail!("{shown} is in use: {name} is {how}");
         }
-        if let Some(holder) = fs::read_dir(folder.join("holders"))
-            .into_iter()
-            .flatten()
-            .flatten()
-            .next()
-        {
-            bail!(
-                "{shown} is in use: {} is built on {name}",
-                holder.file_name().to_string_lossy()
-            );
+        if let Some(holder) = fs::read_dir(folder.join("holders")).into_iter().flatten().flatten().next() {
+            bail!("{shown} is in use: {} is built on {name}", holder.file_name().to_string_lossy());
         }
     }
     Ok(())
@@ -145,14 +107,8 @@ fn refuse_block_device(path: &Path, sys: &Path) -> anyhow::Result<()> {
 fn refuse_file(path: &Path) -> anyhow::Result<()> {
     let exact = fs::canonicalize(path)?;
     for device in fs::read_dir("/sys/block").into_iter().flatten().flatten() {
-        if sys_text(&device.path().join("loop/backing_file"))
-            .is_some_and(|f| Path::new(&f) == exact)
-        {
-            bail!(
-                "{} is in use: /dev/{} is built on it",
-                path.display(),
-                device.file_name().to_string_lossy()
-            );
+        if sys_text(&device.path().join("loop/backing_file")).is_some_and(|f| Path::new(&f) == exact) {
+            bail!("{} is in use: /dev/{} is built on it", path.display(), device.file_name().to_string_lossy());
         }
     }
     Ok(())
@@ -185,26 +141,15 @@ impl Target {
             // With O_EXCL the kernel itself refuses a disk that is mounted or built on, and keeps others away meanwhile.
             options.custom_flags(OFlags::EXCL.bits().cast_signed());
         }
-        let file = options
-            .open(path)
-            .with_context(|| format!("open {shown} for writing: is it in use?"))?;
+        let file = options.open(path).with_context(|| format!("open {shown} for writing: is it in use?"))?;
         let len = DiskFile::from_file(file.try_clone()?)?.len();
         if len < root.disk_len {
-            bail!(
-                "{shown} is too small: {} needs {} bytes, it has {len}",
-                root.image,
-                root.disk_len
-            );
+            bail!("{shown} is too small: {} needs {} bytes, it has {len}", root.image, root.disk_len);
         }
         if let Some(sys) = &sys {
             check_sectors(path, sys, root)?;
         }
-        let target = Self {
-            file,
-            path: path.into(),
-            len,
-            is_block_device,
-        };
+        let target = Self { file, path: path.into(), len, is_block_device };
         target.check_wipe(&serial(path, sys.as_deref()), consent)?;
         Ok(target)
     }
@@ -217,9 +162,7 @@ impl Target {
                 bail!("--wipe names {said:?}, and {shown} is {serial:?}: nothing was written")
             }
             None if self.holds_data()? => {
-                bail!(
-                    "{shown} holds data. If all of it may be destroyed, say so: --wipe {serial:?}"
-                )
+                bail!("{shown} holds data. If all of it may be destroyed, say so: --wipe {serial:?}")
             }
             None => Ok(()),
         }

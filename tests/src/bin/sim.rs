@@ -36,10 +36,7 @@ fn main() -> ExitCode {
                 sum.hedged += s.hedged;
             }
             Err(failure) => {
-                eprintln!(
-                    "seed {seed} fails: {}\nreplay it: cargo xtask sim --seed {seed}",
-                    failure.0
-                );
+                eprintln!("seed {seed} fails: {}\nreplay it: cargo xtask sim --seed {seed}", failure.0);
                 return ExitCode::FAILURE;
             }
         }

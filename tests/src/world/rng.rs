@@ -31,9 +31,7 @@ impl Rng {
 
     /// Bytes.
     pub fn bytes(&mut self, len: usize) -> Vec<u8> {
-        let mut out: Vec<u8> = (0..len.div_ceil(8))
-            .flat_map(|_| self.next().to_le_bytes())
-            .collect();
+        let mut out: Vec<u8> = (0..len.div_ceil(8)).flat_map(|_| self.next().to_le_bytes()).collect();
         out.truncate(len);
         out
     }

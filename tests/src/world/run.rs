@@ -57,24 +57,10 @@ macro_rules! ensure {
 }
 
 enum Ev {
-    Put {
-        segment: usize,
-        send: Send,
-    },
-    Confirm {
-        segment: usize,
-        send: Send,
-        ok: bool,
-    },
-    Get {
-        request: RequestId,
-        node: usize,
-        fragment: FragmentId,
-    },
-    Answer {
-        request: RequestId,
-        result: Result<(FragmentHeader, Bytes), Fault>,
-    },
+    Put { segment: usize, send: Send },
+    Confirm { segment: usize, send: Send, ok: bool },
+    Get { request: RequestId, node: usize, fragment: FragmentId },
+    Answer { request: RequestId, result: Result<(FragmentHeader, Bytes), Fault> },
     Crash(usize),
     Restart(usize),
 }
@@ -137,15 +123,9 @@ impl World {
         let geometry = Geometry::new(data, parity).expect("within the limits");
         let count = geometry.pieces() + rng.below(4) as usize;
         let stashes = (0..count).map(|i| Stash {
-            store: Some(
-                Store::create(SimDisk::default(), ARRAY, node(i), 3).expect("an empty disk"),
-            ),
+            store: Some(Store::create(SimDisk::default(), ARRAY, node(i), 3).expect("an empty disk")),
             disk: None,
-            slow_ms: if rng.one_in(6) {
-                2_000
-            } else {
-                1 + rng.below(20)
-            },
+            slow_ms: if rng.one_in(6) { 2_000 } else { 1 + rng.below(20) },
             lies: false,
             confirmed: BTreeMap::new(),
         });
@@ -160,35 +140,16 @@ impl World {
             let sealed = segment::seal(packer.take(), &OwnerKey([3; 32]), 1);
             let bytes = Bytes::from(sealed.bytes);
             let pieces = split(&codec, sealed.id, &bytes);
-            Segment {
-                id: sealed.id,
-                sealed: bytes,
-                pieces,
-                placement: None,
-                holders: None,
-            }
+            Segment { id: sealed.id, sealed: bytes, pieces, placement: None, holders: None }
         });
         let segments = segments.collect();
         let (queue, stats) = (BTreeMap::new(), Stats::default());
-        Self {
-            rng,
-            now: Duration::ZERO,
-            queue,
-            serial: 0,
-            stashes,
-            segments,
-            geometry,
-            stats,
-            log,
-        }
+        Self { rng, now: Duration::ZERO, queue, serial: 0, stashes, segments, geometry, stats, log }
     }
 
     fn at(&mut self, delay_ms: u64, event: Ev) {
         self.serial += 1;
-        self.queue.insert(
-            (self.now + Duration::from_millis(delay_ms), self.serial),
-            event,
-        );
+        self.queue.insert((self.now + Duration::from_millis(delay_ms), self.serial), event);
     }
 
     /// Send a message to or from a stash: delayed by chance, so that later ones overtake, and sometimes lost.
@@ -228,8 +189,7 @@ impl World {
         let Some(disk) = self.stashes[i].disk.take() else {
             return Ok(());
         };
-        let store = Store::open(disk, ARRAY, node(i))
-            .map_err(|e| Failure(format!("stash {i} does not open: {e}")))?;
+        let store = Store::open(disk, ARRAY, node(i)).map_err(|e| Failure(format!("stash {i} does not open: {e}")))?;
         for (id, payload) in &self.stashes[i].confirmed {
             let found = store.reader().get(*id);
             ensure!(
@@ -251,10 +211,7 @@ impl World {
             self.segments[i].placement = Some(Placement::new(self.geometry, &members, self.now));
         }
         for _ in 0..self.rng.below(6) {
-            let (when, who) = (
-                self.rng.below(3_000),
-                self.rng.below(self.stashes.len() as u64) as usize,
-            );
+            let (when, who) = (self.rng.below(3_000), self.rng.below(self.stashes.len() as u64) as usize);
             self.at(when, Ev::Crash(who));
         }
         loop {
@@ -264,21 +221,14 @@ impl World {
             if self.segments.iter().all(|s| s.placement.is_none()) {
                 return Ok(());
             }
-            let timeout = self
-                .segments
-                .iter()
-                .filter_map(|s| s.placement.as_ref()?.poll_timeout())
-                .min();
+            let timeout = self.segments.iter().filter_map(|s| s.placement.as_ref()?.poll_timeout()).min();
             let next = self.queue.keys().next().map(|(at, _)| *at);
             match (next, timeout) {
                 (Some(at), timeout) if timeout.is_none_or(|t| at <= t) => self.step()?,
                 (_, Some(at)) => {
                     self.now = self.now.max(at);
                     let now = self.now;
-                    self.segments
-                        .iter_mut()
-                        .filter_map(|s| s.placement.as_mut())
-                        .for_each(|p| p.tick(now));
+                    self.segments.iter_mut().filter_map(|s| s.placement.as_mut()).for_each(|p| p.tick(now));
                 }
                 (_, None) => return Err(Failure("placements wait for nothing".into())),
             }
@@ -292,13 +242,7 @@ impl World {
             return;
         };
         while let Some(send) = placement.poll_send() {
-            self.say(|| {
-                format!(
-                    "segment {i}: piece {} to stash {}",
-                    send.piece,
-                    index(send.node)
-                )
-            });
+            self.say(|| format!("segment {i}: piece {} to stash {}", send.piece, index(send.node)));
             self.send(index(send.node), Ev::Put { segment: i, send });
         }
         match placement.outcome() {
@@ -323,11 +267,7 @@ impl World {
             Ev::Confirm { segment, send, ok } => {
                 let now = self.now;
                 if let Some(placement) = self.segments[segment].placement.as_mut() {
-                    if ok {
-                        placement.confirmed(send)
-                    } else {
-                        placement.failed(send, now)
-                    }
+                    if ok { placement.confirmed(send) } else { placement.failed(send, now) }
                 }
             }
             // Reading has its own loop; what is left of it means nothing to others.
@@ -346,10 +286,7 @@ impl World {
         if fails {
             store.storage().fail_syncs(1);
         }
-        let ok = store
-            .put(vec![(OWNER_IMAGES, header, payload.clone())])
-            .remove(0)
-            .is_ok();
+        let ok = store.put(vec![(OWNER_IMAGES, header, payload.clone())]).remove(0).is_ok();
         store.storage().fail_syncs(0);
         if ok {
             self.stashes[i].confirmed.insert(header.id, payload);
@@ -373,26 +310,16 @@ impl World {
 
     fn read(&mut self) -> Result<(), Failure> {
         for stash in &mut self.stashes {
-            stash.slow_ms = if self.rng.one_in(6) {
-                30_000
-            } else {
-                1 + self.rng.below(20)
-            };
+            stash.slow_ms = if self.rng.one_in(6) { 30_000 } else { 1 + self.rng.below(20) };
             stash.lies = self.rng.one_in(8);
         }
-        let down: BTreeSet<usize> = (0..self.stashes.len())
-            .filter(|_| self.rng.one_in(6))
-            .collect();
+        let down: BTreeSet<usize> = (0..self.stashes.len()).filter(|_| self.rng.one_in(6)).collect();
         let mut getter = Getter::new(Patience::default());
         let mut pieces: BTreeMap<JobId, Vec<(usize, Bytes)>> = BTreeMap::new();
         let mut jobs: BTreeMap<RequestId, (JobId, u8)> = BTreeMap::new();
         let mut ended: BTreeMap<JobId, bool> = BTreeMap::new();
-        let wanted: Vec<(usize, Vec<NodeId>)> = self
-            .segments
-            .iter()
-            .enumerate()
-            .filter_map(|(i, s)| Some((i, s.holders.clone()?)))
-            .collect();
+        let wanted: Vec<(usize, Vec<NodeId>)> =
+            self.segments.iter().enumerate().filter_map(|(i, s)| Some((i, s.holders.clone()?))).collect();
         for (i, holders) in &wanted {
             let want = Want {
                 job: JobId(*i as u64),
@@ -405,22 +332,10 @@ impl World {
         while ended.len() < wanted.len() {
             while let Some(action) = getter.poll_action() {
                 match action {
-                    Action::Fetch {
-                        request,
-                        job,
-                        node,
-                        fragment,
-                    } => {
+                    Action::Fetch { request, job, node, fragment } => {
                         jobs.insert(request, (job, fragment.piece));
                         self.say(|| format!("ask stash {} for {fragment}", index(node)));
-                        self.send(
-                            index(node),
-                            Ev::Get {
-                                request,
-                                node: index(node),
-                                fragment,
-                            },
-                        );
+                        self.send(index(node), Ev::Get { request, node: index(node), fragment });
                     }
                     Action::Cancel(_) => {}
                     Action::Complete(job) => drop(ended.insert(job, true)),
@@ -438,17 +353,10 @@ impl World {
                     };
                     self.now = at;
                     match event {
-                        Ev::Get {
-                            request,
-                            node,
-                            fragment,
-                        } => self.serve(request, node, fragment, &down),
+                        Ev::Get { request, node, fragment } => self.serve(request, node, fragment, &down),
                         Ev::Answer { request, result } => {
                             let (job, piece) = jobs[&request];
-                            getter.handle(
-                                self.check(request, job, piece, result, &mut pieces),
-                                self.now,
-                            );
+                            getter.handle(self.check(request, job, piece, result, &mut pieces), self.now);
                         }
                         _ => {}
                     }
@@ -465,22 +373,10 @@ impl World {
         self.judge(&wanted, &ended, &pieces, &down)
     }
 
-    fn serve(
-        &mut self,
-        request: RequestId,
-        i: usize,
-        fragment: FragmentId,
-        down: &BTreeSet<usize>,
-    ) {
+    fn serve(&mut self, request: RequestId, i: usize, fragment: FragmentId, down: &BTreeSet<usize>) {
         if down.contains(&i) {
             if self.rng.one_in(2) {
-                self.send(
-                    i,
-                    Ev::Answer {
-                        request,
-                        result: Err(Fault::Unreachable),
-                    },
-                );
+                self.send(i, Ev::Answer { request, result: Err(Fault::Unreachable) });
             }
             return;
         }
@@ -519,10 +415,7 @@ impl World {
                 pieces.entry(job).or_default().push((piece.into(), payload));
                 Event::Got { request, len }
             }
-            Err(error) => Event::Failed {
-                request,
-                fault: Fault::Lied(error.to_string()),
-            },
+            Err(error) => Event::Failed { request, fault: Fault::Lied(error.to_string()) },
         }
     }
 
@@ -541,10 +434,7 @@ impl World {
                 // One that takes half a minute may rightly be given up.
                 !down.contains(&index(**n)) && !stash.lies && stash.slow_ms < 1_000
             };
-            let (good, done) = (
-                holders.iter().filter(good).count(),
-                ended[&JobId(*i as u64)],
-            );
+            let (good, done) = (holders.iter().filter(good).count(), ended[&JobId(*i as u64)]);
             ensure!(
                 done || good < self.geometry.data(),
                 "segment {i} is unreadable with {good} good holders of {}",
@@ -555,10 +445,7 @@ impl World {
                 have.sort_by_key(|(piece, _)| *piece);
                 have.dedup_by_key(|(piece, _)| *piece);
                 let sealed = assemble(&codec, segment.id, segment.sealed.len() as u32, &have);
-                ensure!(
-                    sealed.as_deref() == Ok(&segment.sealed[..]),
-                    "segment {i} was read wrong: {sealed:?}"
-                );
+                ensure!(sealed.as_deref() == Ok(&segment.sealed[..]), "segment {i} was read wrong: {sealed:?}");
                 self.stats.read += 1;
             } else {
                 self.stats.unreadable += 1;

@@ -62,10 +62,7 @@ fn pack(disk: &Path, to: &Path) -> anyhow::Result<u64> {
     while at < len {
         let n = (len - at).min(buffer.len() as u64) as usize;
         from.read_exact_at(&mut buffer[..n], at)?;
-        for block in buffer[..n]
-            .chunks(4096)
-            .filter(|b| b.iter().any(|&x| x != 0))
-        {
+        for block in buffer[..n].chunks(4096).filter(|b| b.iter().any(|&x| x != 0)) {
             out.write_all(block)?;
             written += block.len() as u64;
         }
@@ -78,10 +75,7 @@ fn pack(disk: &Path, to: &Path) -> anyhow::Result<u64> {
 fn zstd_seconds(file: &Path) -> anyhow::Result<f64> {
     let start = Instant::now();
     let mut command = Command::new("zstd");
-    command
-        .args(["-q", "-3", "-T2", "-c"])
-        .arg(file)
-        .stdout(Stdio::null());
+    command.args(["-q", "-3", "-T2", "-c"]).arg(file).stdout(Stdio::null());
     shell::run(&mut command)?;
     Ok(start.elapsed().as_secs_f64())
 }
@@ -100,12 +94,7 @@ impl Side {
         let total: f64 = stages.iter().map(|(_, s)| s).sum();
         self.mb_s.push(bytes / 1e6 / wall_s);
         self.ceiling.push(bytes / 1e6 / (total / cores));
-        self.stages.push(
-            stages
-                .into_iter()
-                .map(|(name, s)| (name, s / (bytes / 1e9)))
-                .collect(),
-        );
+        self.stages.push(stages.into_iter().map(|(name, s)| (name, s / (bytes / 1e9))).collect());
     }
 
     fn print(&self, what: &str) {
@@ -113,19 +102,10 @@ impl Side {
         let names: Vec<&String> = self.stages[0].iter().map(|(name, _)| name).collect();
         for (i, name) in names.iter().enumerate() {
             let cost = median(self.stages.iter().map(|run| run[i].1).collect());
-            let speed = if cost < 0.005 {
-                "-".into()
-            } else {
-                format!("{:.0}", 1000.0 / cost)
-            };
+            let speed = if cost < 0.005 { "-".into() } else { format!("{:.0}", 1000.0 / cost) };
             println!("  {name:<44} {cost:>7.2} {speed:>8}");
         }
-        let ratios = self
-            .mb_s
-            .iter()
-            .zip(&self.ceiling)
-            .map(|(a, b)| a / b)
-            .collect();
+        let ratios = self.mb_s.iter().zip(&self.ceiling).map(|(a, b)| a / b).collect();
         println!(
             "  whole: {:.0} MB/s; ceiling {:.0} MB/s; ratio {:.2}",
             median(self.mb_s.clone()),
@@ -149,24 +129,16 @@ impl Pipeline {
         setup::need(setup::RIVALS)?;
         let bin = shell::build(true)?;
         let temporary = tempfile::Builder::new().prefix("coe-bench-").tempdir()?;
-        let dir = self
-            .dir
-            .clone()
-            .unwrap_or_else(|| temporary.path().to_path_buf());
+        let dir = self.dir.clone().unwrap_or_else(|| temporary.path().to_path_buf());
         let image = dir.join("sample.img");
         sample::disk(&image, self.sample_mb * 1_000_000)?;
         let packed = dir.join("packed");
         let in_use = pack(&image, &packed)? as f64;
-        let (mut publish, mut install, mut against_zstd) =
-            (Side::default(), Side::default(), Vec::new());
+        let (mut publish, mut install, mut against_zstd) = (Side::default(), Side::default(), Vec::new());
         for run in 0..self.runs {
             let array = dir.join(format!("array-{run}"));
             let zstd_mb_s = in_use / 1e6 / zstd_seconds(&packed)?;
-            let plan = Plan {
-                stashes: self.stashes,
-                size: "2GiB".into(),
-                ..Plan::default()
-            };
+            let plan = Plan { stashes: self.stashes, size: "2GiB".into(), ..Plan::default() };
             let fleet = Fleet::start(&bin, &array, &plan)?;
             against_zstd.push(self.publish(&fleet, &image, in_use, &mut publish)? / zstd_mb_s);
             self.install(&fleet, &image, &dir.join("target.img"), &mut install)?;
@@ -182,35 +154,20 @@ impl Pipeline {
             self.runs
         );
         publish.print("publish");
-        println!(
-            "  against `zstd -3 -T2` over the same bytes: {:.2} of its speed",
-            median(against_zstd)
-        );
+        println!("  against `zstd -3 -T2` over the same bytes: {:.2} of its speed", median(against_zstd));
         install.print("install");
         Ok(())
     }
 
-    fn publish(
-        &self,
-        fleet: &Fleet,
-        image: &Path,
-        in_use: f64,
-        side: &mut Side,
-    ) -> anyhow::Result<f64> {
+    fn publish(&self, fleet: &Fleet, image: &Path, in_use: f64, side: &mut Side) -> anyhow::Result<f64> {
         let pids = fleet.pids();
         let (controller, stashes) = pids.split_at(1);
         let before = (cpu_s(controller), cpu_s(stashes));
-        let p = fleet.publish(
-            image,
-            &["--name", "bench", "--level", &self.level.to_string()],
-        )?;
+        let p = fleet.publish(image, &["--name", "bench", "--level", &self.level.to_string()])?;
         let after = (cpu_s(controller), cpu_s(stashes));
         let encode = cpu_of(&fleet.ctl(&["status"])?["encode"]);
         let s = &p["stages"];
-        let own: f64 = ["read", "chunk", "hash", "pack", "compress_seal"]
-            .iter()
-            .map(|n| cpu_of(&s[*n]))
-            .sum();
+        let own: f64 = ["read", "chunk", "hash", "pack", "compress_seal"].iter().map(|n| cpu_of(&s[*n])).sum();
         let wall_s = p["took_s"].as_f64().context("a time")?;
         side.add(
             in_use,
@@ -223,35 +180,20 @@ impl Pipeline {
                 ("compress, seal".into(), cpu_of(&s["compress_seal"])),
                 ("send (the rest of coe-ctl)".into(), cpu_of(&p) - own),
                 ("encode, name fragments (controller)".into(), encode),
-                (
-                    "receive, keep, send (rest of the controller)".into(),
-                    after.0 - before.0 - encode,
-                ),
-                (
-                    "receive, verify, store (all stashes)".into(),
-                    after.1 - before.1,
-                ),
+                ("receive, keep, send (rest of the controller)".into(), after.0 - before.0 - encode),
+                ("receive, verify, store (all stashes)".into(), after.1 - before.1),
             ],
         );
         Ok(in_use / 1e6 / wall_s)
     }
 
-    fn install(
-        &self,
-        fleet: &Fleet,
-        image: &Path,
-        target: &Path,
-        side: &mut Side,
-    ) -> anyhow::Result<()> {
+    fn install(&self, fleet: &Fleet, image: &Path, target: &Path, side: &mut Side) -> anyhow::Result<()> {
         let len = std::fs::metadata(image)?.len();
         let pids = fleet.pids();
         let before = cpu_s(&pids);
         let i = fleet.install("bench:1", target, len)?;
         let others = cpu_s(&pids) - before;
-        let own = cpu_of(&i["assemble"])
-            + cpu_of(&i["open_decompress"])
-            + cpu_of(&i["write"])
-            + cpu_of(&i["compare"]);
+        let own = cpu_of(&i["assemble"]) + cpu_of(&i["open_decompress"]) + cpu_of(&i["write"]) + cpu_of(&i["compare"]);
         let written = i["written"].as_f64().context("bytes")?;
         let wall_s = i["took_s"].as_f64().context("a time")?;
         side.add(
@@ -259,20 +201,14 @@ impl Pipeline {
             wall_s,
             vec![
                 ("read, send (all stashes, controller)".into(), others),
-                (
-                    "fetch, verify (the rest of coe-installer)".into(),
-                    cpu_of(&i) - own,
-                ),
+                ("fetch, verify (the rest of coe-installer)".into(), cpu_of(&i) - own),
                 ("assemble, name segment".into(), cpu_of(&i["assemble"])),
                 ("open, decompress".into(), cpu_of(&i["open_decompress"])),
                 ("write".into(), cpu_of(&i["write"])),
                 ("read back, compare".into(), cpu_of(&i["compare"])),
             ],
         );
-        println!(
-            "install: write {:.2} s, flush {:.2} s, compare {:.2} s",
-            i["write_s"], i["flush_s"], i["compare_s"]
-        );
+        println!("install: write {:.2} s, flush {:.2} s, compare {:.2} s", i["write_s"], i["flush_s"], i["compare_s"]);
         std::fs::remove_file(target)?;
         Ok(())
     }

@@ -15,9 +15,7 @@ use crate::io::folder::Settings;
 ///
 /// Also makes the first admin's credentials, so that `coe-ctl` works for you at once.
 #[derive(Args)]
-#[command(
-    after_help = "Example:\n  coe-controller init --name school --address controller.school.example:7400"
-)]
+#[command(after_help = "Example:\n  coe-controller init --name school --address controller.school.example:7400")]
 pub struct Init {
     /// Name of the array, for certificates
     #[arg(long, default_value = "coe")]
@@ -62,24 +60,13 @@ impl Init {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let admin_file = file_of(&self.home, Role::Admin);
         if admin_file.exists() {
-            bail!(
-                "{} holds an admin's credentials already; choose another --home",
-                admin_file.display()
-            );
+            bail!("{} holds an admin's credentials already; choose another --home", admin_file.display());
         }
         let own = || {
-            let ip = if self.listen.ip().is_unspecified() {
-                own_address()
-            } else {
-                self.listen.ip()
-            };
+            let ip = if self.listen.ip().is_unspecified() { own_address() } else { self.listen.ip() };
             vec![SocketAddr::new(ip, self.listen.port()).to_string()]
         };
-        let addresses = if self.address.is_empty() {
-            own()
-        } else {
-            self.address.clone()
-        };
+        let addresses = if self.address.is_empty() { own() } else { self.address.clone() };
         let settings = Settings {
             listen: self.listen,
             addresses: addresses.clone(),
@@ -89,9 +76,7 @@ impl Init {
         };
         let folder = self.which.folder();
         let authority = folder.create(&self.name, &settings)?;
-        authority
-            .credentials(Role::Admin, addresses.clone())?
-            .save(&admin_file)?;
+        authority.credentials(Role::Admin, addresses.clone())?.save(&admin_file)?;
         let array = authority.array();
         if self.json {
             let value = serde_json::json!({
@@ -101,15 +86,10 @@ impl Init {
             return Ok(());
         }
         println!("array       {array}");
-        println!(
-            "folder      {}   (authority.json is the array: back it up, keep it secret)",
-            folder.path().display()
-        );
+        println!("folder      {}   (authority.json is the array: back it up, keep it secret)", folder.path().display());
         println!("address     {}", addresses.join(", "));
         println!("admin       {}   (coe-ctl uses it)", admin_file.display());
-        println!(
-            "\nNext:\n  coe-controller serve\n  coe-ctl token create        # a ticket for each stash"
-        );
+        println!("\nNext:\n  coe-controller serve\n  coe-ctl token create        # a ticket for each stash");
         Ok(())
     }
 }

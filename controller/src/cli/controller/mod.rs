@@ -11,11 +11,7 @@ use crate::io::folder::{Folder, default_folder};
 
 /// Direct an array of stashes and keep its catalog
 #[derive(Parser)]
-#[command(
-    name = "coe-controller",
-    version,
-    after_help = "Example:\n  coe-controller init && coe-controller serve"
-)]
+#[command(name = "coe-controller", version, after_help = "Example:\n  coe-controller init && coe-controller serve")]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,

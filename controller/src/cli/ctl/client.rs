@@ -27,28 +27,18 @@ pub(super) fn credentials(common: &Common) -> anyhow::Result<Credentials> {
 impl Client {
     pub(super) fn new(common: &Common) -> anyhow::Result<Self> {
         let admin = credentials(common)?;
-        let resolved = admin
-            .controller
-            .iter()
-            .find_map(|a| a.to_socket_addrs().ok()?.next());
-        let address = resolved
-            .with_context(|| format!("find the controller at {}", admin.controller.join(", ")))?;
+        let resolved = admin.controller.iter().find_map(|a| a.to_socket_addrs().ok()?.next());
+        let address = resolved.with_context(|| format!("find the controller at {}", admin.controller.join(", ")))?;
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(tls::client(&admin, b"http/1.1")?)
             .resolve(CONTROLLER_NAME, address)
             .no_proxy()
             .connect_timeout(std::time::Duration::from_secs(5))
             .build()?;
-        Ok(Self {
-            http,
-            base: format!("https://{CONTROLLER_NAME}:{}", address.port()),
-        })
+        Ok(Self { http, base: format!("https://{CONTROLLER_NAME}:{}", address.port()) })
     }
 
-    async fn send<R: DeserializeOwned>(
-        &self,
-        request: reqwest::RequestBuilder,
-    ) -> anyhow::Result<R> {
+    async fn send<R: DeserializeOwned>(&self, request: reqwest::RequestBuilder) -> anyhow::Result<R> {
         let answer = request.send().await.map_err(|e| {
             let hint = if e.is_connect() {
                 "reach the controller: is `coe-controller serve` running?"
@@ -69,25 +59,14 @@ impl Client {
     }
 
     pub(super) async fn get<R: DeserializeOwned>(&self, path: &str) -> anyhow::Result<R> {
-        self.send(self.http.get(format!("{}{path}", self.base)))
-            .await
+        self.send(self.http.get(format!("{}{path}", self.base))).await
     }
 
     pub(super) async fn delete<R: DeserializeOwned>(&self, path: &str) -> anyhow::Result<R> {
-        self.send(self.http.delete(format!("{}{path}", self.base)))
-            .await
+        self.send(self.http.delete(format!("{}{path}", self.base))).await
     }
 
-    pub(super) async fn post<R: DeserializeOwned>(
-        &self,
-        path: &str,
-        body: &impl Serialize,
-    ) -> anyhow::Result<R> {
-        self.send(
-            self.http
-                .request(Method::POST, format!("{}{path}", self.base))
-                .json(body),
-        )
-        .await
+    pub(super) async fn post<R: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> anyhow::Result<R> {
+        self.send(self.http.request(Method::POST, format!("{}{path}", self.base)).json(body)).await
     }
 }

@@ -29,34 +29,24 @@ pub struct Digest {
 
 impl Digest {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        let disk =
-            DiskFile::open(&self.disk).with_context(|| format!("open {}", self.disk.display()))?;
+        let disk = DiskFile::open(&self.disk).with_context(|| format!("open {}", self.disk.display()))?;
         let len = self.len.unwrap_or(disk.len());
         if len > disk.len() || (len != disk.len() && !len.is_multiple_of(SPAN_LEN)) {
-            bail!(
-                "--len is a multiple of {SPAN_LEN} and at most the disk's {} bytes",
-                disk.len()
-            );
+            bail!("--len is a multiple of {SPAN_LEN} and at most the disk's {} bytes", disk.len());
         }
         let done = Arc::new(AtomicU64::new(0));
         let bar = table::bar(len.max(1), "digest");
         let counter = done.clone();
-        let work =
-            tokio::task::spawn_blocking(move || disk.spans(0..len.div_ceil(SPAN_LEN), &counter));
+        let work = tokio::task::spawn_blocking(move || disk.spans(0..len.div_ceil(SPAN_LEN), &counter));
         while !work.is_finished() {
             tokio::time::sleep(Duration::from_millis(50)).await;
             bar.set_position(done.load(Relaxed));
         }
         bar.finish_and_clear();
-        let spans = work
-            .await?
-            .with_context(|| format!("read {}", self.disk.display()))?;
+        let spans = work.await?.with_context(|| format!("read {}", self.disk.display()))?;
         let digest = content_digest(len, &spans);
         if self.common.json {
-            println!(
-                "{}",
-                serde_json::json!({ "content": digest.to_string(), "len": len })
-            );
+            println!("{}", serde_json::json!({ "content": digest.to_string(), "len": len }));
         } else {
             println!("{digest}");
         }

@@ -22,24 +22,15 @@ impl Login {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let file = self.common.credentials_file();
         if file.exists() {
-            bail!(
-                "{} holds credentials already: move it away, or use another --home",
-                file.display()
-            );
+            bail!("{} holds credentials already: move it away, or use another --home", file.display());
         }
         if self.ticket.role != Role::Admin {
-            bail!(
-                "this ticket is for role {}: create one with `coe-ctl token create --admin`",
-                self.ticket.role
-            );
+            bail!("this ticket is for role {}: create one with `coe-ctl token create --admin`", self.ticket.role);
         }
         let admin = Credentials::join(&self.ticket).await?;
         admin.save(&file)?;
         if self.common.json {
-            println!(
-                "{}",
-                serde_json::json!({ "admin": file, "array": admin.identity.array.to_string() })
-            );
+            println!("{}", serde_json::json!({ "admin": file, "array": admin.identity.array.to_string() }));
         } else {
             println!("logged in to array {}", admin.identity.array);
         }

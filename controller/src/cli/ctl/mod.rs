@@ -22,11 +22,7 @@ use protocol::io::credentials::{default_home, file_of};
 
 /// Steer an array: publish images, look at them and at the stashes
 #[derive(Parser)]
-#[command(
-    name = "coe-ctl",
-    version,
-    after_help = "Example:\n  coe-ctl publish image.img --name debian --tag 12.1"
-)]
+#[command(name = "coe-ctl", version, after_help = "Example:\n  coe-ctl publish image.img --name debian --tag 12.1")]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,

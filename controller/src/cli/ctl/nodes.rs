@@ -38,18 +38,7 @@ impl Nodes {
             ]
         };
         let rows: Vec<_> = nodes.iter().map(row).collect();
-        table::print(
-            &[
-                "STASH",
-                "STATE",
-                "HEARD",
-                "OFFERS",
-                "USED",
-                "FRAGMENTS",
-                "ADDRESS",
-            ],
-            &rows,
-        );
+        table::print(&["STASH", "STATE", "HEARD", "OFFERS", "USED", "FRAGMENTS", "ADDRESS"], &rows);
         Ok(())
     }
 }

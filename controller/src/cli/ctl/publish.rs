@@ -30,9 +30,7 @@ enum LayoutArg {
 ///
 /// Only what is in use is read, and only what is new is sent. If it is interrupted, run it again: it goes on where it was.
 #[derive(Args)]
-#[command(
-    after_help = "Examples:\n  coe-ctl publish image.img\n  coe-ctl publish image.img --name debian --tag 12.1"
-)]
+#[command(after_help = "Examples:\n  coe-ctl publish image.img\n  coe-ctl publish image.img --name debian --tag 12.1")]
 pub struct Publish {
     /// Raw disk image, or a disk
     image: PathBuf,
@@ -69,21 +67,9 @@ pub struct Publish {
 
 /// What is not a raw disk, although people keep disks in it: (magic, name, how to get the disk).
 const NOT_RAW: &[(&[u8], &str, &str)] = &[
-    (
-        b"QFI\xfb",
-        "a qcow2 image",
-        "qemu-img convert -O raw IMAGE disk.img",
-    ),
-    (
-        b"KDMV",
-        "a VMDK image",
-        "qemu-img convert -O raw IMAGE disk.img",
-    ),
-    (
-        b"vhdxfile",
-        "a VHDX image",
-        "qemu-img convert -O raw IMAGE disk.img",
-    ),
+    (b"QFI\xfb", "a qcow2 image", "qemu-img convert -O raw IMAGE disk.img"),
+    (b"KDMV", "a VMDK image", "qemu-img convert -O raw IMAGE disk.img"),
+    (b"vhdxfile", "a VHDX image", "qemu-img convert -O raw IMAGE disk.img"),
     (b"\x1f\x8b", "gzip-compressed", "gunzip IMAGE"),
     (b"\xfd7zXZ\0", "xz-compressed", "unxz IMAGE"),
     (b"\x28\xb5\x2f\xfd", "zstd-compressed", "unzstd IMAGE"),
@@ -93,45 +79,24 @@ fn refuse_what_is_not_raw(path: &Path) -> anyhow::Result<()> {
     use std::io::Read as _;
     let mut start = Vec::new();
     let file = std::fs::File::open(path).with_context(|| format!("open {}", path.display()))?;
-    file.take(16)
-        .read_to_end(&mut start)
-        .with_context(|| format!("read {}", path.display()))?;
+    file.take(16).read_to_end(&mut start).with_context(|| format!("read {}", path.display()))?;
     if let Some((_, what, how)) = NOT_RAW.iter().find(|(magic, ..)| start.starts_with(magic)) {
         let how = how.replace("IMAGE", &path.display().to_string());
-        bail!(
-            "{} is {what}: run `{how}` first, or publish the bytes as they are with --raw",
-            path.display()
-        );
+        bail!("{} is {what}: run `{how}` first, or publish the bytes as they are with --raw", path.display());
     }
     Ok(())
 }
 
 /// A name from a file's: what is in front of its extension, without characters that a name cannot have.
 fn name_of(path: &Path) -> anyhow::Result<String> {
-    let stem = path
-        .file_stem()
-        .and_then(|s| s.to_str())
-        .unwrap_or_default();
-    let name: String = stem
-        .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || "._-".contains(c) {
-                c
-            } else {
-                '-'
-            }
-        })
-        .collect();
-    let name = name
-        .trim_start_matches(|c: char| !c.is_ascii_alphanumeric())
-        .to_string();
+    let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
+    let name: String =
+        stem.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' }).collect();
+    let name = name.trim_start_matches(|c: char| !c.is_ascii_alphanumeric()).to_string();
     if ImageName::is_valid_part(&name) {
         Ok(name)
     } else {
-        bail!(
-            "no name follows from {}: give one with --name",
-            path.display()
-        )
+        bail!("no name follows from {}: give one with --name", path.display())
     }
 }
 
@@ -141,14 +106,10 @@ impl Publish {
             (Some(k), Some(m)) => Some(Geometry::new(k, m)?),
             _ => None,
         };
-        let sector_size = self
-            .sector_size
-            .map(|bytes| SectorSize::from_bytes(bytes).context("--sector-size is 512 or 4096"));
+        let sector_size =
+            self.sector_size.map(|bytes| SectorSize::from_bytes(bytes).context("--sector-size is 512 or 4096"));
         let sha256 = self.sha256.as_ref().map(|hex| {
-            let bytes = HEXLOWER_PERMISSIVE
-                .decode(hex.trim().as_bytes())
-                .ok()
-                .and_then(|b| b.try_into().ok());
+            let bytes = HEXLOWER_PERMISSIVE.decode(hex.trim().as_bytes()).ok().and_then(|b| b.try_into().ok());
             bytes.context("--sha256 is 64 hexadecimal digits")
         });
         Ok(Order {
@@ -173,12 +134,9 @@ impl Publish {
         let order = self.order()?;
         let admin = client::credentials(&self.common)?;
         let endpoint = endpoint::client(tls::client(&admin, tls::ALPN_MEMBER)?)?;
-        let connection = rpc::connect_any(&endpoint, &admin.controller, CONTROLLER_NAME)
-            .await
-            .context("reach the controller")?;
-        let len = protocol::io::disk::DiskFile::open(&self.image)
-            .map(|d| images::disk::ReadAt::len(&d))
-            .unwrap_or(0);
+        let connection =
+            rpc::connect_any(&endpoint, &admin.controller, CONTROLLER_NAME).await.context("reach the controller")?;
+        let len = protocol::io::disk::DiskFile::open(&self.image).map(|d| images::disk::ReadAt::len(&d)).unwrap_or(0);
         let progress = Arc::new(Progress::default());
         let bar = table::bar(len.max(1), "publish");
         let ticker = tokio::spawn(show(progress.clone(), bar.clone()));
@@ -196,11 +154,7 @@ async fn show(progress: Arc<Progress>, bar: indicatif::ProgressBar) {
         tokio::time::sleep(Duration::from_millis(200)).await;
         bar.set_position(progress.position.load(Relaxed));
         let (unique, in_use) = (progress.unique.load(Relaxed), progress.in_use.load(Relaxed));
-        bar.set_message(format!(
-            "{} in use, {} new",
-            table::size(in_use),
-            table::size(unique)
-        ));
+        bar.set_message(format!("{} in use, {} new", table::size(in_use), table::size(unique)));
     }
 }
 
@@ -212,35 +166,17 @@ fn print(outcome: &Outcome, json: bool) -> anyhow::Result<()> {
     let o = outcome;
     println!("published {}", o.image);
     println!("  content   {}", o.content);
-    println!(
-        "  disk      {}, {} in use, partition table: {}",
-        table::size(o.disk_len),
-        table::size(o.in_use),
-        o.table
-    );
+    println!("  disk      {}, {} in use, partition table: {}", table::size(o.disk_len), table::size(o.in_use), o.table);
     println!("  chunks    {}, {} of them known", o.chunks, o.known_chunks);
-    println!(
-        "  new       {} in {} segments, {} sealed",
-        table::size(o.unique),
-        o.new_segments,
-        table::size(o.sealed)
-    );
-    println!(
-        "  stashes   {} as {} pieces",
-        table::size(o.spread),
-        o.geometry
-    );
+    println!("  new       {} in {} segments, {} sealed", table::size(o.unique), o.new_segments, table::size(o.sealed));
+    println!("  stashes   {} as {} pieces", table::size(o.spread), o.geometry);
     if o.replaced > 0 {
-        println!(
-            "  note      {} pieces went to another stash than planned",
-            o.replaced
-        );
+        println!("  note      {} pieces went to another stash than planned", o.replaced);
     }
-    println!(
-        "  took      {:.1} s, {:.0} MB/s",
-        o.took_s,
-        o.in_use as f64 / 1e6 / o.took_s
-    );
+    if o.weaker > 0 {
+        println!("  note      {} segments are shared with earlier images and keep their weaker protection", o.weaker);
+    }
+    println!("  took      {:.1} s, {:.0} MB/s", o.took_s, o.in_use as f64 / 1e6 / o.took_s);
     Ok(())
 }
 
@@ -250,12 +186,9 @@ mod tests {
 
     #[test]
     fn names_from_files() {
-        for (file, name) in [
-            ("image.img", "image"),
-            ("/tmp/Debian 12.raw", "Debian-12"),
-            ("_x.img", "x"),
-            ("a.b.img", "a.b"),
-        ] {
+        for (file, name) in
+            [("image.img", "image"), ("/tmp/Debian 12.raw", "Debian-12"), ("_x.img", "x"), ("a.b.img", "a.b")]
+        {
             assert_eq!(name_of(Path::new(file)).unwrap(), name);
         }
         assert!(name_of(Path::new("/")).is_err());

@@ -26,10 +26,7 @@ impl Show {
             return Ok(());
         }
         println!("image      {}", d.info.image);
-        println!(
-            "content    {}   (compare with `coe-ctl digest DISK`)",
-            d.info.content
-        );
+        println!("content    {}   (compare with `coe-ctl digest DISK`)", d.info.content);
         if let Some(sha256) = &d.source_sha256 {
             println!("sha256     {sha256}");
         }
@@ -40,26 +37,10 @@ impl Show {
             table::size(d.info.in_use),
             d.sector_size
         );
-        println!(
-            "segments   {}, {} of chunks, {} sealed",
-            d.segments,
-            table::size(d.data),
-            table::size(d.info.sealed)
-        );
-        println!(
-            "table      {}{}",
-            d.table,
-            d.damage
-                .map_or(String::new(), |what| format!("   damaged: {what}"))
-        );
+        println!("segments   {}, {} of chunks, {} sealed", d.segments, table::size(d.data), table::size(d.info.sealed));
+        println!("table      {}{}", d.table, d.damage.map_or(String::new(), |what| format!("   damaged: {what}")));
         let row = |p: &crate::io::api::PartitionInfo| {
-            vec![
-                p.number.to_string(),
-                p.offset.to_string(),
-                table::size(p.len),
-                p.kind.clone(),
-                p.name.clone(),
-            ]
+            vec![p.number.to_string(), p.offset.to_string(), table::size(p.len), p.kind.clone(), p.name.clone()]
         };
         if !d.partitions.is_empty() {
             println!();

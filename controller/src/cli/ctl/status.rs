@@ -30,12 +30,7 @@ impl Status {
             table::size(s.capacity)
         );
         println!("images     {}", s.images);
-        println!(
-            "segments   {}, {} sealed, {} chunks",
-            s.segments,
-            table::size(s.sealed),
-            s.chunks
-        );
+        println!("segments   {}, {} sealed, {} chunks", s.segments, table::size(s.sealed), s.chunks);
         println!("directory  epoch {}", s.epoch);
         if s.pending + s.unreferenced + s.trash > 0 {
             println!(
@@ -44,10 +39,7 @@ impl Status {
             );
         }
         if s.unreadable_now > 0 {
-            println!(
-                "AT RISK    {} segments cannot be read now: too many of their stashes are away",
-                s.unreadable_now
-            );
+            println!("AT RISK    {} segments cannot be read now: too many of their stashes are away", s.unreadable_now);
         }
         Ok(())
     }

@@ -22,15 +22,9 @@ impl SweepResult {
             println!("{}", serde_json::to_string(self)?);
             return Ok(());
         }
-        println!(
-            "{what}: {} segments forgotten, {} fragments and copies deleted",
-            self.segments, self.deleted
-        );
+        println!("{what}: {} segments forgotten, {} fragments and copies deleted", self.segments, self.deleted);
         if self.waiting > 0 {
-            println!(
-                "{} fragments lie on stashes that are away; they are deleted when these are back",
-                self.waiting
-            );
+            println!("{} fragments lie on stashes that are away; they are deleted when these are back", self.waiting);
         }
         Ok(())
     }

@@ -11,11 +11,7 @@ pub(super) fn size(bytes: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    if unit == 0 {
-        format!("{bytes} B")
-    } else {
-        format!("{value:.1} {}", UNITS[unit])
-    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
 /// `3 min ago`.
@@ -30,31 +26,20 @@ pub(super) fn ago(s: u64) -> String {
 
 /// Print rows under a heading, columns aligned.
 pub(super) fn print(heading: &[&str], rows: &[Vec<String>]) {
-    let width = |i: usize| {
-        rows.iter()
-            .map(|r| r[i].chars().count())
-            .chain([heading[i].len()])
-            .max()
-            .unwrap_or(0)
-    };
+    let width = |i: usize| rows.iter().map(|r| r[i].chars().count()).chain([heading[i].len()]).max().unwrap_or(0);
     let widths: Vec<usize> = (0..heading.len()).map(width).collect();
     let line = |cells: Vec<&str>| {
-        let padded = cells
-            .iter()
-            .zip(&widths)
-            .map(|(cell, w)| format!("{cell:<w$}"));
+        let padded = cells.iter().zip(&widths).map(|(cell, w)| format!("{cell:<w$}"));
         println!("{}", padded.collect::<Vec<_>>().join("  ").trim_end());
     };
     line(heading.to_vec());
-    rows.iter()
-        .for_each(|row| line(row.iter().map(String::as_str).collect()));
+    rows.iter().for_each(|row| line(row.iter().map(String::as_str).collect()));
 }
 
 /// A progress bar on standard error that hides itself when nobody looks.
 pub(super) fn bar(len: u64, what: &'static str) -> indicatif::ProgressBar {
-    let style = indicatif::ProgressStyle::with_template(
-        "{prefix} [{bar:32}] {percent:>3}%  {msg}  {elapsed} (eta {eta})",
-    );
+    let style =
+        indicatif::ProgressStyle::with_template("{prefix} [{bar:32}] {percent:>3}%  {msg}  {elapsed} (eta {eta})");
     let bar = indicatif::ProgressBar::new(len).with_prefix(what);
     bar.set_style(style.expect("the template is valid").progress_chars("=> "));
     bar.enable_steady_tick(Duration::from_millis(250));

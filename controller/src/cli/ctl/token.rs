@@ -14,9 +14,7 @@ pub enum Token {
 
 /// Create a ticket; it works once
 #[derive(Args)]
-#[command(
-    after_help = "Examples:\n  coe-ctl token create\n  coe-ctl token create --installer --minutes 30"
-)]
+#[command(after_help = "Examples:\n  coe-ctl token create\n  coe-ctl token create --installer --minutes 30")]
 pub struct Create {
     /// For a machine that installs an image
     #[arg(long, conflicts_with = "admin")]
@@ -39,13 +37,8 @@ impl Token {
             (_, true) => "admin",
             _ => "stash",
         };
-        let request = TicketRequest {
-            role: role.into(),
-            valid_s: args.minutes * 60,
-        };
-        let ticket: TicketResponse = Client::new(&args.common)?
-            .post("/v1/tickets", &request)
-            .await?;
+        let request = TicketRequest { role: role.into(), valid_s: args.minutes * 60 };
+        let ticket: TicketResponse = Client::new(&args.common)?.post("/v1/tickets", &request).await?;
         if args.common.json {
             println!("{}", serde_json::to_string(&ticket)?);
         } else {

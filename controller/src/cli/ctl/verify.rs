@@ -29,10 +29,7 @@ pub struct Verify {
 impl Verify {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let client = Client::new(&self.common)?;
-        let request = VerifyRequest {
-            image: self.image.map(|i| i.to_string()),
-            deep: self.deep,
-        };
+        let request = VerifyRequest { image: self.image.map(|i| i.to_string()), deep: self.deep };
         let started: VerifyStarted = client.post("/v1/verify", &request).await?;
         let bar = table::bar(1, "verify");
         let v = loop {
@@ -54,11 +51,7 @@ impl Verify {
             bail!("verification stopped: {error}");
         }
         if v.problem_count > 0 {
-            bail!(
-                "{} problems; {} segments are unreadable now",
-                v.problem_count,
-                v.unreadable
-            );
+            bail!("{} problems; {} segments are unreadable now", v.problem_count, v.unreadable);
         }
         Ok(())
     }
@@ -83,10 +76,7 @@ fn print(v: &Verification) {
             &v.problems.iter().take(40).map(row).collect::<Vec<_>>(),
         );
         if v.problem_count > 40 {
-            println!(
-                "… and {} more (--json lists up to 1000)",
-                v.problem_count - 40
-            );
+            println!("… and {} more (--json lists up to 1000)", v.problem_count - 40);
         }
     }
 }

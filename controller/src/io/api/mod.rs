@@ -5,7 +5,7 @@ mod routes;
 mod tls_listener;
 
 pub use routes::{
-    Api, ImageDetail, ImageInfo, NodeInfo, PartitionInfo, Status, SweepResult, TicketRequest,
-    TicketResponse, VerifyRequest, VerifyStarted,
+    Api, ImageDetail, ImageInfo, NodeInfo, PartitionInfo, Status, SweepResult, TicketRequest, TicketResponse,
+    VerifyRequest, VerifyStarted,
 };
 pub use tls_listener::{Acceptor, Server};

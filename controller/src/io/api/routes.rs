@@ -30,17 +30,7 @@ use crate::io::verify::{Problem, Verification};
         title = "COE controller",
         description = "Images, stashes and tickets of one array. Needs an admin's client certificate."
     ),
-    paths(
-        status,
-        nodes,
-        list_images,
-        show_image,
-        remove_image,
-        create_ticket,
-        start_verify,
-        get_verify,
-        sweep
-    ),
+    paths(status, nodes, list_images, show_image, remove_image, create_ticket, start_verify, get_verify, sweep),
     components(schemas(Problem))
 )]
 pub struct Api;
@@ -216,11 +206,7 @@ pub struct SweepResult {
 
 impl From<Swept> for SweepResult {
     fn from(s: Swept) -> Self {
-        Self {
-            segments: s.segments,
-            deleted: s.deleted,
-            waiting: s.waiting,
-        }
+        Self { segments: s.segments, deleted: s.deleted, waiting: s.waiting }
     }
 }
 
@@ -243,11 +229,7 @@ impl IntoResponse for Refused {
             Refusal::Full | Refusal::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        (
-            status,
-            Json(serde_json::json!({ "error": self.0.to_string() })),
-        )
-            .into_response()
+        (status, Json(serde_json::json!({ "error": self.0.to_string() }))).into_response()
     }
 }
 
@@ -259,10 +241,7 @@ pub(super) fn router(controller: Arc<Controller>) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/nodes", get(nodes))
         .route("/v1/images", get(list_images))
-        .route(
-            "/v1/images/{name}/{tag}",
-            get(show_image).delete(remove_image),
-        )
+        .route("/v1/images/{name}/{tag}", get(show_image).delete(remove_image))
         .route("/v1/tickets", post(create_ticket))
         .route("/v1/verify", post(start_verify))
         .route("/v1/verify/{job}", get(get_verify))
@@ -272,34 +251,23 @@ pub(super) fn router(controller: Arc<Controller>) -> Router {
         .with_state(controller)
 }
 
-async fn only_admins(
-    ConnectInfo(caller): ConnectInfo<Caller>,
-    request: Request,
-    next: Next,
-) -> Response {
+async fn only_admins(ConnectInfo(caller): ConnectInfo<Caller>, request: Request, next: Next) -> Response {
     match caller.0 {
         Some(who) if who.role == Role::Admin => next.run(request).await,
         Some(who) => Refused(Refusal::NotAllowed(who.role)).into_response(),
-        None => Refused(Refusal::NotAdmitted(
-            "a certificate of this array is needed".into(),
-        ))
-        .into_response(),
+        None => Refused(Refusal::NotAdmitted("a certificate of this array is needed".into())).into_response(),
     }
 }
 
 /// The array at a glance
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)))]
 async fn status(State(c): Shared) -> Answer<Status> {
-    let (nodes, segments) = (
-        c.catalog.nodes().map_err(catalog_refusal)?,
-        c.catalog.segments().map_err(catalog_refusal)?,
-    );
+    let (nodes, segments) =
+        (c.catalog.nodes().map_err(catalog_refusal)?, c.catalog.segments().map_err(catalog_refusal)?);
     let groups = c.catalog.groups().map_err(catalog_refusal)?;
     let (up, encode) = (c.fleet.up(), c.encode.report());
     let reachable = |id| {
-        groups.get(id).is_some_and(|g| {
-            g.members.iter().filter(|m| up.contains_key(m)).count() >= g.geometry.data()
-        })
+        groups.get(id).is_some_and(|g| g.members.iter().filter(|m| up.contains_key(m)).count() >= g.geometry.data())
     };
     Ok(Json(Status {
         array: c.array().to_string(),
@@ -308,37 +276,23 @@ async fn status(State(c): Shared) -> Answer<Status> {
         stashes: nodes.len() as u64,
         stashes_up: up.len() as u64,
         capacity: nodes.iter().map(|(_, n)| n.capacity).sum(),
-        used: nodes
-            .iter()
-            .filter_map(|(id, _)| c.fleet.pulse(*id))
-            .map(|(p, _)| p.used)
-            .sum(),
+        used: nodes.iter().filter_map(|(id, _)| c.fleet.pulse(*id)).map(|(p, _)| p.used).sum(),
         segments: segments.len() as u64,
         sealed: segments.iter().map(|(_, s)| u64::from(s.sealed_len)).sum(),
         chunks: c.catalog.chunk_count().map_err(catalog_refusal)?,
         pending: c.catalog.pending().map_err(catalog_refusal)?.len() as u64,
         unreferenced: segments.iter().filter(|(_, s)| s.references == 0).count() as u64,
         trash: c.catalog.trash().map_err(catalog_refusal)?.len() as u64,
-        unreadable_now: segments
-            .iter()
-            .filter(|(_, s)| !s.on_mass_storage && !reachable(&s.group))
-            .count() as u64,
+        unreadable_now: segments.iter().filter(|(_, s)| !s.on_mass_storage && !reachable(&s.group)).count() as u64,
         up_s: c.started.elapsed().as_secs(),
-        encode: Encode {
-            bytes: encode.bytes,
-            cpu_s: encode.cpu_s,
-        },
+        encode: Encode { bytes: encode.bytes, cpu_s: encode.cpu_s },
     }))
 }
 
 /// All stashes
 #[utoipa::path(get, path = "/v1/nodes", responses((status = 200, body = [NodeInfo])))]
 async fn nodes(State(c): Shared) -> Answer<Vec<NodeInfo>> {
-    let liars = c
-        .liars
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clone();
+    let liars = c.liars.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let info = |(id, record): (images::NodeId, crate::catalog::NodeRecord)| {
         let pulse = c.fleet.pulse(id);
         NodeInfo {
@@ -352,14 +306,7 @@ async fn nodes(State(c): Shared) -> Answer<Vec<NodeInfo>> {
             lied: liars.get(&id).cloned(),
         }
     };
-    Ok(Json(
-        c.catalog
-            .nodes()
-            .map_err(catalog_refusal)?
-            .into_iter()
-            .map(info)
-            .collect(),
-    ))
+    Ok(Json(c.catalog.nodes().map_err(catalog_refusal)?.into_iter().map(info).collect()))
 }
 
 fn image_info(image: &ImageName, root: &Root) -> ImageInfo {
@@ -381,18 +328,13 @@ async fn list_images(State(c): Shared) -> Answer<Vec<ImageInfo>> {
         let root = Controller::root(&record.signed).map_err(catalog_refusal)?;
         Ok::<_, Refusal>(image_info(&name, &root))
     };
-    Ok(Json(
-        images.into_iter().map(info).collect::<Result<_, _>>()?,
-    ))
+    Ok(Json(images.into_iter().map(info).collect::<Result<_, _>>()?))
 }
 
 /// One image
 #[utoipa::path(get, path = "/v1/images/{name}/{tag}", params(("name" = String, Path), ("tag" = String, Path)),
     responses((status = 200, body = ImageDetail), (status = 404)))]
-async fn show_image(
-    State(c): Shared,
-    Path((name, tag)): Path<(String, String)>,
-) -> Answer<ImageDetail> {
+async fn show_image(State(c): Shared, Path((name, tag)): Path<(String, String)>) -> Answer<ImageDetail> {
     let (image, record) = c.find_image(&name, Some(&tag))?;
     let root = Controller::root(&record.signed).map_err(catalog_refusal)?;
     let partition = |p: &images::disk::Partition| PartitionInfo {
@@ -418,20 +360,14 @@ async fn show_image(
 /// Remove an image
 #[utoipa::path(delete, path = "/v1/images/{name}/{tag}", params(("name" = String, Path), ("tag" = String, Path)),
     responses((status = 200, body = SweepResult), (status = 404)))]
-async fn remove_image(
-    State(c): Shared,
-    Path((name, tag)): Path<(String, String)>,
-) -> Answer<SweepResult> {
+async fn remove_image(State(c): Shared, Path((name, tag)): Path<(String, String)>) -> Answer<SweepResult> {
     let image = ImageName::new(&name, &tag).map_err(|e| Refusal::Invalid(e.to_string()))?;
     Ok(Json(c.remove_image(&image).await?.into()))
 }
 
 /// Create a ticket
 #[utoipa::path(post, path = "/v1/tickets", request_body = TicketRequest, responses((status = 200, body = TicketResponse)))]
-async fn create_ticket(
-    State(c): Shared,
-    Json(request): Json<TicketRequest>,
-) -> Answer<TicketResponse> {
+async fn create_ticket(State(c): Shared, Json(request): Json<TicketRequest>) -> Answer<TicketResponse> {
     let role = match request.role.as_str() {
         "stash" => Role::Stash,
         "installer" => Role::Installer,
@@ -443,49 +379,25 @@ async fn create_ticket(
     let mut secret = [0; 16];
     aws_lc_rs::rand::fill(&mut secret).map_err(|_| Refusal::Failed("no random bytes".into()))?;
     let expires_unix_s = unix_s().saturating_add(request.valid_s);
-    let record = TicketRecord {
-        role,
-        expires_unix_s,
-        used_by: None,
-    };
+    let record = TicketRecord { role, expires_unix_s, used_by: None };
     let hash = secret_hash(&secret);
-    c.committer
-        .change(move |change| change.put_ticket(hash, &record))
-        .await
-        .map_err(catalog_refusal)?;
-    let ticket = Ticket {
-        array: c.array(),
-        role,
-        secret,
-        addresses: c.settings.addresses.clone(),
-    };
-    Ok(Json(TicketResponse {
-        ticket: ticket.to_string(),
-        expires_unix_s,
-    }))
+    c.committer.change(move |change| change.put_ticket(hash, &record)).await.map_err(catalog_refusal)?;
+    let ticket = Ticket { array: c.array(), role, secret, addresses: c.settings.addresses.clone() };
+    Ok(Json(TicketResponse { ticket: ticket.to_string(), expires_unix_s }))
 }
 
 /// Start a verification
 #[utoipa::path(post, path = "/v1/verify", request_body = VerifyRequest, responses((status = 200, body = VerifyStarted)))]
-async fn start_verify(
-    State(c): Shared,
-    Json(request): Json<VerifyRequest>,
-) -> Answer<VerifyStarted> {
+async fn start_verify(State(c): Shared, Json(request): Json<VerifyRequest>) -> Answer<VerifyStarted> {
     let image = request.image.map(|i| i.parse()).transpose();
-    let image =
-        image.map_err(|e: images::manifest::ImageNameError| Refusal::Invalid(e.to_string()))?;
-    Ok(Json(VerifyStarted {
-        job: c.start_verify(image, request.deep)?,
-    }))
+    let image = image.map_err(|e: images::manifest::ImageNameError| Refusal::Invalid(e.to_string()))?;
+    Ok(Json(VerifyStarted { job: c.start_verify(image, request.deep)? }))
 }
 
 /// How far a verification is
 #[utoipa::path(get, path = "/v1/verify/{job}", params(("job" = u64, Path)), responses((status = 200, body = Verification), (status = 404)))]
 async fn get_verify(State(c): Shared, Path(job): Path<u64>) -> Answer<Verification> {
-    let found = c
-        .jobs
-        .get(job)
-        .ok_or_else(|| Refusal::NotFound(format!("verification {job}")));
+    let found = c.jobs.get(job).ok_or_else(|| Refusal::NotFound(format!("verification {job}")));
     Ok(Json(found?))
 }
 

@@ -41,10 +41,7 @@ impl Acceptor {
     }
 
     fn current(&self) -> TlsAcceptor {
-        self.0
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -95,10 +92,7 @@ impl Server {
     /// If the port is taken or the credentials are damaged.
     pub async fn bind(address: SocketAddr, member: &Credentials) -> anyhow::Result<Self> {
         let acceptor = Acceptor(Arc::new(RwLock::new(Acceptor::make(member)?)));
-        Ok(Self {
-            listener: TcpListener::bind(address).await?,
-            acceptor,
-        })
+        Ok(Self { listener: TcpListener::bind(address).await?, acceptor })
     }
 
     /// For renewing.
@@ -139,11 +133,7 @@ async fn accept(
             let Ok(Ok(stream)) = handshake.await else {
                 return;
             };
-            let certificate = stream
-                .get_ref()
-                .1
-                .peer_certificates()
-                .and_then(|chain| chain.first());
+            let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
             let caller = Caller(certificate.and_then(|c| tls::identity_of(c, array)));
             let _ = send.send((stream, caller)).await;
         });
