@@ -25,6 +25,8 @@ use crate::gaps::{WINDOW_LEN, Written};
 /// Segments under way. Each takes up to three times its four megabytes: pieces, sealed bytes, chunk bytes. With the manifest's page
 /// and the transport's windows this stays well below 256 MiB.
 const TOGETHER: usize = 10;
+/// Bytes between flushes.
+const FLUSH_EVERY: u64 = 64 * 1024 * 1024;
 /// Segments that are named when bytes are missing.
 const NAMED_MAX: usize = 5;
 
@@ -120,6 +122,8 @@ struct Work {
     stages: Stages,
     written: AtomicU64,
     rebuilt: AtomicU64,
+    /// Held by whoever flushes.
+    flushing: Mutex<()>,
     progress: Arc<Progress>,
 }
 
@@ -135,6 +139,7 @@ pub async fn install(source: &Source, target: Target, progress: Arc<Progress>) -
         stages: Stages::default(),
         written: AtomicU64::new(0),
         rebuilt: AtomicU64::new(0),
+        flushing: Mutex::default(),
         progress,
     });
     let result = run(source, &work).await;
@@ -274,9 +279,13 @@ async fn fetch_all(source: &Source, work: &Arc<Work>) -> anyhow::Result<()> {
                     Ok(pieces) => pieces,
                     Err(shortfall) => return Ok(Err(shortfall)),
                 };
-                let write = move || work.write_segment(&Segment { entry, key }, &pieces);
+                let len = u64::from(entry.data_len);
+                let (writer, segment) = (work.clone(), Segment { entry, key });
+                let write = move || writer.write_segment(&segment, &pieces);
                 tokio::task::spawn_blocking(write).await.context("write a segment")??;
                 drop(slot);
+                let flushed = tokio::task::spawn_blocking(move || work.flush_if_due(len)).await;
+                flushed.context("flush the disk")?.context("make the disk durable: it reports write errors")?;
                 Ok(Ok(()))
             });
         }
@@ -350,6 +359,16 @@ impl Work {
             .context("write to the disk")?;
         self.progress.written.store(self.written.load(Relaxed), Relaxed);
         Ok(())
+    }
+
+    /// Flush now and then, one at a time: the disk works while segments are fetched, and the last flush is short.
+    fn flush_if_due(&self, len: u64) -> std::io::Result<()> {
+        let after = self.written.load(Relaxed);
+        let is_due = after / FLUSH_EVERY != after.saturating_sub(len) / FLUSH_EVERY;
+        match self.flushing.try_lock() {
+            Ok(_alone) if is_due => self.target.flush(),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -239,6 +239,14 @@ impl Target {
         self.file.write_all_at(bytes, offset)
     }
 
+    /// Make what was written so far durable.
+    ///
+    /// # Errors
+    /// The medium's: write errors show here, once.
+    pub fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
     /// Make everything durable, and forget what memory holds of it: the next read comes from the disk.
     ///
     /// # Errors
