@@ -96,7 +96,7 @@ pub enum ReconstructError {
 enum Engine {
     /// No parity: nothing to compute.
     Copy,
-    Portable(ReedSolomon),
+    Portable(Box<ReedSolomon>),
     Vector(Box<rusty_erasure::Coder>),
 }
 
@@ -122,7 +122,10 @@ impl Codec {
     pub fn portable(geometry: Geometry) -> Self {
         let engine = match geometry.parity() {
             0 => Engine::Copy,
-            parity => Engine::Portable(ReedSolomon::new(geometry.data(), parity).expect("a valid geometry")),
+            parity => {
+                let rs = ReedSolomon::new(geometry.data(), parity).expect("a valid geometry");
+                Engine::Portable(Box::new(rs))
+            }
         };
         Self { geometry, engine }
     }

@@ -15,7 +15,7 @@ use rustix::fs::{Advice, FallocateFlags, OFlags, fadvise, fallocate};
 use crate::first_blocks::FIRST_LEN;
 
 /// Zeros that are written at once where a range cannot be made zero otherwise.
-const ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
 /// What the person said about the disk.
 pub struct Consent {
