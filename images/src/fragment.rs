@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     fn fragments() -> (SegmentId, Bytes, Codec, Vec<(FragmentHeader, Bytes)>) {
-        let sealed = Bytes::from((0..5000u32).map(|i| (i * i >> 3) as u8).collect::<Vec<_>>());
+        let sealed = Bytes::from((0..5000u32).map(|i| ((i * i) >> 3) as u8).collect::<Vec<_>>());
         let segment = SegmentId::of(&sealed);
         let codec = Codec::new(Geometry::new(3, 2).unwrap());
         let all = split(&codec, segment, &sealed);
