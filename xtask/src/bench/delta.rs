@@ -20,7 +20,7 @@ use crate::{sample, setup, shell};
 #[derive(Args)]
 pub struct Delta {
     /// zstd level
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 2)]
     level: u32,
     /// Work in this folder, and use the userlands that an earlier run left there
     #[arg(long, value_name = "DIR")]

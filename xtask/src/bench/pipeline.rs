@@ -28,7 +28,7 @@ pub struct Pipeline {
     #[arg(long, default_value_t = 3)]
     runs: usize,
     /// zstd level
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 2)]
     level: u32,
     /// Stashes
     #[arg(long, default_value_t = 8)]
@@ -80,12 +80,23 @@ fn zstd_seconds(file: &Path) -> anyhow::Result<f64> {
     Ok(start.elapsed().as_secs_f64())
 }
 
+/// How long the disk itself takes to read a file, past the page cache.
+fn direct_read_seconds(file: &Path) -> anyhow::Result<f64> {
+    let start = Instant::now();
+    let mut from = std::ffi::OsString::from("if=");
+    from.push(file);
+    shell::output(Command::new("dd").arg(from).args(["of=/dev/null", "bs=4M", "iflag=direct"]))?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
 #[derive(Default)]
 struct Side {
     /// (stage, MB/s of one core, CPU-s a GB of image) of each run.
     stages: Vec<Vec<(String, f64)>>,
     mb_s: Vec<f64>,
     ceiling: Vec<f64>,
+    /// Ceiling with the disk's own speed in the stage that only waits for it.
+    bound: Vec<f64>,
 }
 
 impl Side {
@@ -106,6 +117,14 @@ impl Side {
             println!("  {name:<44} {cost:>7.2} {speed:>8}");
         }
         let ratios = self.mb_s.iter().zip(&self.ceiling).map(|(a, b)| a / b).collect();
+        if !self.bound.is_empty() {
+            let ratios = self.mb_s.iter().zip(&self.bound).map(|(a, b)| a / b).collect();
+            println!(
+                "  the read-back waits for the disk; at the speed of `dd iflag=direct` for it: ceiling {:.0} MB/s, ratio {:.2}",
+                median(self.bound.clone()),
+                median(ratios)
+            );
+        }
         println!(
             "  whole: {:.0} MB/s; ceiling {:.0} MB/s; ratio {:.2}",
             median(self.mb_s.clone()),
@@ -209,6 +228,11 @@ impl Pipeline {
             ],
         );
         println!("install: write {:.2} s, flush {:.2} s, compare {:.2} s", i["write_s"], i["flush_s"], i["compare_s"]);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
+        let compare_s = cpu_of(&i["compare"]);
+        let read_s = direct_read_seconds(target)?.max(compare_s / cores);
+        let rest_s = (others + cpu_of(&i) - compare_s) / cores;
+        side.bound.push(written / 1e6 / (rest_s + read_s));
         std::fs::remove_file(target)?;
         Ok(())
     }

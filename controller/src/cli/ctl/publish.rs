@@ -50,7 +50,7 @@ pub struct Publish {
     #[arg(long, value_enum, default_value = "mirror")]
     layout: LayoutArg,
     /// Compression level of zstd, 1 to 19
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(i32).range(1..=19))]
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(i32).range(1..=19))]
     level: i32,
     /// Sector size, where the partition table leaves it open: 512 or 4096
     #[arg(long, value_name = "BYTES")]
