@@ -16,6 +16,9 @@ use images::NodeId;
 use images::fragment::FragmentId;
 use images::ids::SegmentId;
 
+/// A parity piece is asked for when a data piece is expected to take so many times as long.
+const PARITY_WORTH: u32 = 4;
+
 /// Time since any fixed start.
 pub type Now = Duration;
 
@@ -368,12 +371,13 @@ impl Getter {
             .iter()
             .filter_map(|&i| Some((i, idle(i, job)?, job.want.holders[usize::from(i)])))
             .filter(|(_, _, node)| self.peers.can_ask(*node, self.patience.per_holder))
-            // A parity piece costs reconstruction: it must be worth it. Ties go round, so that segments spread over equal holders.
+            // A parity piece costs reconstruction: it must be worth it. Ties go round, so that segments spread over equal
+            // holders.
             .min_by_key(|(i, attempts, node)| {
                 let expected = self.peers.expected(*node);
                 let is_parity = usize::from(*i) >= job.want.need;
                 let turn = i.wrapping_add(job.want.segment.0[0]) % job.want.holders.len() as u8;
-                (*attempts, if is_parity { expected * 3 / 2 } else { expected }, is_parity, turn)
+                (*attempts, if is_parity { expected * PARITY_WORTH } else { expected }, is_parity, turn)
             });
         let Some((piece, attempts, node)) = best else {
             return false;

@@ -24,7 +24,7 @@ use crate::gaps::{WINDOW_LEN, Written};
 
 /// Segments under way. Each takes up to three times its four megabytes: pieces, sealed bytes, chunk bytes. With the manifest's page
 /// and the transport's windows this stays well below 256 MiB.
-const TOGETHER: usize = 12;
+const TOGETHER: usize = 8;
 /// Bytes between flushes.
 const FLUSH_EVERY: u64 = 64 * 1024 * 1024;
 /// Segments that are named when bytes are missing.
