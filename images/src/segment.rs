@@ -100,9 +100,15 @@ fn compress(level: i32, source: &[u8], into: &mut Vec<u8>) -> Option<usize> {
     })
 }
 
-/// Compress first, then encrypt: ciphertext does not compress, and the key follows from what is sealed.
+/// Header and coded payload of a segment, not encrypted yet.
+pub struct Coded {
+    bytes: Vec<u8>,
+    data_len: u32,
+}
+
+/// Compress. What does not get shorter is stored as it is.
 #[must_use]
-pub fn seal(plain: Plain, owner: &OwnerKey, level: i32) -> Sealed {
+pub fn code(plain: Plain, level: i32) -> Coded {
     let Plain { data: mut body, chunk_lens } = plain;
     let data_len = body.len() as u32;
     for len in &chunk_lens {
@@ -117,6 +123,16 @@ pub fn seal(plain: Plain, owner: &OwnerKey, level: i32) -> Sealed {
         bytes[5] = Coding::Stored as u8;
         bytes.extend_from_slice(&body);
     }
+    Coded { bytes, data_len }
+}
+
+/// Encrypt, after compressing: ciphertext does not compress, and the key follows from what is sealed.
+///
+/// # Panics
+/// Never: what [`Packer`] takes fits a sealed segment.
+#[must_use]
+pub fn seal(coded: Coded, owner: &OwnerKey) -> Sealed {
+    let Coded { mut bytes, data_len } = coded;
     let key = owner.segment_key(&blake3::hash(&bytes));
     keys::seal_in_place(&key.0, 0, &mut bytes, SEGMENT_HEADER_LEN);
     assert!(bytes.len() <= SEALED_MAX, "sealed segment exceeds its limit");
@@ -147,11 +163,19 @@ fn decompress(source: &[u8], len: usize) -> Option<Vec<u8>> {
     })
 }
 
-/// Open sealed bytes: the chunk bytes and the length of each chunk.
+/// An authentic payload, not decompressed yet.
+pub struct Payload {
+    coding: u8,
+    data_len: usize,
+    body_len: usize,
+    bytes: Vec<u8>,
+}
+
+/// Authenticate and decrypt sealed bytes.
 ///
 /// # Errors
-/// [`SegmentError`]; a hostile segment costs at most [`SEGMENT_PLAIN_MAX`] bytes of memory.
-pub fn open(sealed: &[u8], key: &SegmentKey) -> Result<Plain, SegmentError> {
+/// [`SegmentError`].
+pub fn unseal(sealed: &[u8], key: &SegmentKey) -> Result<Payload, SegmentError> {
     let header = sealed.get(..SEGMENT_HEADER_LEN).ok_or(SegmentError::Header)?;
     if header[..4] != MAGIC || header[4] != VERSION || header[6..8] != [0, 0] {
         return Err(SegmentError::Header);
@@ -160,10 +184,19 @@ pub fn open(sealed: &[u8], key: &SegmentKey) -> Result<Plain, SegmentError> {
     let (data_len, chunk_count) = (word(8), word(12));
     let body_len = chunk_count.checked_mul(4).and_then(|table| table.checked_add(data_len));
     let body_len = body_len.filter(|&len| len <= SEGMENT_PLAIN_MAX).ok_or(SegmentError::Header)?;
-    let payload = keys::open(&key.0, 0, sealed, SEGMENT_HEADER_LEN)?;
-    let mut data = match header[5] {
-        0 if payload.len() == body_len => payload,
-        1 => decompress(&payload, body_len).ok_or(SegmentError::Payload)?,
+    let bytes = keys::open(&key.0, 0, sealed, SEGMENT_HEADER_LEN)?;
+    Ok(Payload { coding: header[5], data_len, body_len, bytes })
+}
+
+/// Decompress a payload: the chunk bytes and the length of each chunk.
+///
+/// # Errors
+/// [`SegmentError::Payload`]; it costs at most [`SEGMENT_PLAIN_MAX`] bytes of memory.
+pub fn decode(payload: Payload) -> Result<Plain, SegmentError> {
+    let Payload { coding, data_len, body_len, bytes } = payload;
+    let mut data = match coding {
+        0 if bytes.len() == body_len => bytes,
+        1 => decompress(&bytes, body_len).ok_or(SegmentError::Payload)?,
         _ => return Err(SegmentError::Payload),
     };
     let chunk_lens: Vec<u32> =
@@ -179,6 +212,10 @@ pub fn open(sealed: &[u8], key: &SegmentKey) -> Result<Plain, SegmentError> {
 mod tests {
     use super::*;
 
+    fn open(sealed: &[u8], key: &SegmentKey) -> Result<Plain, SegmentError> {
+        decode(unseal(sealed, key)?)
+    }
+
     fn packed(chunks: &[&[u8]]) -> Plain {
         let mut packer = Packer::default();
         for chunk in chunks {
@@ -193,8 +230,8 @@ mod tests {
         let mut noise = vec![0; 100_000];
         blake3::Hasher::new().finalize_xof().fill(&mut noise);
         for chunks in [vec![&[1u8; 9000][..], &[2u8; 5000]], vec![&noise[..]], vec![]] {
-            let sealed = seal(packed(&chunks), &owner, 1);
-            assert_eq!(sealed, seal(packed(&chunks), &owner, 1), "equal content must seal to equal bytes");
+            let sealed = seal(code(packed(&chunks), 1), &owner);
+            assert_eq!(sealed, seal(code(packed(&chunks), 1), &owner), "equal content must seal to equal bytes");
             let plain = open(&sealed.bytes, &sealed.key).unwrap();
             assert_eq!(plain.data, chunks.concat());
             assert_eq!(plain.chunk_lens, chunks.iter().map(|c| c.len() as u32).collect::<Vec<_>>());
@@ -211,14 +248,14 @@ mod tests {
                 packer.push(chunk);
             }
         }
-        let sealed = seal(packer.take(), &OwnerKey([1; 32]), 1);
+        let sealed = seal(code(packer.take(), 1), &OwnerKey([1; 32]));
         assert!(sealed.bytes.len() <= SEALED_MAX);
         open(&sealed.bytes, &sealed.key).unwrap();
     }
 
     #[test]
     fn every_changed_byte_is_noticed() {
-        let sealed = seal(packed(&[&[3; 500]]), &OwnerKey([7; 32]), 1);
+        let sealed = seal(code(packed(&[&[3; 500]]), 1), &OwnerKey([7; 32]));
         for at in 0..sealed.bytes.len() {
             let mut changed = sealed.bytes.clone();
             changed[at] ^= 1;

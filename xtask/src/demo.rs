@@ -157,7 +157,7 @@ fn summary(published: &Value, installed: &Value, lost: &str, start: Instant) {
         i("segments")
     );
     let parts: Vec<String> =
-        ["assemble", "open_decompress", "write"].iter().map(|n| per_stage(&installed[*n], n)).collect();
+        ["verify", "assemble", "open", "decompress", "write"].iter().map(|n| per_stage(&installed[*n], n)).collect();
     println!("           one core's speed (CPU time): {}", parts.join(", "));
     println!(
         "           fetch, verify and write {:.1} s, {}; flush {:.1} s; read back and compare {:.1} s",

@@ -75,6 +75,7 @@ pub(crate) struct Stages {
     chunk: Stage,
     hash: Stage,
     pack: Stage,
+    compress: Stage,
     seal: Stage,
 }
 
@@ -89,8 +90,10 @@ pub struct StageReports {
     pub hash: StageReport,
     /// Copying new chunks together.
     pub pack: StageReport,
-    /// zstd and AES-256-GCM, and BLAKE3 of the result.
-    pub compress_seal: StageReport,
+    /// zstd.
+    pub compress: StageReport,
+    /// AES-256-GCM, and BLAKE3 of what goes in and what comes out.
+    pub seal: StageReport,
 }
 
 /// What a publication did.
@@ -208,7 +211,8 @@ pub async fn publish(connection: &Connection, order: Order, progress: Arc<Progre
             chunk: stages.chunk.report(),
             hash: stages.hash.report(),
             pack: stages.pack.report(),
-            compress_seal: stages.seal.report(),
+            compress: stages.compress.report(),
+            seal: stages.seal.report(),
         },
     })
 }

@@ -189,8 +189,10 @@ impl Sender {
             let sealing = sealers.acquire_owned().await?;
             let Full { number, plain, chunks } = full;
             let len = plain.data.len();
-            let sealed =
-                tokio::task::spawn_blocking(move || stages.seal.run(len, || segment::seal(plain, &owner_key, level)));
+            let sealed = tokio::task::spawn_blocking(move || {
+                let coded = stages.compress.run(len, || segment::code(plain, level));
+                stages.seal.run(len, || segment::seal(coded, &owner_key))
+            });
             let sealed = sealed.await.context("seal a segment")?;
             drop(sealing);
             let (id, sealed_len) = (sealed.id, sealed.bytes.len() as u64);

@@ -13,6 +13,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::pool::Pool;
 use super::rpc::{self, CallError};
+use super::stage::{Stage, StageReport};
 use crate::directory::Epoch;
 use crate::getter::{Action, Event, Fault, Getter, JobId, Patience, PeerReport, RequestId, Shortfall, Want};
 use crate::message::{Refusal, fetch};
@@ -29,6 +30,8 @@ pub struct FetchReport {
     pub hedges: u64,
     /// Holders whose directory was older than the one in use, with their epoch.
     pub behind: Vec<(NodeId, Epoch)>,
+    /// Verifying what came.
+    pub verify: StageReport,
 }
 
 struct Job {
@@ -98,9 +101,10 @@ async fn run(pool: Arc<Pool>, patience: Patience, epoch: Epoch, mut messages: mp
     let mut tasks: JoinSet<Arrived> = JoinSet::new();
     let mut behind: HashMap<NodeId, Epoch> = HashMap::new();
     let mut next_job = 0;
+    let verify = Arc::new(Stage::default());
     loop {
         while let Some(action) = getter.poll_action() {
-            act(action, &pool, &mut running, &mut requests, &mut tasks);
+            act(action, &pool, &verify, &mut running, &mut requests, &mut tasks);
         }
         let wake = getter.poll_timeout().map(|at| tokio::time::Instant::from_std(start + at));
         tokio::select! {
@@ -121,7 +125,7 @@ async fn run(pool: Arc<Pool>, patience: Patience, epoch: Epoch, mut messages: mp
                 Some(Message::Report(answer)) => {
                     let peers = getter.peers().reports().map(|(node, report)| (node, report.clone())).collect();
                     let behind = behind.iter().map(|(&node, &epoch)| (node, epoch)).collect();
-                    let _ = answer.send(FetchReport { peers, hedges: getter.hedges(), behind });
+                    let _ = answer.send(FetchReport { peers, hedges: getter.hedges(), behind, verify: verify.report() });
                 }
             },
             Some(done) = tasks.join_next() => {
@@ -154,6 +158,7 @@ async fn run(pool: Arc<Pool>, patience: Patience, epoch: Epoch, mut messages: mp
 fn act(
     action: Action,
     pool: &Arc<Pool>,
+    verify: &Arc<Stage>,
     running: &mut HashMap<JobId, Running>,
     requests: &mut HashMap<RequestId, AbortHandle>,
     tasks: &mut JoinSet<Arrived>,
@@ -164,10 +169,10 @@ fn act(
                 return;
             };
             let entry = running.job.entry.clone();
-            let pool = pool.clone();
+            let (pool, verify) = (pool.clone(), verify.clone());
             let piece = fragment.piece;
             let handle = tasks.spawn(async move {
-                let result = fetch_one(&pool, node, fragment, &entry).await;
+                let result = fetch_one(&pool, &verify, node, fragment, &entry).await;
                 Arrived { request, job, node, piece, result }
             });
             requests.insert(request, handle);
@@ -192,6 +197,7 @@ fn act(
 
 async fn fetch_one(
     pool: &Pool,
+    verify: &Stage,
     node: NodeId,
     fragment: FragmentId,
     entry: &SegmentEntry,
@@ -208,6 +214,6 @@ async fn fetch_one(
     if reply.header.id != fragment {
         return Err(Fault::Lied(format!("asked for {fragment}, got {}", reply.header.id)));
     }
-    expected.verify(&payload).map_err(|e| Fault::Lied(e.to_string()))?;
+    verify.run(payload.len(), || expected.verify(&payload)).map_err(|e| Fault::Lied(e.to_string()))?;
     Ok((payload, reply.epoch))
 }

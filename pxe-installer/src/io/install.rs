@@ -45,6 +45,7 @@ pub struct Progress {
 struct Stages {
     assemble: Stage,
     open: Stage,
+    decompress: Stage,
     write: Stage,
 }
 
@@ -108,8 +109,12 @@ pub struct Outcome {
     pub cpu_s: f64,
     /// Reconstructing segments and naming them.
     pub assemble: StageReport,
-    /// AES-256-GCM and zstd.
-    pub open_decompress: StageReport,
+    /// Verifying fragments.
+    pub verify: StageReport,
+    /// AES-256-GCM.
+    pub open: StageReport,
+    /// zstd.
+    pub decompress: StageReport,
     /// Writing.
     pub write: StageReport,
     /// Reading back and hashing.
@@ -187,7 +192,9 @@ pub async fn install(source: &Source, target: Target, progress: Arc<Progress>) -
         took_s: start.elapsed().as_secs_f64(),
         cpu_s: process_cpu().as_secs_f64(),
         assemble: work.stages.assemble.report(),
-        open_decompress: work.stages.open.report(),
+        verify: fetched.verify,
+        open: work.stages.open.report(),
+        decompress: work.stages.decompress.report(),
         write: work.stages.write.report(),
         compare: times.compare,
     })
@@ -336,7 +343,9 @@ impl Work {
             with_codec(entry.geometry, |codec| assemble(codec, entry.id, entry.sealed_len, pieces))
         });
         let sealed = sealed.context("assemble a segment")?;
-        let plain = self.stages.open.run(entry.data_len as usize, || segment::open(&sealed, &segment.key));
+        let len = entry.data_len as usize;
+        let payload = self.stages.open.run(len, || segment::unseal(&sealed, &segment.key));
+        let plain = payload.and_then(|payload| self.stages.decompress.run(len, || segment::decode(payload)));
         let plain = plain.with_context(|| format!("open segment {}", entry.id.short()))?;
         if plain.data.len() != entry.data_len as usize {
             bail!("segment {} is shorter than its manifest says", entry.id.short());

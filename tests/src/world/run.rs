@@ -137,7 +137,7 @@ impl World {
                 let len = 1 + rng.below(60_000) as usize;
                 packer.push(&rng.bytes(len));
             }
-            let sealed = segment::seal(packer.take(), &OwnerKey([3; 32]), 1);
+            let sealed = segment::seal(segment::code(packer.take(), 1), &OwnerKey([3; 32]));
             let bytes = Bytes::from(sealed.bytes);
             let pieces = split(&codec, sealed.id, &bytes);
             Segment { id: sealed.id, sealed: bytes, pieces, placement: None, holders: None }

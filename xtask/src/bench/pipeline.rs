@@ -186,7 +186,7 @@ impl Pipeline {
         let after = (cpu_s(controller), cpu_s(stashes));
         let encode = cpu_of(&fleet.ctl(&["status"])?["encode"]);
         let s = &p["stages"];
-        let own: f64 = ["read", "chunk", "hash", "pack", "compress_seal"].iter().map(|n| cpu_of(&s[*n])).sum();
+        let own: f64 = ["read", "chunk", "hash", "pack", "compress", "seal"].iter().map(|n| cpu_of(&s[*n])).sum();
         let wall_s = p["took_s"].as_f64().context("a time")?;
         side.add(
             in_use,
@@ -196,7 +196,8 @@ impl Pipeline {
                 ("chunk".into(), cpu_of(&s["chunk"])),
                 ("hash".into(), cpu_of(&s["hash"])),
                 ("pack".into(), cpu_of(&s["pack"])),
-                ("compress, seal".into(), cpu_of(&s["compress_seal"])),
+                ("compress".into(), cpu_of(&s["compress"])),
+                ("seal, name segment".into(), cpu_of(&s["seal"])),
                 ("send (the rest of coe-ctl)".into(), cpu_of(&p) - own),
                 ("encode, name fragments (controller)".into(), encode),
                 ("receive, keep, send (rest of the controller)".into(), after.0 - before.0 - encode),
@@ -212,7 +213,8 @@ impl Pipeline {
         let before = cpu_s(&pids);
         let i = fleet.install("bench:1", target, len)?;
         let others = cpu_s(&pids) - before;
-        let own = cpu_of(&i["assemble"]) + cpu_of(&i["open_decompress"]) + cpu_of(&i["write"]) + cpu_of(&i["compare"]);
+        let names = ["verify", "assemble", "open", "decompress", "write", "compare"];
+        let own: f64 = names.iter().map(|n| cpu_of(&i[*n])).sum();
         let written = i["written"].as_f64().context("bytes")?;
         let wall_s = i["took_s"].as_f64().context("a time")?;
         side.add(
@@ -220,9 +222,11 @@ impl Pipeline {
             wall_s,
             vec![
                 ("read, send (all stashes, controller)".into(), others),
-                ("fetch, verify (the rest of coe-installer)".into(), cpu_of(&i) - own),
+                ("fetch (the rest of coe-installer)".into(), cpu_of(&i) - own),
+                ("verify fragments".into(), cpu_of(&i["verify"])),
                 ("assemble, name segment".into(), cpu_of(&i["assemble"])),
-                ("open, decompress".into(), cpu_of(&i["open_decompress"])),
+                ("open".into(), cpu_of(&i["open"])),
+                ("decompress".into(), cpu_of(&i["decompress"])),
                 ("write".into(), cpu_of(&i["write"])),
                 ("read back, compare".into(), cpu_of(&i["compare"])),
             ],
