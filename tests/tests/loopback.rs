@@ -143,8 +143,7 @@ fn m_stashes_and_the_mass_storage_may_go_and_one_more_is_a_clear_error() {
     assert!(first.iter().all(|&b| b == 0), "nothing was written to the first blocks");
 
     // Whoever comes back serves again.
-    t.fleet.start_stash(1).unwrap();
-    t.fleet.wait_until_up(4).unwrap();
+    t.fleet.bring_back_stash(1).unwrap();
     t.fleet.install("disk:1", &target, len).unwrap();
     compare::installed(&image, &target).unwrap();
 }
@@ -235,6 +234,45 @@ fn a_second_version_sends_only_what_is_new() {
     t.fleet.install("disk", &target, len).unwrap();
     assert_eq!(fs::read(&image).unwrap(), fs::read(&target).unwrap());
     assert!(t.fleet.ctl(&["show", "disk:1"]).is_err());
+}
+
+#[test]
+fn an_interrupted_publication_goes_on_where_it_was() {
+    let t = start(3);
+    let image = t.file("disk.img");
+    fs::write(&image, sample::noise(11, 150_000_000)).unwrap();
+    let mut publish = t.fleet.command("coe-ctl");
+    publish.args(["publish", "--json"]).arg(&image).stdout(std::process::Stdio::null());
+    let mut publish = publish.spawn().unwrap();
+    xtask::fleet::wait_for("some segments", || t.fleet.ctl(&["status"]).unwrap()["segments"].as_u64() > Some(3))
+        .unwrap();
+    publish.kill().unwrap();
+    publish.wait().unwrap();
+    let again = t.fleet.publish(&image, &[]).unwrap();
+    assert_eq!(again["image"], "disk:1", "the name was not used up");
+    assert!(again["known_chunks"].as_u64() > Some(100), "what was sent is not sent again: {again}");
+    assert_eq!(t.fleet.ctl(&["verify"]).unwrap()["problem_count"], 0);
+}
+
+#[test]
+fn layout_clients_keeps_nothing_on_mass_storage() {
+    let mut t = start(4);
+    let image = t.file("disk.img");
+    fs::write(&image, sample::noise(10, 20_000_000)).unwrap();
+    t.fleet.publish(&image, &["--layout", "clients", "--data", "2", "--parity", "2"]).unwrap();
+    assert!(!t.fleet.mass_storage_dir().join("segments").exists());
+    let verified = t.fleet.ctl(&["verify"]).unwrap();
+    assert_eq!((&verified["copies_proven"], &verified["problem_count"]), (&0.into(), &0.into()));
+    // Any two of four.
+    let target = t.file("target.img");
+    for (a, b) in [(0, 1), (2, 3), (0, 3), (1, 2)] {
+        t.fleet.kill_stash(a);
+        t.fleet.kill_stash(b);
+        t.fleet.install("disk", &target, 20_000_000).unwrap();
+        assert_eq!(fs::read(&image).unwrap(), fs::read(&target).unwrap(), "without {a} and {b}");
+        t.fleet.bring_back_stash(a).unwrap();
+        t.fleet.bring_back_stash(b).unwrap();
+    }
 }
 
 #[test]

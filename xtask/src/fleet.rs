@@ -213,6 +213,23 @@ impl Fleet {
         wait_for(&format!("{count} stashes"), || self.ctl(&["status"]).is_ok_and(|s| s["stashes_up"] == count))
     }
 
+    /// Where the controller last heard a stash.
+    fn address(&self, number: usize) -> Option<Value> {
+        let nodes = self.ctl(&["nodes"]).ok()?;
+        let mut nodes = nodes.as_array()?.iter();
+        nodes.find(|n| n["node"] == self.stashes[number].node).map(|n| n["addresses"].clone())
+    }
+
+    /// Start a stash again, and wait until the controller knows its new port.
+    ///
+    /// # Errors
+    /// If it does not in a minute.
+    pub fn bring_back_stash(&mut self, number: usize) -> anyhow::Result<()> {
+        let before = self.address(number);
+        self.start_stash(number)?;
+        wait_for(&format!("stash {number} to be back"), || self.address(number) != before)
+    }
+
     /// `coe-ctl`, with `--json`.
     ///
     /// # Errors
