@@ -140,6 +140,8 @@ fn print(o: &Outcome, disk: &std::path::Path) {
         }
     }
     for (node, epoch) in &o.behind {
-        println!("  behind    stash {node} knows the directory of epoch {epoch} only");
+        println!(
+            "  note      stash {node} has not heard of the newest directory yet (it has epoch {epoch}); its bytes were right"
+        );
     }
 }

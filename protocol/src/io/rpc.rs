@@ -48,7 +48,7 @@ fn explain(error: &quinn::ConnectionError) -> String {
     };
     match code.checked_sub(0x100) {
         Some(42 | 43 | 46 | 48 | 51) => {
-            "the certificates do not match: one side belongs to another array, or was removed from this one".into()
+            "the certificates do not match: one side belongs to another array, was removed from this one, or has a wrong clock".into()
         }
         Some(45) => "a certificate has expired: check the clock on both machines, then join again".into(),
         Some(116) => "the other side wants a certificate: join the array first".into(),

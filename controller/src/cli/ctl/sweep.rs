@@ -2,8 +2,8 @@
 
 use clap::Args;
 
-use super::Common;
 use super::client::Client;
+use super::{Common, table};
 use crate::io::api::SweepResult;
 
 /// Delete at once what no image refers to, such as the rest of an interrupted publication
@@ -32,7 +32,9 @@ impl SweepResult {
 
 impl Sweep {
     pub(super) async fn run(self) -> anyhow::Result<()> {
+        let spinner = table::spinner("sweeping");
         let result: SweepResult = Client::new(&self.common)?.post("/v1/sweep", &()).await?;
+        spinner.finish_and_clear();
         result.print("swept", self.common.json)
     }
 }

@@ -36,6 +36,13 @@ pub(super) fn print(heading: &[&str], rows: &[Vec<String>]) {
     rows.iter().for_each(|row| line(row.iter().map(String::as_str).collect()));
 }
 
+/// A spinner for work whose length nobody knows.
+pub(super) fn spinner(what: &'static str) -> indicatif::ProgressBar {
+    let spinner = indicatif::ProgressBar::new_spinner().with_message(what);
+    spinner.enable_steady_tick(Duration::from_millis(250));
+    spinner
+}
+
 /// A progress bar on standard error that hides itself when nobody looks.
 pub(super) fn bar(len: u64, what: &'static str) -> indicatif::ProgressBar {
     let style =
