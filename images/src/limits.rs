@@ -3,7 +3,7 @@
 /// The unit of "in use": a block that is all zero is not stored. 4 KiB is the block size of ext4, NTFS and XFS.
 pub const BLOCK_LEN: usize = 4096;
 
-/// Smallest, average and largest content-defined chunk in bytes. 32 KiB on average stores 5–9 % fewer new bytes for a
+/// Smallest, average and largest content-defined chunk in bytes. 32 KiB on average stores 4–8 % fewer new bytes for a
 /// rebuilt file system than 64 KiB (measured; `docs/decisions/0003-chunk-size.md`).
 pub const CHUNK_MIN: usize = 8 * 1024;
 /// See [`CHUNK_MIN`].

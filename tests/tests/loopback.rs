@@ -265,7 +265,7 @@ fn layout_clients_keeps_nothing_on_mass_storage() {
     assert_eq!((&verified["copies_proven"], &verified["problem_count"]), (&0.into(), &0.into()));
     // Any two of four.
     let target = t.file("target.img");
-    for (a, b) in [(0, 1), (2, 3), (0, 3), (1, 2)] {
+    for (a, b) in [(0, 1), (2, 3), (0, 2), (1, 3), (0, 3), (1, 2)] {
         t.fleet.kill_stash(a);
         t.fleet.kill_stash(b);
         t.fleet.install("disk", &target, 20_000_000).unwrap();

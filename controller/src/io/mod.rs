@@ -1,4 +1,4 @@
-//! The daemon: the parts of the controller that touch the world.
+//! The parts of the controller that touch the world: the daemon, and the publisher that runs in `coe-ctl`.
 
 pub mod api;
 pub mod authority;
@@ -9,6 +9,7 @@ pub mod folder;
 pub mod grant;
 pub mod mass_storage;
 pub mod members;
+pub mod publisher;
 pub mod service;
 pub mod session;
 pub mod spread;

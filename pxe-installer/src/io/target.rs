@@ -42,13 +42,14 @@ fn sys_text(path: &Path) -> Option<String> {
     Some(text.trim().to_string()).filter(|t| !t.is_empty())
 }
 
-/// A disk's serial number or WWN, as `lsblk -o NAME,SERIAL,WWN` shows it; of a file, its name.
-fn serial(path: &Path, sys: Option<&Path>) -> String {
-    let of_device = sys.and_then(|sys| {
-        ["device/serial", "serial", "device/wwid", "wwid"].iter().find_map(|name| sys_text(&sys.join(name)))
-    });
-    let name = || path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-    of_device.unwrap_or_else(name)
+/// A disk's serial number or WWN, as `lsblk -o NAME,SERIAL,WWN` shows it; of a loop device its file; of a file, its name. A kernel
+/// name is none: it may be another disk after the next boot.
+fn serial(path: &Path, sys: Option<&Path>) -> Option<String> {
+    const NAMES: [&str; 5] = ["device/serial", "serial", "device/wwid", "wwid", "loop/backing_file"];
+    match sys {
+        Some(sys) => NAMES.iter().find_map(|name| sys_text(&sys.join(name))),
+        None => path.file_name().map(|name| name.to_string_lossy().into_owned()),
+    }
 }
 
 /// Device numbers of what is mounted or swapped on.
@@ -150,21 +151,25 @@ impl Target {
             check_sectors(path, sys, root)?;
         }
         let target = Self { file, path: path.into(), len, is_block_device };
-        target.check_wipe(&serial(path, sys.as_deref()), consent)?;
+        target.check_wipe(serial(path, sys.as_deref()).as_deref(), consent)?;
         Ok(target)
     }
 
-    fn check_wipe(&self, serial: &str, consent: &Consent) -> anyhow::Result<()> {
+    fn check_wipe(&self, serial: Option<&str>, consent: &Consent) -> anyhow::Result<()> {
         let shown = self.path.display();
-        match &consent.wipe {
-            Some(said) if said == serial => Ok(()),
-            Some(said) => {
+        match (&consent.wipe, serial) {
+            (Some(said), Some(serial)) if said == serial => Ok(()),
+            (Some(said), Some(serial)) => {
                 bail!("--wipe names {said:?}, and {shown} is {serial:?}: nothing was written")
             }
-            None if self.holds_data()? => {
+            (None, _) if !self.holds_data()? => Ok(()),
+            (None, Some(serial)) => {
                 bail!("{shown} holds data. If all of it may be destroyed, say so: --wipe {serial:?}")
             }
-            None => Ok(()),
+            (_, None) => bail!(
+                "{shown} reports no serial number, so nobody can say for certain that it is the one meant. If all on it may be \
+                 destroyed, clear it first (`blkdiscard -z {shown}`) and run this again without --wipe"
+            ),
         }
     }
 

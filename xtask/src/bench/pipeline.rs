@@ -95,7 +95,7 @@ struct Side {
     stages: Vec<Vec<(String, f64)>>,
     mb_s: Vec<f64>,
     ceiling: Vec<f64>,
-    /// Ceiling with the disk's own speed in the stage that only waits for it.
+    /// A second figure, for explanation: the CPU of all but the read-back over the cores, and the read-back at the disk's own speed.
     bound: Vec<f64>,
 }
 
@@ -120,7 +120,7 @@ impl Side {
         if !self.bound.is_empty() {
             let ratios = self.mb_s.iter().zip(&self.bound).map(|(a, b)| a / b).collect();
             println!(
-                "  the read-back waits for the disk; at the speed of `dd iflag=direct` for it: ceiling {:.0} MB/s, ratio {:.2}",
+                "  (all but the read-back at its CPU ceiling, then the read-back at the speed of `dd iflag=direct`: {:.0} MB/s, ratio {:.2})",
                 median(self.bound.clone()),
                 median(ratios)
             );

@@ -16,7 +16,7 @@ use protocol::io::{endpoint, rpc, tls};
 use protocol::message::publish::Layout;
 
 use super::{Common, client, table};
-use crate::publisher::{Order, Outcome, Progress, publish};
+use crate::io::publisher::{Order, Outcome, Progress, publish};
 
 #[derive(Clone, Copy, ValueEnum)]
 enum LayoutArg {

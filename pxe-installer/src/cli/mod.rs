@@ -72,7 +72,12 @@ impl Cli {
         let source = Source::open(&member, &name, tag).await?;
         let target = Target::open(&self.disk, &source.root, &Consent { wipe: self.wipe })?;
         if self.dry_run {
-            println!("{} would be installed on {} ({} bytes)", source.root.image, self.disk.display(), target.len());
+            let (image, disk, len) = (source.root.image.to_string(), self.disk.display(), target.len());
+            if self.json {
+                println!("{}", serde_json::json!({ "image": image, "disk": disk.to_string(), "disk_len": len }));
+            } else {
+                println!("{image} would be installed on {disk} ({len} bytes)");
+            }
             return Ok(());
         }
         let progress = Arc::new(Progress::default());
