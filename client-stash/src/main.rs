@@ -2,8 +2,10 @@
 
 use clap::Parser as _;
 use client_stash::cli::Cli;
+use protocol::io::program;
 
 #[tokio::main]
 async fn main() -> std::process::ExitCode {
-    protocol::io::program::main(Cli::parse().run()).await
+    let cli = Cli::parse();
+    program::main(cli.log(), cli.run()).await
 }

@@ -8,6 +8,7 @@ pub mod status;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use protocol::io::program::Log;
 
 use crate::io::folder::{Folder, default_folder};
 
@@ -45,6 +46,12 @@ impl Which {
 }
 
 impl Cli {
+    /// How the program logs.
+    #[must_use]
+    pub fn log(&self) -> Log {
+        Log::json(matches!(&self.command, Command::Serve(serve) if serve.json))
+    }
+
     /// Carry out what was asked.
     ///
     /// # Errors

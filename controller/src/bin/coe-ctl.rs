@@ -2,8 +2,9 @@
 
 use clap::Parser as _;
 use controller::cli::ctl::Cli;
+use protocol::io::program::{self, Log};
 
 #[tokio::main]
 async fn main() -> std::process::ExitCode {
-    protocol::io::program::main(Cli::parse().run()).await
+    program::main(Log::Plain, Cli::parse().run()).await
 }

@@ -5,7 +5,7 @@ use std::io::{self, Seek as _};
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use images::disk::ReadAt;
 use images::extent::in_use;
@@ -13,6 +13,8 @@ use images::limits::{BLOCK_LEN, SPAN_LEN};
 use images::span::{Span, SpanHasher};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
+
+use super::stage::Stage;
 
 /// Read at once: large enough for a disk to stream, small enough for two buffers a core.
 const READ_LEN: usize = 4 * 1024 * 1024;
@@ -81,29 +83,29 @@ impl DiskFile {
         Ok(hasher.finish().pop())
     }
 
-    /// Spans `which` that are not all zero, read and hashed on all cores. `done` counts bytes looked at.
+    /// Those of the spans `which` that are not all zero, read and hashed on all cores. `done` counts bytes looked at, `stage` the CPU.
     ///
     /// # Errors
     /// The medium's.
     ///
     /// # Panics
     /// If hashing panics, which would be a bug.
-    pub fn spans(&self, which: Range<u64>, done: &AtomicU64) -> io::Result<Vec<Span>> {
-        let next = AtomicU64::new(which.start);
+    pub fn spans(&self, which: &[u64], done: &AtomicU64, stage: &Stage) -> io::Result<Vec<Span>> {
+        let next = AtomicUsize::new(0);
         let worker = || -> io::Result<Vec<Span>> {
             let mut found = Vec::new();
             let mut buffer = vec![0; READ_LEN];
             loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                if index >= which.end {
+                let Some(&index) = which.get(next.fetch_add(1, Ordering::Relaxed)) else {
                     return Ok(found);
-                }
-                found.extend(self.span(index, &mut buffer)?);
-                done.fetch_add(SPAN_LEN.min(self.len - index * SPAN_LEN), Ordering::Relaxed);
+                };
+                let len = SPAN_LEN.min(self.len - index * SPAN_LEN);
+                found.extend(stage.run(len as usize, || self.span(index, &mut buffer))?);
+                done.fetch_add(len, Ordering::Relaxed);
             }
         };
         // Two for each core: one reads while the other hashes.
-        let threads = 2 * std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = which.len().min(2 * std::thread::available_parallelism().map_or(1, usize::from));
         let results: Vec<io::Result<Vec<Span>>> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
             threads.into_iter().map(|t| t.join().expect("hashing does not panic")).collect()

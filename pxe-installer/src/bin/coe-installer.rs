@@ -1,6 +1,7 @@
 //! `coe-installer`: builds a disk from an image in the array.
 
 use clap::Parser as _;
+use protocol::io::program::{self, Log};
 use pxe_installer::cli::Cli;
 
 /// Threads that decompress, write and read back. Each keeps buffers of some megabytes, and the whole program stays below 256 MiB.
@@ -13,7 +14,7 @@ fn main() -> std::process::ExitCode {
         .enable_all()
         .build();
     match runtime {
-        Ok(runtime) => runtime.block_on(protocol::io::program::main(Cli::parse().run())),
+        Ok(runtime) => runtime.block_on(program::main(Log::Plain, Cli::parse().run())),
         Err(error) => {
             eprintln!("error: start threads: {error}");
             std::process::ExitCode::FAILURE

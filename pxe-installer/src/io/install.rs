@@ -16,7 +16,7 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::proof;
+use super::proof::{self, Proof};
 use super::source::{Segment, Source};
 use super::target::Target;
 use crate::first_blocks::{FirstBlocks, Overlay};
@@ -25,8 +25,6 @@ use crate::gaps::{WINDOW_LEN, Written};
 /// Segments under way. Each takes up to three times its four megabytes: pieces, sealed bytes, chunk bytes. With the manifest's page
 /// and the transport's windows this stays well below 256 MiB.
 const TOGETHER: usize = 8;
-/// Bytes between flushes.
-const FLUSH_EVERY: u64 = 64 * 1024 * 1024;
 /// Segments that are named when bytes are missing.
 const NAMED_MAX: usize = 5;
 
@@ -97,11 +95,11 @@ pub struct Outcome {
     pub holders: Vec<Holder>,
     /// Holders whose directory was behind, with its epoch.
     pub behind: Vec<(String, u64)>,
-    /// Seconds to fetch, verify and write.
+    /// Seconds to fetch, verify and write, and meanwhile to read back what is complete.
     pub write_s: f64,
     /// Seconds to flush the disk.
     pub flush_s: f64,
-    /// Seconds to read back and compare.
+    /// Seconds to read back and compare the rest.
     pub compare_s: f64,
     /// Seconds in all.
     pub took_s: f64,
@@ -127,8 +125,7 @@ struct Work {
     stages: Stages,
     written: AtomicU64,
     rebuilt: AtomicU64,
-    /// Held by whoever flushes.
-    flushing: Mutex<()>,
+    proof: Arc<Proof>,
     progress: Arc<Progress>,
 }
 
@@ -138,13 +135,15 @@ struct Work {
 /// For a person. Unless it returns `Ok`, the disk does not boot.
 pub async fn install(source: &Source, target: Target, progress: Arc<Progress>) -> anyhow::Result<Outcome> {
     let start = Instant::now();
+    let target = Arc::new(target);
+    let proof = Arc::new(Proof::new(source, target.clone(), progress.clone()).await?);
     let work = Arc::new(Work {
-        target: Arc::new(target),
+        target,
         first: Mutex::new(FirstBlocks::new(source.root.disk_len)),
         stages: Stages::default(),
         written: AtomicU64::new(0),
         rebuilt: AtomicU64::new(0),
-        flushing: Mutex::default(),
+        proof,
         progress,
     });
     let result = run(source, &work).await;
@@ -196,7 +195,7 @@ pub async fn install(source: &Source, target: Target, progress: Arc<Progress>) -
         open: work.stages.open.report(),
         decompress: work.stages.decompress.report(),
         write: work.stages.write.report(),
-        compare: times.compare,
+        compare: work.proof.stage.report(),
     })
 }
 
@@ -204,7 +203,6 @@ struct Times {
     write_s: f64,
     flush_s: f64,
     compare_s: f64,
-    compare: StageReport,
     fitted: bool,
 }
 
@@ -213,7 +211,7 @@ async fn run(source: &Source, work: &Arc<Work>) -> anyhow::Result<Times> {
     if !work.target.clear().context("clear the disk")? {
         zero_gaps(source, &work.target).await?;
     }
-    fetch_all(source, work).await?;
+    tokio::try_join!(fetch_all(source, work), work.proof.keep_up())?;
     let write_s = start.elapsed().as_secs_f64();
     let flushing = Instant::now();
     let target = work.target.clone();
@@ -223,28 +221,14 @@ async fn run(source: &Source, work: &Arc<Work>) -> anyhow::Result<Times> {
     let flush_s = flushing.elapsed().as_secs_f64();
 
     work.progress.stage.store(1, Relaxed);
-    let (comparing, cpu_before) = (Instant::now(), process_cpu());
+    let comparing = Instant::now();
     let first = std::mem::replace(&mut *work.first.lock().unwrap_or_else(PoisonError::into_inner), FirstBlocks::new(0));
-    let done = Arc::new(AtomicU64::new(0));
-    {
-        let comparison = proof::compare(source, &work.target, &first, &done);
-        tokio::pin!(comparison);
-        loop {
-            tokio::select! {
-                result = &mut comparison => break result?,
-                () = tokio::time::sleep(std::time::Duration::from_millis(100)) => {
-                    work.progress.compared.store(done.load(Relaxed), Relaxed);
-                }
-            }
-        }
-    }
+    work.proof.finish(source, &first).await?;
     let compare_s = comparing.elapsed().as_secs_f64();
-    // Nothing else runs meanwhile, so the process's time is this stage's.
-    let compare = StageReport { bytes: source.root.disk_len, cpu_s: (process_cpu() - cpu_before).as_secs_f64() };
     work.progress.stage.store(2, Relaxed);
     let fitted =
         tokio::task::block_in_place(|| finish(source, &work.target, first)).context("write the first blocks")?;
-    Ok(Times { write_s, flush_s, compare_s, compare, fitted })
+    Ok(Times { write_s, flush_s, compare_s, fitted })
 }
 
 /// Zero what no run writes. Runs come in the order of segments, so this takes a pass over the manifest of its own.
@@ -286,13 +270,10 @@ async fn fetch_all(source: &Source, work: &Arc<Work>) -> anyhow::Result<()> {
                     Ok(pieces) => pieces,
                     Err(shortfall) => return Ok(Err(shortfall)),
                 };
-                let len = u64::from(entry.data_len);
-                let (writer, segment) = (work.clone(), Segment { entry, key });
-                let write = move || writer.write_segment(&segment, &pieces);
+                let segment = Segment { entry, key };
+                let write = move || work.write_segment(&segment, &pieces);
                 tokio::task::spawn_blocking(write).await.context("write a segment")??;
                 drop(slot);
-                let flushed = tokio::task::spawn_blocking(move || work.flush_if_due(len)).await;
-                flushed.context("flush the disk")?.context("make the disk durable: it reports write errors")?;
                 Ok(Ok(()))
             });
         }
@@ -300,6 +281,7 @@ async fn fetch_all(source: &Source, work: &Arc<Work>) -> anyhow::Result<()> {
     while let Some(done) = tasks.join_next().await {
         shortfalls.extend(done.context("write a segment")??.err());
     }
+    work.proof.end();
     if shortfalls.is_empty() { Ok(()) } else { bail!("{}", explain(source, &shortfalls)) }
 }
 
@@ -366,18 +348,9 @@ impl Work {
                 Ok::<_, std::io::Error>(())
             })
             .context("write to the disk")?;
+        self.proof.wrote(&entry.runs);
         self.progress.written.store(self.written.load(Relaxed), Relaxed);
         Ok(())
-    }
-
-    /// Flush now and then, one at a time: the disk works while segments are fetched, and the last flush is short.
-    fn flush_if_due(&self, len: u64) -> std::io::Result<()> {
-        let after = self.written.load(Relaxed);
-        let is_due = after / FLUSH_EVERY != after.saturating_sub(len) / FLUSH_EVERY;
-        match self.flushing.try_lock() {
-            Ok(_alone) if is_due => self.target.flush(),
-            _ => Ok(()),
-        }
     }
 }
 

@@ -1,98 +1,221 @@
 //! Proof: the disk is read back and compared, span by span, with what the array signed.
+//!
+//! A span is read back as soon as nothing will be written to it any more, durable and dropped from memory first, while others are
+//! still fetched. What remains is read at the end, with a block of each early span: a disk that claims more room than it has
+//! overwrites its beginning with its end, and only a later look shows it.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, bail};
 use images::disk::ReadAt as _;
-use images::limits::SPAN_LEN;
+use images::limits::{BLOCK_LEN, SPAN_LEN};
+use images::manifest::Run;
 use images::span::{ContentHasher, Span, span_of};
+use protocol::io::stage::Stage;
+use tokio::sync::Notify;
+use tokio::task::{JoinHandle, spawn_blocking};
 
+use super::install::Progress;
 use super::source::Source;
 use super::target::Target;
 use crate::first_blocks::{FIRST_LEN, FirstBlocks, Overlay};
+use crate::settled::{Settled, Spans};
 
-/// Compare the whole image with the disk. `done` counts bytes.
-///
-/// # Errors
-/// If a span differs; then its place on the disk is named.
-pub(super) async fn compare(
-    source: &Source,
-    target: &Arc<Target>,
-    first: &FirstBlocks,
-    done: &Arc<AtomicU64>,
-) -> anyhow::Result<()> {
-    let count = source.root.disk_len.div_ceil(SPAN_LEN);
-    let mut content = ContentHasher::new(source.root.disk_len);
-    let mut at = 0;
-    let pages = source.root.span_pages.len();
-    for index in 0..pages {
-        let page = source.spans(index).await?;
-        page.spans.iter().for_each(|span| content.push(span));
-        let last = page.spans.last().map_or(at, |span| span.index + 1);
-        let end = if index + 1 == pages { count } else { last };
-        if last > count {
-            bail!("the manifest names a span beyond the disk");
-        }
-        compare_range(source, target, first, at..end, &page.spans, done).await?;
-        at = end;
-    }
-    compare_range(source, target, first, at..count, &[], done).await?;
-    if content.finish() != source.root.content {
-        bail!("the manifest's digests contradict each other");
-    }
-    Ok(())
+/// Bytes between flushes: the disk works while segments are fetched, and the last flush is short.
+const FLUSH_EVERY: u64 = 64 * 1024 * 1024;
+/// Blocks that are looked at a second time: enough to notice a disk that overwrote one in a hundred, in seconds on a slow one.
+const SAMPLES_MAX: u64 = 512;
+
+/// What is known of the disk's contents.
+pub(super) struct Proof {
+    target: Arc<Target>,
+    progress: Arc<Progress>,
+    /// Reading back and hashing.
+    pub(super) stage: Stage,
+    spans: Mutex<Spans>,
+    /// What was read of each span; `None` if it was all zero.
+    read: Mutex<BTreeMap<u64, Option<Span>>>,
+    /// Blocks of spans that were read early, for a second look.
+    samples: Mutex<Vec<(u64, Vec<u8>)>>,
+    sample_every: u64,
+    written: AtomicU64,
+    all_written: AtomicBool,
+    wake: Notify,
 }
 
-async fn compare_range(
-    source: &Source,
-    target: &Arc<Target>,
-    first: &FirstBlocks,
-    which: Range<u64>,
-    expected: &[Span],
-    done: &Arc<AtomicU64>,
-) -> anyhow::Result<()> {
-    if which.is_empty() {
-        return Ok(());
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Proof {
+    /// Nothing known; a pass over the manifest learns what will be written where.
+    pub(super) async fn new(source: &Source, target: Arc<Target>, progress: Arc<Progress>) -> anyhow::Result<Self> {
+        let disk_len = source.root.disk_len;
+        let mut spans = Spans::new(disk_len);
+        for index in 0..source.root.segment_pages.len() {
+            for segment in source.segments(index).await? {
+                segment.entry.runs.iter().for_each(|run| spans.expect(run));
+            }
+        }
+        Ok(Self {
+            target,
+            progress,
+            stage: Stage::default(),
+            spans: Mutex::new(spans),
+            read: Mutex::default(),
+            samples: Mutex::default(),
+            sample_every: disk_len.div_ceil(SPAN_LEN).div_ceil(SAMPLES_MAX).max(1),
+            written: AtomicU64::new(0),
+            all_written: AtomicBool::new(false),
+            wake: Notify::new(),
+        })
     }
-    let len = source.root.disk_len;
-    let mut found: BTreeMap<u64, Span> = BTreeMap::new();
-    // The first span has the blocks that are held back; the last may end in the middle, where the disk goes on.
-    let alone = |i: u64| i == 0 || (i + 1) * SPAN_LEN > len;
-    let (mut plain, mut special) = (which.clone(), Vec::new());
-    if alone(plain.start) {
-        special.push(plain.start);
-        plain.start += 1;
+
+    /// These runs were written, though perhaps not durably.
+    pub(super) fn wrote(&self, runs: &[Run]) {
+        let mut spans = lock(&self.spans);
+        runs.iter().for_each(|run| spans.wrote(run));
+        self.written.fetch_add(runs.iter().map(|run| u64::from(run.len)).sum(), Relaxed);
+        self.wake.notify_one();
     }
-    if plain.start < plain.end && alone(plain.end - 1) {
-        plain.end -= 1;
-        special.push(plain.end);
+
+    /// Nothing more is written.
+    pub(super) fn end(&self) {
+        self.all_written.store(true, Relaxed);
+        self.wake.notify_one();
     }
-    for index in special {
-        let disk = target.reader().context("read back the disk")?;
-        let overlay = Overlay { first, disk: &disk, len };
-        let mut bytes = vec![0; ((index + 1) * SPAN_LEN).min(len).saturating_sub(index * SPAN_LEN) as usize];
-        overlay.read_exact_at(index * SPAN_LEN, &mut bytes).context("read back the disk")?;
-        found.extend(span_of(index, &bytes).map(|span| (index, span)));
-        done.fetch_add(bytes.len() as u64, std::sync::atomic::Ordering::Relaxed);
+
+    /// Flush and read back while others write, until [`Proof::end`].
+    pub(super) async fn keep_up(self: &Arc<Self>) -> anyhow::Result<()> {
+        let mut reading: Option<JoinHandle<std::io::Result<()>>> = None;
+        let mut flushed = 0;
+        loop {
+            self.wake.notified().await;
+            let written = self.written.load(Relaxed);
+            let is_last = self.all_written.load(Relaxed);
+            if !is_last && written - flushed < FLUSH_EVERY {
+                continue;
+            }
+            flushed = written;
+            if let Some(reading) = reading.take() {
+                reading.await?.context("read back the disk")?;
+            }
+            if is_last {
+                return Ok(());
+            }
+            let settled = lock(&self.spans).take();
+            let target = self.target.clone();
+            spawn_blocking(move || target.flush()).await?.context("make the disk durable: it reports write errors")?;
+            let proof = self.clone();
+            reading = Some(spawn_blocking(move || proof.read_settled(&settled)));
+        }
     }
-    let (target, counter) = (target.clone(), done.clone());
-    let read = tokio::task::spawn_blocking(move || target.reader()?.spans(plain, &counter));
-    let spans = read.await.context("read back the disk")?.context("read back the disk")?;
-    found.extend(spans.into_iter().map(|span| (span.index, span)));
-    let wanted: BTreeMap<u64, Span> = expected.iter().map(|span| (span.index, *span)).collect();
-    let wrong = which.into_iter().find(|i| found.get(i) != wanted.get(i));
-    if let Some(index) = wrong {
-        let from = index * SPAN_LEN;
-        bail!(
-            "the disk did not keep what was written: bytes {from} to {} differ from {}. Replace the disk",
-            ((index + 1) * SPAN_LEN).min(len),
-            source.root.image
-        );
+
+    fn read_settled(&self, settled: &[Settled]) -> std::io::Result<()> {
+        let which: Vec<u64> = settled.iter().map(|s| s.span).collect();
+        for span in &which {
+            self.target.forget(span * SPAN_LEN..(span + 1) * SPAN_LEN)?;
+        }
+        self.read(&which)?;
+        let disk = self.target.reader()?;
+        for settled in settled.iter().filter(|s| s.span % self.sample_every == 0) {
+            let mut block = vec![0; BLOCK_LEN];
+            disk.read_exact_at(settled.block, &mut block)?;
+            lock(&self.samples).push((settled.block, block));
+        }
+        Ok(())
     }
-    Ok(())
+
+    fn read(&self, which: &[u64]) -> std::io::Result<()> {
+        let spans = self.target.reader()?.spans(which, &self.progress.compared, &self.stage)?;
+        let mut read = lock(&self.read);
+        read.extend(which.iter().map(|span| (*span, None)));
+        read.extend(spans.into_iter().map(|span| (span.index, Some(span))));
+        Ok(())
+    }
+
+    /// Look at early blocks once more.
+    fn look_again(&self) -> anyhow::Result<()> {
+        let disk = self.target.reader()?;
+        for (offset, block) in lock(&self.samples).iter() {
+            let mut now = vec![0; block.len()];
+            disk.read_exact_at(*offset, &mut now).context("read back the disk")?;
+            if now != *block {
+                bail!(
+                    "the disk changed what it had kept: byte {offset} was right at first, and other data later. It may claim more \
+                     room than it has. Replace the disk"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Read what was not read yet and compare all of it; everything is durable and dropped from memory.
+    pub(super) async fn finish(self: &Arc<Self>, source: &Source, first: &FirstBlocks) -> anyhow::Result<()> {
+        let count = source.root.disk_len.div_ceil(SPAN_LEN);
+        let mut content = ContentHasher::new(source.root.disk_len);
+        let mut at = 0;
+        let pages = source.root.span_pages.len();
+        for index in 0..pages {
+            let page = source.spans(index).await?;
+            page.spans.iter().for_each(|span| content.push(span));
+            let last = page.spans.last().map_or(at, |span| span.index + 1);
+            let end = if index + 1 == pages { count } else { last };
+            if last > count {
+                bail!("the manifest names a span beyond the disk");
+            }
+            self.compare(source, first, at..end, &page.spans).await?;
+            at = end;
+        }
+        self.compare(source, first, at..count, &[]).await?;
+        if content.finish() != source.root.content {
+            bail!("the manifest's digests contradict each other");
+        }
+        let proof = self.clone();
+        spawn_blocking(move || proof.look_again()).await?
+    }
+
+    async fn compare(
+        self: &Arc<Self>,
+        source: &Source,
+        first: &FirstBlocks,
+        which: Range<u64>,
+        expected: &[Span],
+    ) -> anyhow::Result<()> {
+        let len = source.root.disk_len;
+        // The first span has the blocks that are held back; the last may end in the middle, where the disk goes on.
+        let is_special = |i: u64| i == 0 || (i + 1) * SPAN_LEN > len;
+        for index in which.clone().filter(|i| is_special(*i)) {
+            let disk = self.target.reader().context("read back the disk")?;
+            let overlay = Overlay { first, disk: &disk, len };
+            let mut bytes = vec![0; (len - index * SPAN_LEN).min(SPAN_LEN) as usize];
+            overlay.read_exact_at(index * SPAN_LEN, &mut bytes).context("read back the disk")?;
+            let found = self.stage.run(bytes.len(), || span_of(index, &bytes));
+            lock(&self.read).insert(index, found);
+            self.progress.compared.fetch_add(bytes.len() as u64, Relaxed);
+        }
+        let unread: Vec<u64> = {
+            let read = lock(&self.read);
+            which.clone().filter(|i| !read.contains_key(i)).collect()
+        };
+        let proof = self.clone();
+        spawn_blocking(move || proof.read(&unread)).await?.context("read back the disk")?;
+        let wanted: BTreeMap<u64, Span> = expected.iter().map(|span| (span.index, *span)).collect();
+        let read = lock(&self.read);
+        let wrong = which.into_iter().find(|i| read.get(i).copied().flatten() != wanted.get(i).copied());
+        if let Some(index) = wrong {
+            let from = index * SPAN_LEN;
+            bail!(
+                "the disk did not keep what was written: bytes {from} to {} differ from {}. Replace the disk",
+                ((index + 1) * SPAN_LEN).min(len),
+                source.root.image
+            );
+        }
+        Ok(())
+    }
 }
 
 /// Compare the first blocks, which were written last, and whatever was patched elsewhere.

@@ -261,6 +261,15 @@ impl Target {
         Ok(fadvise(&self.file, 0, None, Advice::DontNeed)?)
     }
 
+    /// Forget what memory holds of a durable range: the next read comes from the disk.
+    ///
+    /// # Errors
+    /// The medium's.
+    pub fn forget(&self, range: std::ops::Range<u64>) -> io::Result<()> {
+        let len = std::num::NonZeroU64::new(range.end - range.start);
+        Ok(fadvise(&self.file, range.start, len, Advice::DontNeed)?)
+    }
+
     /// For reading back.
     ///
     /// # Errors

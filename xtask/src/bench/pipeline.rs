@@ -38,18 +38,30 @@ pub struct Pipeline {
     dir: Option<std::path::PathBuf>,
 }
 
+/// The thread of `coe-stash` that writes and syncs the stash file.
+const WRITER_THREAD: &str = "stash-writer";
 /// Clock ticks a second in `/proc`: 100 on every Linux that Debian builds.
 const TICKS: f64 = 100.0;
 
+/// CPU seconds that a `stat` file in `/proc` tells of.
+fn stat_cpu_s(path: &Path) -> Option<f64> {
+    let stat = std::fs::read_to_string(path).ok()?;
+    // Behind the name, which may hold spaces: state is field 3, utime and stime are 14 and 15.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    Some((fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?) / TICKS)
+}
+
 /// CPU seconds of processes so far.
 fn cpu_s(pids: &[u32]) -> f64 {
-    let of = |pid: &u32| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // Behind the name, which may hold spaces: state is field 3, utime and stime are 14 and 15.
-        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-        Some((fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?) / TICKS)
-    };
-    pids.iter().filter_map(of).sum()
+    pids.iter().filter_map(|pid| stat_cpu_s(Path::new(&format!("/proc/{pid}/stat")))).sum()
+}
+
+/// CPU seconds so far of the threads that own the stash files: storing, and nothing else.
+fn store_cpu_s(stashes: &[u32]) -> f64 {
+    let threads = stashes.iter().filter_map(|pid| std::fs::read_dir(format!("/proc/{pid}/task")).ok());
+    let threads = threads.flat_map(|dir| dir.flatten().map(|entry| entry.path()));
+    let writers = threads.filter(|t| std::fs::read_to_string(t.join("comm")).is_ok_and(|c| c.trim() == WRITER_THREAD));
+    writers.filter_map(|thread| stat_cpu_s(&thread.join("stat"))).sum()
 }
 
 /// The disk's blocks that are not zero, one behind the other: what zstd gets, so that both see the same bytes.
@@ -80,23 +92,12 @@ fn zstd_seconds(file: &Path) -> anyhow::Result<f64> {
     Ok(start.elapsed().as_secs_f64())
 }
 
-/// How long the disk itself takes to read a file, past the page cache.
-fn direct_read_seconds(file: &Path) -> anyhow::Result<f64> {
-    let start = Instant::now();
-    let mut from = std::ffi::OsString::from("if=");
-    from.push(file);
-    shell::output(Command::new("dd").arg(from).args(["of=/dev/null", "bs=4M", "iflag=direct"]))?;
-    Ok(start.elapsed().as_secs_f64())
-}
-
 #[derive(Default)]
 struct Side {
     /// (stage, MB/s of one core, CPU-s a GB of image) of each run.
     stages: Vec<Vec<(String, f64)>>,
     mb_s: Vec<f64>,
     ceiling: Vec<f64>,
-    /// A second figure, for explanation: the CPU of all but the read-back over the cores, and the read-back at the disk's own speed.
-    bound: Vec<f64>,
 }
 
 impl Side {
@@ -117,14 +118,6 @@ impl Side {
             println!("  {name:<44} {cost:>7.2} {speed:>8}");
         }
         let ratios = self.mb_s.iter().zip(&self.ceiling).map(|(a, b)| a / b).collect();
-        if !self.bound.is_empty() {
-            let ratios = self.mb_s.iter().zip(&self.bound).map(|(a, b)| a / b).collect();
-            println!(
-                "  (all but the read-back at its CPU ceiling, then the read-back at the speed of `dd iflag=direct`: {:.0} MB/s, ratio {:.2})",
-                median(self.bound.clone()),
-                median(ratios)
-            );
-        }
         println!(
             "  whole: {:.0} MB/s; ceiling {:.0} MB/s; ratio {:.2}",
             median(self.mb_s.clone()),
@@ -181,9 +174,11 @@ impl Pipeline {
     fn publish(&self, fleet: &Fleet, image: &Path, in_use: f64, side: &mut Side) -> anyhow::Result<f64> {
         let pids = fleet.pids();
         let (controller, stashes) = pids.split_at(1);
-        let before = (cpu_s(controller), cpu_s(stashes));
+        let used = || (cpu_s(controller), cpu_s(stashes), store_cpu_s(stashes));
+        let before = used();
         let p = fleet.publish(image, &["--name", "bench", "--level", &self.level.to_string()])?;
-        let after = (cpu_s(controller), cpu_s(stashes));
+        let after = used();
+        let store = after.2 - before.2;
         let encode = cpu_of(&fleet.ctl(&["status"])?["encode"]);
         let s = &p["stages"];
         let own: f64 = ["read", "chunk", "hash", "pack", "compress", "seal"].iter().map(|n| cpu_of(&s[*n])).sum();
@@ -200,8 +195,9 @@ impl Pipeline {
                 ("seal, name segment".into(), cpu_of(&s["seal"])),
                 ("send (the rest of coe-ctl)".into(), cpu_of(&p) - own),
                 ("encode, name fragments (controller)".into(), encode),
-                ("receive, keep, send (rest of the controller)".into(), after.0 - before.0 - encode),
-                ("receive, verify, store (all stashes)".into(), after.1 - before.1),
+                ("receive, mass storage, send (controller)".into(), after.0 - before.0 - encode),
+                ("receive, verify (rest of the stashes)".into(), after.1 - before.1 - store),
+                ("store (stash files, all stashes)".into(), store),
             ],
         );
         Ok(in_use / 1e6 / wall_s)
@@ -232,11 +228,6 @@ impl Pipeline {
             ],
         );
         println!("install: write {:.2} s, flush {:.2} s, compare {:.2} s", i["write_s"], i["flush_s"], i["compare_s"]);
-        let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
-        let compare_s = cpu_of(&i["compare"]);
-        let read_s = direct_read_seconds(target)?.max(compare_s / cores);
-        let rest_s = (others + cpu_of(&i) - compare_s) / cores;
-        side.bound.push(written / 1e6 / (rest_s + read_s));
         std::fs::remove_file(target)?;
         Ok(())
     }

@@ -11,6 +11,9 @@ use crate::io::service;
 pub struct Serve {
     #[command(flatten)]
     which: Which,
+    /// Log one JSON object a line
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 impl Serve {

@@ -11,6 +11,7 @@ use images::disk::ReadAt as _;
 use images::limits::SPAN_LEN;
 use images::span::content_digest;
 use protocol::io::disk::DiskFile;
+use protocol::io::stage::Stage;
 
 use super::{Common, table};
 
@@ -37,7 +38,8 @@ impl Digest {
         let done = Arc::new(AtomicU64::new(0));
         let bar = table::bar(len.max(1), "digest");
         let counter = done.clone();
-        let work = tokio::task::spawn_blocking(move || disk.spans(0..len.div_ceil(SPAN_LEN), &counter));
+        let all: Vec<u64> = (0..len.div_ceil(SPAN_LEN)).collect();
+        let work = tokio::task::spawn_blocking(move || disk.spans(&all, &counter, &Stage::default()));
         while !work.is_finished() {
             tokio::time::sleep(Duration::from_millis(50)).await;
             bar.set_position(done.load(Relaxed));
