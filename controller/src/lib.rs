@@ -6,7 +6,9 @@
 
 pub mod catalog;
 pub mod cli;
+pub mod deploy;
 pub mod draft;
 pub mod geometry;
+pub mod hosts;
 pub mod io;
 pub mod placement;

@@ -4,6 +4,7 @@
 //! verified bytes with their place on the disk. It deliberately knows no peers, no files, no clock and no entropy source:
 //! whoever calls it brings bytes, time and randomness. `docs/formats.md` draws every layout that is encoded here.
 
+pub mod bundle;
 pub mod chunk;
 pub mod disk;
 pub mod extent;

@@ -17,10 +17,12 @@ pub enum Role {
     Installer,
     /// A person who runs the array.
     Admin,
+    /// Answers machines that boot from the network.
+    Boot,
 }
 
 impl Role {
-    const ALL: [Self; 4] = [Self::Controller, Self::Stash, Self::Installer, Self::Admin];
+    const ALL: [Self; 5] = [Self::Controller, Self::Stash, Self::Installer, Self::Admin, Self::Boot];
 
     /// As in a SPIFFE id.
     #[must_use]
@@ -30,6 +32,7 @@ impl Role {
             Self::Stash => "stash",
             Self::Installer => "installer",
             Self::Admin => "admin",
+            Self::Boot => "boot",
         }
     }
 }

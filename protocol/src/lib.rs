@@ -8,5 +8,7 @@ pub mod getter;
 pub mod identity;
 pub mod io;
 pub mod limits;
+pub mod machine;
 pub mod message;
+pub mod size;
 pub mod ticket;

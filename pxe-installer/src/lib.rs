@@ -4,7 +4,9 @@
 //! [`settled`] what can be read back already.
 //! `io/` fetches, writes and compares.
 
+pub mod boot;
 pub mod cli;
+pub mod disks;
 pub mod first_blocks;
 pub mod gaps;
 pub mod io;

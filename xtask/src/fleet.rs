@@ -20,11 +20,13 @@ pub struct Plan {
     pub size: String,
     /// How often they report, milliseconds.
     pub heartbeat_ms: u32,
+    /// Where all listen.
+    pub address: Ipv4Addr,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { stashes: 8, size: "4GiB".into(), heartbeat_ms: 500 }
+        Self { stashes: 8, size: "4GiB".into(), heartbeat_ms: 500, address: Ipv4Addr::LOCALHOST }
     }
 }
 
@@ -41,6 +43,7 @@ pub struct Stash {
 pub struct Fleet {
     bin: PathBuf,
     dir: PathBuf,
+    address: Ipv4Addr,
     controller: Option<Child>,
     /// The stashes.
     pub stashes: Vec<Stash>,
@@ -89,9 +92,10 @@ impl Fleet {
     /// # Errors
     /// If a program fails; what it logged is in `dir`.
     pub fn start(bin: &Path, dir: &Path, plan: &Plan) -> anyhow::Result<Self> {
-        let mut fleet = Self { bin: bin.into(), dir: dir.into(), controller: None, stashes: Vec::new() };
+        let mut fleet =
+            Self { bin: bin.into(), dir: dir.into(), address: plan.address, controller: None, stashes: Vec::new() };
         fs::create_dir_all(dir)?;
-        let listen = format!("127.0.0.1:{}", free_port()?);
+        let listen = format!("{}:{}", plan.address, free_port()?);
         let heartbeat = plan.heartbeat_ms.to_string();
         let mut init = fleet.command("coe-controller");
         init.args(["init", "--json", "--listen", &listen, "--heartbeat-ms", &heartbeat, "--dir"]);
@@ -175,7 +179,7 @@ impl Fleet {
             "--min-free",
             "1MiB",
             "--listen",
-            "127.0.0.1:0",
+            &format!("{}:0", self.address),
             "--dir",
         ]);
         let joined: Value = serde_json::from_str(&shell::output(join.arg(&dir))?)?;

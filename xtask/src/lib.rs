@@ -2,9 +2,12 @@
 
 pub mod bench;
 pub mod ci;
+pub mod coe_image;
 pub mod compare;
 pub mod demo;
 pub mod fleet;
+pub mod lab;
+pub mod netboot;
 pub mod sample;
 pub mod setup;
 pub mod shell;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, ci, demo, sim, tidy};
+use xtask::{bench, ci, coe_image, demo, lab, netboot, sim, tidy};
 
 /// Build, run, test and measure everything
 #[derive(Parser)]
@@ -19,6 +19,10 @@ enum Command {
     Ci(ci::Ci),
     Tidy(tidy::Tidy),
     Sim(sim::Sim),
+    Netboot(netboot::Netboot),
+    CoeImage(coe_image::CoeImage),
+    #[command(subcommand)]
+    Lab(lab::LabCommand),
     #[command(subcommand)]
     Bench(bench::Bench),
 }
@@ -29,6 +33,9 @@ fn main() -> ExitCode {
         Command::Ci(args) => args.run(),
         Command::Tidy(args) => args.run(),
         Command::Sim(args) => args.run(),
+        Command::Netboot(args) => args.run(),
+        Command::CoeImage(args) => args.run(),
+        Command::Lab(args) => args.run(),
         Command::Bench(args) => args.run(),
     };
     match result {

@@ -24,7 +24,9 @@ fn is_installed(program: &str) -> bool {
     path.split(':').chain(["/usr/sbin", "/sbin"]).any(|dir| std::path::Path::new(dir).join(program).exists())
 }
 
-fn is_root() -> bool {
+/// Whether we are root.
+#[must_use]
+pub fn is_root() -> bool {
     shell::output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim() == "0")
 }
 
@@ -36,6 +38,19 @@ pub fn need(programs: &[(&str, &str)]) -> anyhow::Result<()> {
     let mut packages: Vec<&str> =
         programs.iter().filter(|(p, _)| !is_installed(p)).map(|(_, package)| *package).collect();
     packages.dedup();
+    install(&packages)
+}
+
+/// Make sure that files of packages are there.
+///
+/// # Errors
+/// If some are missing and we are not root, or installing fails.
+pub fn need_files(files: &[(&str, &str)]) -> anyhow::Result<()> {
+    let missing = files.iter().filter(|(file, _)| !std::path::Path::new(file).exists());
+    install(&missing.map(|(_, package)| *package).collect::<Vec<_>>())
+}
+
+fn install(packages: &[&str]) -> anyhow::Result<()> {
     if packages.is_empty() {
         return Ok(());
     }
@@ -48,7 +63,7 @@ pub fn need(programs: &[(&str, &str)]) -> anyhow::Result<()> {
     eprintln!("installing {}", packages.join(" "));
     shell::output(Command::new("apt-get").args(["update", "-q"]))?;
     let install = ["install", "-y", "-q", "--no-install-recommends"];
-    shell::output(Command::new("apt-get").args(install).args(&packages).env("DEBIAN_FRONTEND", "noninteractive"))?;
+    shell::output(Command::new("apt-get").args(install).args(packages).env("DEBIAN_FRONTEND", "noninteractive"))?;
     Ok(())
 }
 

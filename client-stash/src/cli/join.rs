@@ -6,9 +6,10 @@ use anyhow::bail;
 use clap::Args;
 use protocol::identity::Role;
 use protocol::io::credentials::Credentials;
+use protocol::size;
 use protocol::ticket::Ticket;
 
-use super::{Which, size};
+use super::Which;
 use crate::io::folder::Settings;
 
 /// Join an array with a ticket, and set space aside

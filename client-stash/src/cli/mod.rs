@@ -2,7 +2,6 @@
 
 pub mod join;
 pub mod serve;
-pub mod size;
 pub mod status;
 
 use std::path::PathBuf;

@@ -4,6 +4,7 @@
 //! *pending* at named members before the first byte goes there, and *trash* at a member until that member says that it is
 //! gone. So after a crash at any point everything that may lie somewhere is known, and nothing unknown is ever deleted.
 
+mod machines;
 mod records;
 mod tables;
 
@@ -76,7 +77,10 @@ impl Catalog {
     /// [`CatalogError::Database`].
     pub fn new(database: Database) -> Result<Self> {
         let catalog = Self(database);
-        catalog.change(|change| tables::create_all(change.0))?;
+        catalog.change(|change| {
+            tables::create_all(change.0)?;
+            machines::create_all(change.0)
+        })?;
         Ok(catalog)
     }
 

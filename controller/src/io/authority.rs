@@ -24,6 +24,8 @@ fn lifetime(role: Role) -> Duration {
         Role::Stash | Role::Controller => DAY * 30,
         // A person renews by hand, with a ticket.
         Role::Admin => DAY * 365,
+        // Renewed by its service, and its host may be switched off for a while.
+        Role::Boot => DAY * 90,
         Role::Installer => DAY,
     }
 }

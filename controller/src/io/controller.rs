@@ -15,6 +15,7 @@ use super::authority::Authority;
 use super::commit::Committer;
 use super::fleet::Fleet;
 use super::folder::Settings;
+use super::machines::Installations;
 use super::mass_storage::MassStorage;
 use super::session::Sessions;
 use super::verify::Jobs;
@@ -36,6 +37,8 @@ pub struct Controller {
     pub fleet: Fleet,
     /// Publications under way.
     pub sessions: Sessions,
+    /// Installations under way.
+    pub installations: Installations,
     /// Verifications under way.
     pub jobs: Jobs,
     /// As chosen.
@@ -87,6 +90,7 @@ impl Controller {
             pool,
             fleet: Fleet::new(heartbeat),
             sessions: Sessions::default(),
+            installations: Installations::default(),
             jobs: Jobs::default(),
             settings,
             deleting: tokio::sync::RwLock::default(),

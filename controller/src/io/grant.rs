@@ -33,6 +33,7 @@ impl Controller {
     /// [`Refusal::NotFound`].
     pub fn grant(&self, who: Identity, get: &GetImage) -> Result<ImageGrant, Refusal> {
         let (image, record) = self.find_image(&get.name, get.tag.as_deref())?;
+        self.check_grant(who, &image)?;
         let (_, directory) = self.directory().map_err(catalog_refusal)?;
         tracing::info!(%image, role = %who.role, node = %who.node, "image granted");
         Ok(ImageGrant { manifest: record.signed, key: record.key, directory })
@@ -48,7 +49,7 @@ impl Controller {
     }
 
     /// How an installation ended.
-    pub fn report(&self, who: Identity, report: &Report) -> Reported {
+    pub async fn report(&self, who: Identity, report: &Report) -> Reported {
         for (node, what) in &report.lied {
             tracing::warn!(%node, what, "stash returned wrong data");
             self.liars.lock().unwrap_or_else(PoisonError::into_inner).insert(*node, what.clone());
@@ -59,6 +60,9 @@ impl Controller {
             Some(error) => {
                 tracing::warn!(image = %report.image, by = %who.node, error, "installation failed")
             }
+        }
+        if who.role == protocol::identity::Role::Installer {
+            self.installation_ended(who, report.error.as_deref()).await;
         }
         Reported
     }

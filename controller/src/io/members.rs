@@ -12,6 +12,7 @@ use super::controller::{Controller, catalog_refusal};
 use super::fleet::Pulse;
 use super::unix_s;
 use crate::catalog::{CatalogError, NodeRecord, TicketRecord};
+use crate::deploy::State;
 
 /// Tell a stranger as little as possible: whether a ticket was used or never existed is the admin's business.
 const TICKET_REFUSED: &str = "the ticket is unknown, used or expired: ask for a new one (`coe-ctl token create`)";
@@ -33,7 +34,16 @@ impl Controller {
             let ticket = ticket.ok_or_else(|| CatalogError::Conflict(TICKET_REFUSED.into()))?;
             *granted.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(ticket.role);
             change.put_ticket(hash, &TicketRecord { used_by: Some(node), ..ticket })?;
+            let deployment = change.use_grant(hash, node)?;
             if ticket.role == Role::Stash {
+                if let Some(deployment) = deployment {
+                    let deployed = change.change_deployment(deployment, |d| {
+                        (d.state, d.since_unix_s) = (State::Deployed, now);
+                        Ok(())
+                    });
+                    // The deployment may have been forgotten meanwhile; the machine joins all the same.
+                    deployed.or_else(|e| if matches!(e, CatalogError::Conflict(_)) { Ok(()) } else { Err(e) })?;
+                }
                 let record = NodeRecord { role: ticket.role, addresses: Vec::new(), capacity: 0, joined_unix_s: now };
                 change.put_node(node, &record)?;
                 change.bump_epoch()?;

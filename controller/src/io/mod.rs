@@ -7,6 +7,7 @@ pub mod controller;
 pub mod fleet;
 pub mod folder;
 pub mod grant;
+pub mod machines;
 pub mod mass_storage;
 pub mod members;
 pub mod publisher;

@@ -9,7 +9,7 @@ use protocol::identity::Role;
 use protocol::io::pool::Pool;
 use protocol::io::rpc::{self, Answer, Peer};
 use protocol::io::{endpoint, tls};
-use protocol::message::{Refusal, Request, enroll, image, member, publish};
+use protocol::message::{Refusal, Request, boot, enroll, image, member, publish};
 use redb::Database;
 
 use super::api;
@@ -106,7 +106,11 @@ async fn answer(controller: &Arc<Controller>, peer: Peer, request: Request, body
         Request::Finish(finish) => Answer::to::<publish::Finish>(controller.finish(finish).await),
         Request::GetImage(get) => Answer::to::<image::GetImage>(controller.grant(who, &get)),
         Request::GetPage(get) => Answer::with_body::<image::GetPage>(controller.page(&get)),
-        Request::Report(report) => Answer::to::<image::Report>(Ok(controller.report(who, &report))),
+        Request::Report(report) => Answer::to::<image::Report>(Ok(controller.report(who, &report).await)),
+        Request::AskBoot(ask) => Answer::to::<boot::AskBoot>(controller.ask_boot(ask).await),
+        Request::TakeBoot(take) => Answer::to::<boot::TakeBoot>(controller.take_boot(take).await),
+        Request::GetDeployment(get) => Answer::to::<boot::GetDeployment>(controller.deployment(who, get).await),
+        Request::Progress(progress) => Answer::to::<boot::Progress>(controller.progress(who, progress).await),
         other => Answer::refuse(Refusal::Invalid(format!("a controller does not answer {}", other.name()))),
     }
 }

@@ -4,6 +4,7 @@ pub mod credentials;
 pub mod disk;
 pub mod endpoint;
 pub mod fetch;
+pub mod link;
 pub mod pool;
 pub mod program;
 pub mod rpc;

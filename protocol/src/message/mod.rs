@@ -3,6 +3,7 @@
 //! A message is a struct; [`Request`] closes them over; [`Call`] ties each to its answer. Enums grow at their end only:
 //! postcard numbers variants by position, and an older member must still read what it knows.
 
+pub mod boot;
 pub mod enroll;
 pub mod fetch;
 pub mod image;
@@ -67,7 +68,7 @@ macro_rules! requests {
     };
 }
 
-use Role::{Admin, Controller, Installer, Stash};
+use Role::{Admin, Boot, Controller, Installer, Stash};
 
 requests! {
     /// A stranger with a ticket asks for a certificate.
@@ -75,7 +76,7 @@ requests! {
     /// A stash says that it is there.
     Heartbeat(member::Heartbeat) -> member::HeartbeatAck, body 0, roles [Stash];
     /// A member asks for a fresh certificate.
-    Renew(member::Renew) -> member::Renewed, body 0, roles [Stash, Admin];
+    Renew(member::Renew) -> member::Renewed, body 0, roles [Stash, Admin, Boot];
     /// A publication starts or goes on.
     Begin(publish::Begin) -> publish::Begun, body 0, roles [Admin];
     /// Which of these chunks are there already?
@@ -89,11 +90,11 @@ requests! {
     /// The draft is complete: sign and publish it.
     Finish(publish::Finish) -> publish::Published, body 0, roles [Admin];
     /// What is needed to install an image.
-    GetImage(image::GetImage) -> image::ImageGrant, body 0, roles [Installer, Admin];
+    GetImage(image::GetImage) -> image::ImageGrant, body 0, roles [Installer, Admin, Boot];
     /// A page of a manifest.
-    GetPage(image::GetPage) -> image::Page, body 0, roles [Installer, Admin];
+    GetPage(image::GetPage) -> image::Page, body 0, roles [Installer, Admin, Boot];
     /// How an installation ended.
-    Report(image::Report) -> image::Reported, body 0, roles [Installer, Admin];
+    Report(image::Report) -> image::Reported, body 0, roles [Installer, Admin, Boot];
     /// Keep a fragment; answered when it is durable.
     PutFragment(store::PutFragment) -> store::Stored, body BODY_MAX, roles [Controller];
     /// Forget fragments.
@@ -101,7 +102,15 @@ requests! {
     /// Prove that a fragment is held.
     Prove(store::Prove) -> store::Proof, body 0, roles [Controller];
     /// Hand out a fragment.
-    GetFragment(fetch::GetFragment) -> fetch::Fragment, body 0, roles [Controller, Stash, Installer, Admin];
+    GetFragment(fetch::GetFragment) -> fetch::Fragment, body 0, roles [Controller, Stash, Installer, Admin, Boot];
+    /// A machine asks to boot from the network.
+    AskBoot(boot::AskBoot) -> boot::BootOrder, body 0, roles [Boot];
+    /// It loads the installer.
+    TakeBoot(boot::TakeBoot) -> boot::BootTicket, body 0, roles [Boot];
+    /// What shall this machine become?
+    GetDeployment(boot::GetDeployment) -> boot::Deployment, body 0, roles [Installer];
+    /// How far an installation is.
+    Progress(boot::Progress) -> boot::Told, body 0, roles [Installer];
 }
 
 /// Why a request was not carried out. The text is for people; nothing may be decided on it.

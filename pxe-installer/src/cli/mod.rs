@@ -1,17 +1,20 @@
 //! The command line of `coe-installer`.
 
+pub mod bootd;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use anyhow::bail;
-use clap::Parser;
+use anyhow::{Context as _, bail};
+use clap::{Args, Parser, Subcommand};
 use images::manifest::ImageName;
 use indicatif::{ProgressBar, ProgressStyle};
 use protocol::io::credentials::default_home;
 use protocol::ticket::Ticket;
 
+use crate::io::deploy;
 use crate::io::install::{Outcome, Progress, install};
 use crate::io::source::{Source, credentials};
 use crate::io::target::{Consent, Target};
@@ -24,15 +27,19 @@ use crate::io::target::{Consent, Target};
 #[command(
     name = "coe-installer",
     version,
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
     after_help = "Example:\n  coe-installer --image debian:12.1 --disk /dev/disk/by-id/nvme-… --ticket coe1abc…\n\nExit code 0: installed. 1: not installed, and the error says why. 2: wrong options."
 )]
 pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// NAME:TAG, or NAME for the newest
-    #[arg(long, value_name = "IMAGE")]
-    image: String,
+    #[arg(long, value_name = "IMAGE", required = true)]
+    image: Option<String>,
     /// The disk, or a file that exists, named exactly
-    #[arg(long, value_name = "PATH")]
-    disk: PathBuf,
+    #[arg(long, value_name = "PATH", required = true)]
+    disk: Option<PathBuf>,
     /// The serial number of the disk, if it holds data and all of it may be destroyed
     #[arg(long, value_name = "SERIAL")]
     wipe: Option<String>,
@@ -48,6 +55,20 @@ pub struct Cli {
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Deploy(Deploy),
+}
+
+/// Carry out this machine's deployment: what the network-booted environment runs, with the ticket on the kernel's command line
+#[derive(Args)]
+#[command(after_help = "Example:\n  COE_HOME=/run/coe coe-installer deploy")]
+struct Deploy {
+    /// Folder of credentials
+    #[arg(long, env = "COE_HOME", default_value_os_t = default_home(), value_name = "DIR")]
+    home: PathBuf,
 }
 
 fn split_image(text: &str) -> anyhow::Result<(String, Option<String>)> {
@@ -67,12 +88,16 @@ impl Cli {
     /// # Errors
     /// What went wrong, for a person.
     pub async fn run(self) -> anyhow::Result<()> {
-        let (name, tag) = split_image(&self.image)?;
+        if let Some(Command::Deploy(args)) = self.command {
+            return deploy::run(&args.home).await;
+        }
+        let disk = self.disk.context("which disk?")?;
+        let (name, tag) = split_image(&self.image.context("which image?")?)?;
         let member = credentials(&self.home, self.ticket).await?;
         let source = Source::open(&member, &name, tag).await?;
-        let target = Target::open(&self.disk, &source.root, &Consent { wipe: self.wipe })?;
+        let target = Target::open(&disk, &source.root, &Consent { wipe: self.wipe })?;
         if self.dry_run {
-            let (image, disk, len) = (source.root.image.to_string(), self.disk.display(), target.len());
+            let (image, disk, len) = (source.root.image.to_string(), disk.display(), target.len());
             if self.json {
                 println!("{}", serde_json::json!({ "image": image, "disk": disk.to_string(), "disk_len": len }));
             } else {
@@ -83,14 +108,15 @@ impl Cli {
         let progress = Arc::new(Progress::default());
         let bar = ProgressBar::new(source.root.totals.in_use.max(1));
         let ticker = tokio::spawn(show(progress.clone(), bar.clone(), source.root.disk_len));
-        let outcome = install(&source, target, progress).await;
+        let (outcome, report) = install(&source, target, progress).await;
+        source.report(report).await;
         ticker.abort();
         bar.finish_and_clear();
         let outcome = outcome?;
         if self.json {
             println!("{}", serde_json::to_string(&outcome)?);
         } else {
-            print(&outcome, &self.disk);
+            print(&outcome, &disk);
         }
         Ok(())
     }
@@ -134,6 +160,9 @@ fn print(o: &Outcome, disk: &std::path::Path) {
         "  pieces    {} fetched, {} hedged, {} of {} segments rebuilt by parity",
         o.pieces, o.hedged, o.rebuilt, o.segments
     );
+    if o.resumed > 0 {
+        println!("  resumed   {:.1} MB of the disk were proven from the try before", mb(o.resumed));
+    }
     if o.fitted {
         println!("  table     fitted to the disk's {} bytes", o.disk_len);
     }

@@ -1,5 +1,6 @@
 //! One installation: clear, fetch, verify, write, read back, fit, and the first blocks last.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -7,6 +8,8 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 use images::disk::{Patch, Table, fit_gpt};
 use images::fragment::assemble;
+use images::limits::SPAN_LEN;
+use images::manifest::Run;
 use images::parity::{Codec, Geometry};
 use images::segment;
 use protocol::getter::Shortfall;
@@ -19,7 +22,7 @@ use tokio::task::JoinSet;
 use super::proof::{self, Proof};
 use super::source::{Segment, Source};
 use super::target::Target;
-use crate::first_blocks::{FirstBlocks, Overlay};
+use crate::first_blocks::{FIRST_LEN, FirstBlocks, Overlay};
 use crate::gaps::{WINDOW_LEN, Written};
 
 /// Segments under way. Each takes up to three times its four megabytes: pieces, sealed bytes, chunk bytes. With the manifest's page
@@ -37,6 +40,10 @@ pub struct Progress {
     pub compared: AtomicU64,
     /// 0 fetch, 1 compare, 2 finish.
     pub stage: AtomicU64,
+    /// Segments that wait for their pieces.
+    pub fetching: AtomicU64,
+    /// Segments that are opened and written.
+    pub writing: AtomicU64,
 }
 
 #[derive(Default)]
@@ -75,6 +82,8 @@ pub struct Outcome {
     pub content: String,
     /// Bytes written.
     pub written: u64,
+    /// Bytes of the disk that an interrupted installation had written, proven before this one began.
+    pub resumed: u64,
     /// Length of the image.
     pub image_len: u64,
     /// Length of the disk.
@@ -124,16 +133,31 @@ struct Work {
     first: Mutex<FirstBlocks>,
     stages: Stages,
     written: AtomicU64,
+    resumed: AtomicU64,
     rebuilt: AtomicU64,
     proof: Arc<Proof>,
     progress: Arc<Progress>,
 }
 
-/// Install an image on a disk, and report to the controller.
+/// Install an image on a disk. The report is for [`Source::report`], once the caller has done what else is to be done.
 ///
 /// # Errors
 /// For a person. Unless it returns `Ok`, the disk does not boot.
-pub async fn install(source: &Source, target: Target, progress: Arc<Progress>) -> anyhow::Result<Outcome> {
+pub async fn install(source: &Source, target: Target, progress: Arc<Progress>) -> (anyhow::Result<Outcome>, Report) {
+    let start = Instant::now();
+    let mut report = Report { image: source.root.image.clone(), error: None, lied: Vec::new(), written: 0, took_ms: 0 };
+    let result = install_and_note(source, target, progress, &mut report).await;
+    report.error = result.as_ref().err().map(|e| format!("{e:#}"));
+    report.took_ms = start.elapsed().as_millis() as u64;
+    (result, report)
+}
+
+async fn install_and_note(
+    source: &Source,
+    target: Target,
+    progress: Arc<Progress>,
+    report: &mut Report,
+) -> anyhow::Result<Outcome> {
     let start = Instant::now();
     let target = Arc::new(target);
     let proof = Arc::new(Proof::new(source, target.clone(), progress.clone()).await?);
@@ -142,27 +166,22 @@ pub async fn install(source: &Source, target: Target, progress: Arc<Progress>) -
         first: Mutex::new(FirstBlocks::new(source.root.disk_len)),
         stages: Stages::default(),
         written: AtomicU64::new(0),
+        resumed: AtomicU64::new(0),
         rebuilt: AtomicU64::new(0),
         proof,
         progress,
     });
     let result = run(source, &work).await;
     let fetched = source.fetcher.report().await;
-    let lied = fetched.peers.iter().filter_map(|(node, r)| Some((*node, r.lied.clone()?))).collect();
-    let report = Report {
-        image: source.root.image.clone(),
-        error: result.as_ref().err().map(|e| format!("{e:#}")),
-        lied,
-        written: work.written.load(Relaxed),
-        took_ms: start.elapsed().as_millis() as u64,
-    };
-    source.report(report).await;
+    report.lied = fetched.peers.iter().filter_map(|(node, r)| Some((*node, r.lied.clone()?))).collect();
+    report.written = work.written.load(Relaxed);
     let times = result?;
     let root = &source.root;
     Ok(Outcome {
         image: root.image.to_string(),
         content: root.content.to_string(),
         written: work.written.load(Relaxed),
+        resumed: work.resumed.load(Relaxed),
         image_len: root.disk_len,
         disk_len: work.target.len(),
         fitted: times.fitted,
@@ -208,10 +227,22 @@ struct Times {
 
 async fn run(source: &Source, work: &Arc<Work>) -> anyhow::Result<Times> {
     let start = Instant::now();
-    if !work.target.clear().context("clear the disk")? {
-        zero_gaps(source, &work.target).await?;
+    let content = source.root.content;
+    let mut proven = BTreeSet::new();
+    if work.target.resumes(&content) {
+        proven = work.proof.resume(source).await?;
+        work.resumed.store(proven.len() as u64 * SPAN_LEN, Relaxed);
+        tracing::info!(bytes = proven.len() as u64 * SPAN_LEN, "goes on where it was interrupted");
+    } else {
+        if !work.target.clear().context("clear the disk")? {
+            zero_gaps(source, &work.target).await?;
+        }
+        // A smaller image would not overwrite the mark.
+        if source.root.disk_len >= FIRST_LEN {
+            work.target.mark(&content).context("mark the disk")?;
+        }
     }
-    tokio::try_join!(fetch_all(source, work), work.proof.keep_up())?;
+    tokio::try_join!(fetch_all(source, work, &proven), work.proof.keep_up())?;
     let write_s = start.elapsed().as_secs_f64();
     let flushing = Instant::now();
     let target = work.target.clone();
@@ -250,12 +281,17 @@ async fn zero_gaps(source: &Source, target: &Target) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn fetch_all(source: &Source, work: &Arc<Work>) -> anyhow::Result<()> {
+/// Fetch every segment of which anything is not proven on the disk.
+async fn fetch_all(source: &Source, work: &Arc<Work>, proven: &BTreeSet<u64>) -> anyhow::Result<()> {
     let slots = Arc::new(Semaphore::new(TOGETHER));
     let mut tasks: JoinSet<anyhow::Result<Result<(), Shortfall>>> = JoinSet::new();
     let mut shortfalls = Vec::new();
     'pages: for index in 0..source.root.segment_pages.len() {
         for Segment { entry, key } in source.segments(index).await? {
+            let spans = |run: &Run| run.disk_offset / SPAN_LEN..=(run.disk_offset + u64::from(run.len) - 1) / SPAN_LEN;
+            if !proven.is_empty() && entry.runs.iter().flat_map(spans).all(|span| proven.contains(&span)) {
+                continue;
+            }
             let slot = slots.clone().acquire_owned().await?;
             while let Some(done) = tasks.try_join_next() {
                 shortfalls.extend(done.context("write a segment")??.err());
@@ -266,12 +302,20 @@ async fn fetch_all(source: &Source, work: &Arc<Work>) -> anyhow::Result<()> {
             let holders = source.holders(&entry)?;
             let (fetcher, work) = (source.fetcher.clone(), work.clone());
             tasks.spawn(async move {
-                let pieces = match fetcher.fetch(entry.clone(), holders).await {
+                work.progress.fetching.fetch_add(1, Relaxed);
+                let fetched = fetcher.fetch(entry.clone(), holders).await;
+                work.progress.fetching.fetch_sub(1, Relaxed);
+                let pieces = match fetched {
                     Ok(pieces) => pieces,
                     Err(shortfall) => return Ok(Err(shortfall)),
                 };
                 let segment = Segment { entry, key };
-                let write = move || work.write_segment(&segment, &pieces);
+                let write = move || {
+                    work.progress.writing.fetch_add(1, Relaxed);
+                    let written = work.write_segment(&segment, &pieces);
+                    work.progress.writing.fetch_sub(1, Relaxed);
+                    written
+                };
                 tokio::task::spawn_blocking(write).await.context("write a segment")??;
                 drop(slot);
                 Ok(Ok(()))

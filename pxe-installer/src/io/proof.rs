@@ -4,7 +4,7 @@
 //! still fetched. What remains is read at the end, with a block of each early span: a disk that claims more room than it has
 //! overwrites its beginning with its end, and only a later look shows it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -72,6 +72,32 @@ impl Proof {
             all_written: AtomicBool::new(false),
             wake: Notify::new(),
         })
+    }
+
+    /// What an interrupted installation left: spans that are right are proven, and what is neither right nor empty is made empty.
+    /// The answer is the proven ones.
+    pub(super) async fn resume(self: &Arc<Self>, source: &Source) -> anyhow::Result<BTreeSet<u64>> {
+        let mut proven = BTreeSet::new();
+        for index in 0..source.root.span_pages.len() {
+            let expected: BTreeMap<u64, Span> =
+                source.spans(index).await?.spans.into_iter().map(|span| (span.index, span)).collect();
+            let is_whole = |i: &u64| *i > 0 && (*i + 1) * SPAN_LEN <= source.root.disk_len;
+            let which: Vec<u64> = expected.keys().copied().filter(is_whole).collect();
+            let proof = self.clone();
+            let found = spawn_blocking(move || {
+                let found = proof.target.reader()?.spans(&which, &proof.progress.compared, &proof.stage)?;
+                let (right, wrong): (Vec<Span>, Vec<Span>) =
+                    found.into_iter().partition(|span| expected.get(&span.index) == Some(span));
+                for span in wrong {
+                    proof.target.zero(span.index * SPAN_LEN..(span.index + 1) * SPAN_LEN)?;
+                }
+                Ok::<_, std::io::Error>(right)
+            });
+            let right = found.await?.context("read what an interrupted installation left")?;
+            proven.extend(right.iter().map(|span| span.index));
+            lock(&self.read).extend(right.into_iter().map(|span| (span.index, Some(span))));
+        }
+        Ok(proven)
     }
 
     /// These runs were written, though perhaps not durably.

@@ -10,14 +10,14 @@ use images::keys::{ManifestKey, SegmentKey};
 use images::manifest::{PageRef, Root, SegmentEntry, SegmentPage, SpanPage};
 use protocol::directory::Directory;
 use protocol::getter::Patience;
-use protocol::identity::{CONTROLLER_NAME, Role};
+use protocol::identity::Role;
 use protocol::io::credentials::{Credentials, CredentialsError, file_of};
 use protocol::io::fetch::Fetcher;
+use protocol::io::link::Link;
 use protocol::io::pool::Pool;
-use protocol::io::{endpoint, rpc, tls};
+use protocol::io::rpc;
 use protocol::message::image::{GetImage, GetPage, MANIFEST_PURPOSE, Report};
 use protocol::ticket::Ticket;
-use quinn::Connection;
 
 /// A controller that restarts in the middle of an installation is waited for.
 const CONTROLLER_BACK_WITHIN: Duration = Duration::from_secs(120);
@@ -32,9 +32,7 @@ pub struct Segment {
 
 /// An image that may be installed.
 pub struct Source {
-    controller: tokio::sync::Mutex<Connection>,
-    endpoint: quinn::Endpoint,
-    addresses: Vec<String>,
+    controller: Link,
     /// The verified root.
     pub root: Root,
     /// Who holds what.
@@ -77,10 +75,11 @@ impl Source {
     /// # Errors
     /// If the controller cannot be reached or refuses, or the answer is not the array's.
     pub async fn open(member: &Credentials, name: &str, tag: Option<String>) -> anyhow::Result<Self> {
-        let endpoint = endpoint::client(tls::client(member, tls::ALPN_MEMBER)?).context("open a UDP socket")?;
-        let controller =
-            rpc::connect_any(&endpoint, &member.controller, CONTROLLER_NAME).await.context("reach the controller")?;
-        let (grant, _) = rpc::call(&controller, GetImage { name: name.into(), tag: tag.clone() }, &[]).await?;
+        let controller = Link::new(member).context("open a UDP socket")?;
+        let (grant, _) = match controller.call(GetImage { name: name.into(), tag: tag.clone() }).await {
+            Err(error @ rpc::CallError::Refused(_)) => return Err(error.into()),
+            other => other.context("reach the controller")?,
+        };
         let signed = grant.manifest.verify(MANIFEST_PURPOSE, &member.array_key).context("verify the manifest")?;
         let root = Root::decode(signed).context("decode the manifest")?;
         if root.array != member.identity.array
@@ -90,30 +89,16 @@ impl Source {
             bail!("the controller answered with another image, {}", root.image);
         }
         let directory = Directory::open(&grant.directory, member.identity.array, &member.array_key)?;
-        let pool = Arc::new(Pool::new(endpoint.clone()));
+        let pool = Arc::new(Pool::new(controller.endpoint.clone()));
         pool.learn(&directory);
         let fetcher = Fetcher::start(pool, Patience::default(), directory.epoch);
-        let (controller, addresses) = (tokio::sync::Mutex::new(controller), member.controller.clone());
-        Ok(Self { controller, endpoint, addresses, root, directory, key: grant.key, fetcher })
-    }
-
-    /// The connection to the controller, made anew if it broke.
-    async fn controller(&self) -> Result<Connection, rpc::CallError> {
-        let mut controller = self.controller.lock().await;
-        if controller.close_reason().is_some() {
-            *controller = rpc::connect_any(&self.endpoint, &self.addresses, CONTROLLER_NAME).await?;
-        }
-        Ok(controller.clone())
+        Ok(Self { controller, root, directory, key: grant.key, fetcher })
     }
 
     async fn page(&self, page: &PageRef) -> anyhow::Result<Vec<u8>> {
-        let ask = async || {
-            let controller = self.controller().await?;
-            rpc::call(&controller, GetPage { digest: page.digest }, &[]).await
-        };
         let start = Instant::now();
         let bytes = loop {
-            match ask().await {
+            match self.controller.call(GetPage { digest: page.digest }).await {
                 Ok((_, bytes)) => break bytes,
                 Err(error @ rpc::CallError::Refused(_)) => return Err(error.into()),
                 Err(error) if start.elapsed() > CONTROLLER_BACK_WITHIN => return Err(error.into()),
@@ -160,8 +145,7 @@ impl Source {
 
     /// Tell the controller how it went. An installation does not fail because nobody hears of it.
     pub async fn report(&self, report: Report) {
-        let told = async { rpc::call(&self.controller().await?, report, &[]).await };
-        if let Err(error) = told.await {
+        if let Err(error) = self.controller.call(report).await {
             tracing::warn!(%error, "report not delivered");
         }
     }

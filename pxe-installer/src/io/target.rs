@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOp
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use images::ContentDigest;
 use images::disk::{ReadAt as _, SectorSize, Table};
 use images::extent::is_zero;
 use images::manifest::Root;
@@ -16,6 +17,19 @@ use crate::first_blocks::FIRST_LEN;
 
 /// Zeros that are written at once where a range cannot be made zero otherwise.
 static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
+
+/// Where an installation under way leaves its mark: in what is held back to the end, and so is overwritten by it.
+const MARK_OFFSET: u64 = FIRST_LEN / 2;
+const MARK_MAGIC: [u8; 16] = *b"COE INSTALLING 1";
+
+/// The mark of an installation: it goes on after a power cut, and its remains are nobody's data.
+fn mark_of(content: &ContentDigest) -> Vec<u8> {
+    let mut mark = [&MARK_MAGIC[..], &content.0].concat();
+    let check = blake3::hash(&mark);
+    mark.extend_from_slice(check.as_bytes());
+    mark.resize(4096, 0);
+    mark
+}
 
 /// What the person said about the disk.
 pub struct Consent {
@@ -29,6 +43,8 @@ pub struct Target {
     path: PathBuf,
     len: u64,
     is_block_device: bool,
+    /// Contents whose installation was interrupted here.
+    interrupted: Option<ContentDigest>,
 }
 
 /// What the kernel calls a block device, from its device number.
@@ -44,7 +60,7 @@ fn sys_text(path: &Path) -> Option<String> {
 
 /// A disk's serial number or WWN, as `lsblk -o NAME,SERIAL,WWN` shows it; of a loop device its file; of a file, its name. A kernel
 /// name is none: it may be another disk after the next boot.
-fn serial(path: &Path, sys: Option<&Path>) -> Option<String> {
+pub(super) fn serial(path: &Path, sys: Option<&Path>) -> Option<String> {
     const NAMES: [&str; 5] = ["device/serial", "serial", "device/wwid", "wwid", "loop/backing_file"];
     match sys {
         Some(sys) => NAMES.iter().find_map(|name| sys_text(&sys.join(name))),
@@ -150,7 +166,8 @@ impl Target {
         if let Some(sys) = &sys {
             check_sectors(path, sys, root)?;
         }
-        let target = Self { file, path: path.into(), len, is_block_device };
+        let mut target = Self { file, path: path.into(), len, is_block_device, interrupted: None };
+        target.interrupted = target.read_mark().with_context(|| format!("read {shown}"))?;
         target.check_wipe(serial(path, sys.as_deref()).as_deref(), consent)?;
         Ok(target)
     }
@@ -162,7 +179,7 @@ impl Target {
             (Some(said), Some(serial)) => {
                 bail!("--wipe names {said:?}, and {shown} is {serial:?}: nothing was written")
             }
-            (None, _) if !self.holds_data()? => Ok(()),
+            (None, _) if self.interrupted.is_some() || !self.holds_data()? => Ok(()),
             (None, Some(serial)) => {
                 bail!("{shown} holds data. If all of it may be destroyed, say so: --wipe {serial:?}")
             }
@@ -184,6 +201,36 @@ impl Target {
             }
         }
         Ok(!self.is_block_device && disk.next_data(0)?.is_some())
+    }
+
+    fn read_mark(&self) -> io::Result<Option<ContentDigest>> {
+        if self.len < FIRST_LEN {
+            return Ok(None);
+        }
+        let mut block = vec![0; 4096];
+        self.file.read_exact_at(&mut block, MARK_OFFSET)?;
+        let mut content = [0; 32];
+        content.copy_from_slice(&block[MARK_MAGIC.len()..][..32]);
+        let content = ContentDigest(content);
+        Ok((block == mark_of(&content)).then_some(content))
+    }
+
+    /// Whether an installation of these contents was interrupted here: zeros and all that was written are as it left them.
+    #[must_use]
+    pub fn resumes(&self, content: &ContentDigest) -> bool {
+        self.interrupted.as_ref() == Some(content)
+    }
+
+    /// From here on the disk holds parts of these contents and zeros, and nothing else.
+    ///
+    /// # Errors
+    /// The medium's.
+    pub fn mark(&self, content: &ContentDigest) -> io::Result<()> {
+        if self.len >= FIRST_LEN {
+            self.write(MARK_OFFSET, &mark_of(content))?;
+            self.file.sync_data()?;
+        }
+        Ok(())
     }
 
     /// Length in bytes.

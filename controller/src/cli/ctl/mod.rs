@@ -1,7 +1,10 @@
 //! `coe-ctl`
 
+mod boot;
 mod client;
+mod deploy;
 mod digest;
+mod host;
 mod images;
 mod login;
 mod nodes;
@@ -42,6 +45,11 @@ enum Command {
     #[command(subcommand)]
     Token(token::Token),
     Login(login::Login),
+    #[command(subcommand)]
+    Host(host::Host),
+    Deploy(Box<deploy::Deploy>),
+    #[command(subcommand)]
+    Boot(boot::Boot),
 }
 
 /// Options of every command.
@@ -79,6 +87,9 @@ impl Cli {
             Command::Digest(args) => args.run().await,
             Command::Token(args) => args.run().await,
             Command::Login(args) => args.run().await,
+            Command::Host(args) => args.run().await,
+            Command::Deploy(args) => args.run().await,
+            Command::Boot(args) => args.run().await,
         }
     }
 }

@@ -101,6 +101,23 @@ fn name_of(path: &Path) -> anyhow::Result<String> {
 }
 
 impl Publish {
+    /// A bundle of boot files, published like any image.
+    pub(super) fn boot_set(image: PathBuf, name: &str, common: Common) -> Self {
+        Self {
+            image,
+            name: Some(name.into()),
+            tag: None,
+            data: None,
+            parity: None,
+            layout: LayoutArg::Mirror,
+            level: 2,
+            sector_size: None,
+            sha256: None,
+            raw: true,
+            common,
+        }
+    }
+
     fn order(&self) -> anyhow::Result<Order> {
         let geometry = match (self.data, self.parity) {
             (Some(k), Some(m)) => Some(Geometry::new(k, m)?),

@@ -17,11 +17,14 @@ pub enum Token {
 #[command(after_help = "Examples:\n  coe-ctl token create\n  coe-ctl token create --installer --minutes 30")]
 pub struct Create {
     /// For a machine that installs an image
-    #[arg(long, conflicts_with = "admin")]
+    #[arg(long, conflicts_with_all = ["admin", "boot"])]
     installer: bool,
     /// For a person who runs the array
-    #[arg(long)]
+    #[arg(long, conflicts_with = "boot")]
     admin: bool,
+    /// For a host that answers machines which boot from the network
+    #[arg(long)]
+    boot: bool,
     /// How long it can be used
     #[arg(long, default_value_t = 60)]
     minutes: u64,
@@ -32,9 +35,10 @@ pub struct Create {
 impl Token {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let Self::Create(args) = self;
-        let role = match (args.installer, args.admin) {
-            (true, _) => "installer",
-            (_, true) => "admin",
+        let role = match (args.installer, args.admin, args.boot) {
+            (true, ..) => "installer",
+            (_, true, _) => "admin",
+            (.., true) => "boot",
             _ => "stash",
         };
         let request = TicketRequest { role: role.into(), valid_s: args.minutes * 60 };

@@ -1,9 +1,11 @@
 //! HTTPS with JSON, for people and their automation. An admin's certificate is needed for everything; `/openapi.json` describes
 //! it all.
 
+mod machines;
 mod routes;
 mod tls_listener;
 
+pub use machines::{DeployInfo, DeployRequest, HostChange, HostInfo, NewHost, Numbers};
 pub use routes::{
     Api, ImageDetail, ImageInfo, NodeInfo, PartitionInfo, Status, SweepResult, TicketRequest, TicketResponse,
     VerifyRequest, VerifyStarted,

@@ -16,6 +16,7 @@ use protocol::ticket::{Ticket, secret_hash};
 use serde::{Deserialize, Serialize};
 use utoipa::{OpenApi, ToSchema};
 
+use super::machines;
 use super::tls_listener::Caller;
 use crate::catalog::TicketRecord;
 use crate::io::controller::{Controller, catalog_refusal};
@@ -30,7 +31,25 @@ use crate::io::verify::{Problem, Verification};
         title = "COE controller",
         description = "Images, stashes and tickets of one array. Needs an admin's client certificate."
     ),
-    paths(status, nodes, list_images, show_image, remove_image, create_ticket, start_verify, get_verify, sweep),
+    paths(
+        status,
+        nodes,
+        list_images,
+        show_image,
+        remove_image,
+        create_ticket,
+        start_verify,
+        get_verify,
+        sweep,
+        machines::list_hosts,
+        machines::import_hosts,
+        machines::change_host,
+        machines::forget_host,
+        machines::list_deployments,
+        machines::deploy,
+        machines::cancel,
+        machines::retry
+    ),
     components(schemas(Problem))
 )]
 pub struct Api;
@@ -161,7 +180,7 @@ pub struct ImageDetail {
 /// What a ticket is for.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct TicketRequest {
-    /// `stash`, `installer` or `admin`.
+    /// `stash`, `installer`, `boot` or `admin`.
     pub role: String,
     /// How long it can be used, seconds.
     pub valid_s: u64,
@@ -211,7 +230,7 @@ impl From<Swept> for SweepResult {
 }
 
 /// A refusal as HTTP.
-struct Refused(Refusal);
+pub(super) struct Refused(Refusal);
 
 impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
@@ -233,8 +252,8 @@ impl IntoResponse for Refused {
     }
 }
 
-type Answer<T> = Result<Json<T>, Refused>;
-type Shared = State<Arc<Controller>>;
+pub(super) type Answer<T> = Result<Json<T>, Refused>;
+pub(super) type Shared = State<Arc<Controller>>;
 
 pub(super) fn router(controller: Arc<Controller>) -> Router {
     Router::new()
@@ -246,6 +265,11 @@ pub(super) fn router(controller: Arc<Controller>) -> Router {
         .route("/v1/verify", post(start_verify))
         .route("/v1/verify/{job}", get(get_verify))
         .route("/v1/sweep", post(sweep))
+        .route("/v1/hosts", get(machines::list_hosts).post(machines::import_hosts))
+        .route("/v1/hosts/{host}", post(machines::change_host).delete(machines::forget_host))
+        .route("/v1/deployments", get(machines::list_deployments).post(machines::deploy))
+        .route("/v1/deployments/{id}/cancel", post(machines::cancel))
+        .route("/v1/deployments/{id}/retry", post(machines::retry))
         .route("/openapi.json", get(|| async { Json(Api::openapi()) }))
         .layer(middleware::from_fn(only_admins))
         .with_state(controller)
@@ -372,6 +396,7 @@ async fn create_ticket(State(c): Shared, Json(request): Json<TicketRequest>) -> 
         "stash" => Role::Stash,
         "installer" => Role::Installer,
         "admin" => Role::Admin,
+        "boot" => Role::Boot,
         other => {
             return Err(Refusal::Invalid(format!("there are no tickets for role {other:?}")).into());
         }

@@ -1,0 +1,198 @@
+//! Machines and deployments in the catalog.
+
+use images::{NodeId, wire};
+use redb::{ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction};
+
+use super::{Catalog, CatalogError, Change, Result};
+use crate::deploy::{AutoApprove, DeployRecord};
+use crate::hosts::HostRecord;
+
+const HOSTS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("hosts1");
+const DEPLOYMENTS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("deployments1");
+/// Hash of a ticket's secret to the deployment that it is for.
+const GRANTS: TableDefinition<'_, [u8; 32], u32> = TableDefinition::new("grants1");
+/// Member to the deployment that it carries out, or came from.
+const CARRIERS: TableDefinition<'_, [u8; 16], u32> = TableDefinition::new("carriers1");
+/// One row at most.
+const AUTO: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("auto1");
+
+pub(super) fn create_all(transaction: &WriteTransaction) -> Result<()> {
+    transaction.open_table(HOSTS)?;
+    transaction.open_table(DEPLOYMENTS)?;
+    transaction.open_table(GRANTS)?;
+    transaction.open_table(CARRIERS)?;
+    transaction.open_table(AUTO)?;
+    Ok(())
+}
+
+impl Catalog {
+    fn numbered<R: serde::de::DeserializeOwned>(
+        &self,
+        table: TableDefinition<'_, u32, &'static [u8]>,
+    ) -> Result<Vec<(u32, R)>> {
+        let read = self.0.begin_read()?;
+        let table = read.open_table(table)?;
+        table
+            .iter()?
+            .map(|row| {
+                let (key, value) = row?;
+                Ok((key.value(), wire::decode(value.value())?))
+            })
+            .collect()
+    }
+
+    /// All machines.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn hosts(&self) -> Result<Vec<(u32, HostRecord)>> {
+        self.numbered(HOSTS)
+    }
+
+    /// All deployments, the oldest first.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn deployments(&self) -> Result<Vec<(u32, DeployRecord)>> {
+        self.numbered(DEPLOYMENTS)
+    }
+
+    /// A deployment.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn deployment(&self, id: u32) -> Result<Option<DeployRecord>> {
+        self.get(DEPLOYMENTS, id)
+    }
+
+    /// The deployment that a member carries out, or came from.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn carried(&self, node: NodeId) -> Result<Option<u32>> {
+        let read = self.0.begin_read()?;
+        let found = read.open_table(CARRIERS)?.get(node.0)?.map(|v| v.value());
+        Ok(found)
+    }
+
+    /// What happens to machines that nobody knows.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn auto_approve(&self) -> Result<Option<AutoApprove>> {
+        self.get(AUTO, 0)
+    }
+}
+
+impl Change<'_> {
+    /// Keep a machine; a new one without a number gets the next.
+    ///
+    /// # Errors
+    /// [`CatalogError::Conflict`] if its name is another's.
+    pub fn put_host(&self, id: Option<u32>, record: &HostRecord) -> Result<u32> {
+        let id = match id {
+            Some(id) => id,
+            None => self.count_up("host")? as u32,
+        };
+        let mut record = record.clone();
+        if record.name.is_empty() {
+            record.name = format!("host-{id}");
+        }
+        let mut table = self.0.open_table(HOSTS)?;
+        for row in table.iter()? {
+            let (key, value) = row?;
+            if key.value() != id && wire::decode::<HostRecord>(value.value())?.name == record.name {
+                return Err(CatalogError::Conflict(format!("another machine is called {}", record.name)));
+            }
+        }
+        table.insert(id, wire::encode(&record).as_slice())?;
+        Ok(id)
+    }
+
+    /// Forget a machine, and its deployments.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn remove_host(&self, id: u32) -> Result<()> {
+        self.0.open_table(HOSTS)?.remove(id)?;
+        let mut table = self.0.open_table(DEPLOYMENTS)?;
+        let mut gone = Vec::new();
+        for row in table.iter()? {
+            let (key, value) = row?;
+            if wire::decode::<DeployRecord>(value.value())?.host == id {
+                gone.push(key.value());
+            }
+        }
+        for key in gone {
+            table.remove(key)?;
+        }
+        Ok(())
+    }
+
+    /// Keep a new deployment.
+    ///
+    /// # Errors
+    /// [`CatalogError::Conflict`] if another of the same machine is open.
+    pub fn add_deployment(&self, record: &DeployRecord) -> Result<u32> {
+        let id = self.count_up("deployment")? as u32;
+        let mut table = self.0.open_table(DEPLOYMENTS)?;
+        for row in table.iter()? {
+            let (key, value) = row?;
+            let other: DeployRecord = wire::decode(value.value())?;
+            if other.host == record.host && other.state.is_open() {
+                let why =
+                    format!("deployment {} of this machine is {}: cancel it first", key.value(), other.state.as_str());
+                return Err(CatalogError::Conflict(why));
+            }
+        }
+        table.insert(id, wire::encode(record).as_slice())?;
+        Ok(id)
+    }
+
+    /// Change a deployment.
+    ///
+    /// # Errors
+    /// [`CatalogError::Conflict`] if there is none, or `change` refuses.
+    pub fn change_deployment(&self, id: u32, change: impl FnOnce(&mut DeployRecord) -> Result<()>) -> Result<()> {
+        let mut table = self.0.open_table(DEPLOYMENTS)?;
+        let found = table.get(id)?.map(|v| wire::decode::<DeployRecord>(v.value())).transpose()?;
+        let mut record = found.ok_or_else(|| CatalogError::Conflict(format!("there is no deployment {id}")))?;
+        change(&mut record)?;
+        table.insert(id, wire::encode(&record).as_slice())?;
+        Ok(())
+    }
+
+    /// A ticket is for a deployment.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn put_grant(&self, ticket: [u8; 32], deployment: u32) -> Result<()> {
+        self.0.open_table(GRANTS)?.insert(ticket, deployment)?;
+        Ok(())
+    }
+
+    /// A member came with a ticket. The deployment that it was for is the member's from now on.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn use_grant(&self, ticket: [u8; 32], node: NodeId) -> Result<Option<u32>> {
+        let deployment = self.0.open_table(GRANTS)?.remove(ticket)?.map(|v| v.value());
+        if let Some(deployment) = deployment {
+            self.0.open_table(CARRIERS)?.insert(node.0, deployment)?;
+        }
+        Ok(deployment)
+    }
+
+    /// What happens to machines that nobody knows; `None` for nothing.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn set_auto_approve(&self, auto: Option<&AutoApprove>) -> Result<()> {
+        let mut table = self.0.open_table(AUTO)?;
+        match auto {
+            Some(auto) => drop(table.insert(0, wire::encode(auto).as_slice())?),
+            None => drop(table.remove(0)?),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,144 @@
+//! Machines that boot from the network: which known machine is this one, and what may be learnt of it.
+
+use protocol::machine::{Facts, Firmware, Mac, Uuid};
+use serde::{Deserialize, Serialize};
+
+/// A machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostRecord {
+    /// What people call it; unique.
+    pub name: String,
+    /// Whether an admin said that it may be installed.
+    pub approved: bool,
+    /// SMBIOS UUID.
+    pub uuid: Option<Uuid>,
+    /// Serial number.
+    pub serial: Option<String>,
+    /// All Ethernet addresses that it was seen with.
+    pub macs: Vec<Mac>,
+    /// Vendor and product.
+    pub product: String,
+    /// What starts it.
+    pub firmware: Option<Firmware>,
+    /// Groups.
+    pub groups: Vec<String>,
+    /// When it first asked, seconds since 1970.
+    pub first_unix_s: u64,
+    /// When it last asked.
+    pub last_unix_s: u64,
+}
+
+/// The known machine that these facts are of.
+///
+/// A UUID decides. A serial number decides where one of both has no UUID. An Ethernet address decides only where one of both has
+/// neither, and only if a single machine has it: cards in docks are shared.
+#[must_use]
+pub fn identify(hosts: &[(u32, HostRecord)], facts: &Facts) -> Option<u32> {
+    if let Some(uuid) = facts.uuid
+        && let Some((id, _)) = hosts.iter().find(|(_, h)| h.uuid == Some(uuid))
+    {
+        return Some(*id);
+    }
+    let other = |a: Option<Uuid>| a.is_some() && facts.uuid.is_some();
+    if let Some(serial) = &facts.serial
+        && let Some((id, _)) = hosts.iter().find(|(_, h)| h.serial.as_ref() == Some(serial) && !other(h.uuid))
+    {
+        return Some(*id);
+    }
+    let is_known_otherwise =
+        |h: &HostRecord| (h.uuid.is_some() && facts.uuid.is_some()) || (h.serial.is_some() && facts.serial.is_some());
+    let mut with_mac = hosts.iter().filter(|(_, h)| h.macs.iter().any(|mac| facts.macs.contains(mac)));
+    match (with_mac.next(), with_mac.next()) {
+        (Some((id, host)), None) if !is_known_otherwise(host) => Some(*id),
+        _ => None,
+    }
+}
+
+impl HostRecord {
+    /// Add what these facts say.
+    pub fn learn(&mut self, facts: &Facts) {
+        self.uuid = facts.uuid.or(self.uuid);
+        if facts.serial.is_some() {
+            self.serial.clone_from(&facts.serial);
+        }
+        for mac in &facts.macs {
+            if !self.macs.contains(mac) && self.macs.len() < protocol::machine::MACS_MAX {
+                self.macs.push(*mac);
+            }
+        }
+        if !facts.product.is_empty() {
+            self.product.clone_from(&facts.product);
+        }
+        // A boot request does not tell Secure Boot from UEFI; the installer does.
+        if !(self.firmware == Some(Firmware::SecureBoot) && facts.firmware == Some(Firmware::Uefi)) {
+            self.firmware = facts.firmware.or(self.firmware);
+        }
+    }
+
+    /// Whether a person means this one: by name, UUID, serial number or Ethernet address.
+    #[must_use]
+    pub fn is_called(&self, text: &str) -> bool {
+        self.name == text
+            || self.serial.as_deref() == Some(text)
+            || text.parse().is_ok_and(|uuid| self.uuid == Some(uuid))
+            || text.parse().is_ok_and(|mac| self.macs.contains(&mac))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mac(n: u8) -> Mac {
+        Mac([2, 0, 0, 0, 0, n])
+    }
+
+    fn host(uuid: Option<u8>, serial: Option<&str>, macs: &[u8]) -> HostRecord {
+        HostRecord {
+            uuid: uuid.map(|n| Uuid([n; 16])),
+            serial: serial.map(Into::into),
+            macs: macs.iter().map(|n| mac(*n)).collect(),
+            ..HostRecord::default()
+        }
+    }
+
+    fn facts(uuid: Option<u8>, serial: Option<&str>, macs: &[u8]) -> Facts {
+        let h = host(uuid, serial, macs);
+        Facts { uuid: h.uuid, serial: h.serial, macs: h.macs, ..Facts::default() }
+    }
+
+    #[test]
+    fn who_is_who() {
+        let hosts = [
+            (1, host(Some(1), None, &[1])),
+            (2, host(Some(2), Some("S2"), &[2, 9])),
+            (3, host(Some(3), None, &[9])),
+            (4, host(None, Some("S4"), &[])),
+            (5, host(None, None, &[5])),
+        ];
+        let table = [
+            (facts(Some(1), None, &[7]), Some(1), "the UUID decides, whatever card it has"),
+            (facts(Some(8), None, &[1]), None, "another machine on the same dock"),
+            (facts(Some(8), Some("S2"), &[]), None, "two boards, one number: the UUIDs differ"),
+            (facts(None, Some("S2"), &[]), Some(2), "the serial number, where it has no UUID"),
+            (facts(Some(4), Some("S4"), &[4]), Some(4), "imported by serial number"),
+            (facts(Some(5), None, &[5]), Some(5), "imported by address"),
+            (facts(None, None, &[2]), Some(2), "a boot request with nothing but an address"),
+            (facts(None, None, &[9]), None, "an address that two have"),
+            (facts(None, None, &[]), None, "nothing"),
+        ];
+        for (facts, want, why) in table {
+            assert_eq!(identify(&hosts, &facts), want, "{why}");
+        }
+    }
+
+    #[test]
+    fn learning_keeps_what_is_known() {
+        let mut known = host(Some(1), Some("S"), &[1]);
+        known.firmware = Some(Firmware::SecureBoot);
+        known.learn(&Facts { macs: vec![mac(2)], firmware: Some(Firmware::Uefi), ..Facts::default() });
+        assert_eq!((known.uuid, known.serial.as_deref()), (Some(Uuid([1; 16])), Some("S")));
+        assert_eq!((known.macs.len(), known.firmware), (2, Some(Firmware::SecureBoot)));
+        assert!(known.is_called("02:00:00:00:00:02") && known.is_called("S") && !known.is_called(""));
+    }
+}

@@ -1,0 +1,332 @@
+//! Machines that boot from the network, from the first request until their stash has joined.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use images::NodeId;
+use images::manifest::ImageName;
+use protocol::identity::{Identity, Role};
+use protocol::machine::{Facts, Mac};
+use protocol::message::Refusal;
+use protocol::message::boot::{
+    AskBoot, BootOrder, BootTicket, Deployment, GetDeployment, Progress, StashJoin, TakeBoot, Told,
+};
+use protocol::ticket::{Ticket, secret_hash};
+
+use super::controller::{Controller, catalog_refusal};
+use super::unix_s;
+use crate::catalog::{CatalogError, TicketRecord};
+use crate::deploy::{AutoApprove, DeployRecord, State};
+use crate::hosts::{HostRecord, identify};
+
+/// Machines that may be known without anybody's word: a noisy network must not fill the catalog.
+const UNAPPROVED_MAX: usize = 2000;
+/// A machine's last request is noted this often.
+const NOTED_EVERY_S: u64 = 60;
+/// A right to install, from the loader's request to the installer's first word.
+const INSTALL_TICKET_S: u64 = 15 * 60;
+/// A right to join, from the installation to the machine's first start.
+const STASH_TICKET_S: u64 = 7 * 24 * 3600;
+
+/// The image that holds boot files; a boot server may have no other.
+pub const BOOT_IMAGE: &str = "coe-boot";
+
+/// How far an installation is, as it last said.
+#[derive(Clone)]
+pub struct Live {
+    /// What it said.
+    pub progress: Progress,
+    /// When.
+    pub heard: Instant,
+    /// Bytes a second of late.
+    pub rate: f64,
+    /// The admin said to start again.
+    again: bool,
+}
+
+/// Installations under way.
+#[derive(Default)]
+pub struct Installations(Mutex<HashMap<u32, Live>>);
+
+impl Installations {
+    fn with<T>(&self, work: impl FnOnce(&mut HashMap<u32, Live>) -> T) -> T {
+        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How far it is.
+    #[must_use]
+    pub fn get(&self, deployment: u32) -> Option<Live> {
+        self.with(|all| all.get(&deployment).cloned())
+    }
+}
+
+impl Controller {
+    fn find_host(&self, facts: &Facts) -> Result<Option<(u32, HostRecord)>, Refusal> {
+        let hosts = self.catalog.hosts().map_err(catalog_refusal)?;
+        let found = identify(&hosts, facts);
+        Ok(hosts.into_iter().find(|(id, _)| Some(*id) == found))
+    }
+
+    fn open_deployment(&self, host: u32) -> Result<Option<(u32, DeployRecord)>, Refusal> {
+        let all = self.catalog.deployments().map_err(catalog_refusal)?;
+        Ok(all.into_iter().rev().find(|(_, d)| d.host == host && d.state.is_open()))
+    }
+
+    /// Know a machine by its facts, or make it known; a machine that nobody knows may have a plan waiting.
+    async fn meet(&self, facts: &Facts) -> Result<(u32, HostRecord), Refusal> {
+        let now = unix_s();
+        let found = self.find_host(facts)?;
+        let is_new = found.is_none();
+        let (id, before) = found
+            .map_or((None, HostRecord { first_unix_s: now, ..HostRecord::default() }), |(id, host)| (Some(id), host));
+        let mut host = before.clone();
+        host.learn(facts);
+        if !is_new && host == before && now < host.last_unix_s + NOTED_EVERY_S {
+            return Ok((id.unwrap_or_default(), host));
+        }
+        if is_new
+            && self.catalog.hosts().map_err(catalog_refusal)?.iter().filter(|(_, h)| !h.approved).count()
+                >= UNAPPROVED_MAX
+        {
+            return Err(Refusal::Unavailable(
+                "too many machines wait for approval: `coe-ctl host forget` those that are noise".into(),
+            ));
+        }
+        host.last_unix_s = now;
+        let auto = self.catalog.auto_approve().map_err(catalog_refusal)?.filter(|a| is_new && now < a.until_unix_s);
+        host.approved |= auto.is_some();
+        let (record, given) = (host.clone(), std::sync::Arc::new(Mutex::new(0)));
+        let number = given.clone();
+        let change = self.committer.change(move |change| {
+            let id = change.put_host(id, &record)?;
+            if let Some(AutoApprove { plan, .. }) = &auto {
+                change.add_deployment(&DeployRecord { host: id, since_unix_s: now, ..plan.clone() })?;
+            }
+            *number.lock().unwrap_or_else(PoisonError::into_inner) = id;
+            Ok(())
+        });
+        change.await.map_err(catalog_refusal)?;
+        let id = *given.lock().unwrap_or_else(PoisonError::into_inner);
+        if host.name.is_empty() {
+            host.name = format!("host-{id}");
+        }
+        if is_new {
+            tracing::info!(host = %host.name, uuid = ?host.uuid, macs = ?host.macs, approved = host.approved, "a new machine asks to boot");
+        }
+        Ok((id, host))
+    }
+
+    /// A machine asks to boot from the network.
+    ///
+    /// # Errors
+    /// The catalog's.
+    pub async fn ask_boot(&self, ask: AskBoot) -> Result<BootOrder, Refusal> {
+        let facts = ask.facts.cleaned();
+        let known = if ask.is_dry_run { self.find_host(&facts)? } else { Some(self.meet(&facts).await?) };
+        let Some((id, host)) = known else {
+            return Ok(BootOrder { host: "a machine that nobody knows".into(), install: false });
+        };
+        let due = |d: &DeployRecord| d.state.wants_boot() && d.not_before_unix_s <= unix_s();
+        let install = host.approved && self.open_deployment(id)?.is_some_and(|(_, d)| due(&d));
+        Ok(BootOrder { host: host.name, install })
+    }
+
+    async fn ticket_for(&self, deployment: u32, role: Role, valid_s: u64) -> Result<String, Refusal> {
+        let mut secret = [0; 16];
+        aws_lc_rs::rand::fill(&mut secret).map_err(|_| Refusal::Failed("no random bytes".into()))?;
+        let (hash, expires_unix_s) = (secret_hash(&secret), unix_s() + valid_s);
+        let change = self.committer.change(move |change| {
+            change.put_grant(hash, deployment)?;
+            change.put_ticket(hash, &TicketRecord { role, expires_unix_s, used_by: None })
+        });
+        change.await.map_err(catalog_refusal)?;
+        let ticket = Ticket { array: self.array(), role, secret, addresses: self.settings.addresses.clone() };
+        Ok(ticket.to_string())
+    }
+
+    /// A machine loads the installer.
+    ///
+    /// # Errors
+    /// [`Refusal::NotAdmitted`] if it has nothing to do.
+    pub async fn take_boot(&self, take: TakeBoot) -> Result<BootTicket, Refusal> {
+        let (id, host) = self.meet(&take.facts.cleaned()).await?;
+        let open = self.open_deployment(id)?.filter(|(_, d)| host.approved && d.state.wants_boot());
+        let (deployment, record) =
+            open.ok_or_else(|| Refusal::NotAdmitted(format!("{} has nothing to do", host.name)))?;
+        let ticket = self.ticket_for(deployment, Role::Installer, INSTALL_TICKET_S).await?;
+        tracing::info!(host = %host.name, deployment, "installer loads");
+        Ok(BootTicket { ticket, unix_s: unix_s(), rescue: record.rescue })
+    }
+
+    fn carried(&self, node: NodeId) -> Result<(u32, DeployRecord), Refusal> {
+        let id = self.catalog.carried(node).map_err(catalog_refusal)?;
+        let id = id.ok_or_else(|| Refusal::NotAdmitted("this installer was not started by a deployment".into()))?;
+        let record = self.catalog.deployment(id).map_err(catalog_refusal)?;
+        Ok((id, record.ok_or_else(|| Refusal::NotFound(format!("deployment {id}")))?))
+    }
+
+    /// Move a deployment on, if it still may.
+    async fn set_state(&self, id: u32, from: fn(&State) -> bool, to: State) -> Result<(), Refusal> {
+        let change = self.committer.change(move |change| {
+            change.change_deployment(id, |d| {
+                if !from(&d.state) {
+                    let why = format!("deployment {id} is {}", d.state.as_str());
+                    return Err(CatalogError::Conflict(why));
+                }
+                if d.state != to {
+                    d.state = to.clone();
+                    d.since_unix_s = unix_s();
+                }
+                Ok(())
+            })
+        });
+        change.await.map_err(catalog_refusal)
+    }
+
+    /// An installer asks what to do.
+    ///
+    /// # Errors
+    /// If nothing is to be done.
+    pub async fn deployment(&self, who: Identity, get: GetDeployment) -> Result<Deployment, Refusal> {
+        let (id, record) = self.carried(who.node)?;
+        let facts = get.facts.cleaned();
+        let hosts = self.catalog.hosts().map_err(catalog_refusal)?;
+        let found = hosts.into_iter().find(|(host, _)| *host == record.host);
+        let (host_id, mut host) = found.ok_or_else(|| Refusal::NotFound("the machine was forgotten".into()))?;
+        host.learn(&facts);
+        host.last_unix_s = unix_s();
+        let name = host.name.clone();
+        self.committer
+            .change(move |change| change.put_host(Some(host_id), &host).map(drop))
+            .await
+            .map_err(catalog_refusal)?;
+        self.set_state(id, |s| s.is_open(), State::Installing).await?;
+        let stash = match record.stash_size {
+            0 => None,
+            size => Some(StashJoin { ticket: self.ticket_for(id, Role::Stash, STASH_TICKET_S).await?, size }),
+        };
+        Ok(Deployment {
+            id,
+            host: name,
+            image: record.image,
+            disk: record.disk,
+            wipe: record.wipe,
+            hostname: record.hostname,
+            user_data: record.user_data,
+            stash,
+        })
+    }
+
+    /// An installer says how far it is.
+    ///
+    /// # Errors
+    /// If it carries nothing out.
+    pub async fn progress(&self, who: Identity, progress: Progress) -> Result<Told, Refusal> {
+        let (id, record) = self.carried(who.node)?;
+        if record.state == State::Cancelled {
+            return Ok(Told::Cancelled);
+        }
+        if let Some(why) = &progress.stopped
+            && record.state == State::Installing
+        {
+            tracing::warn!(deployment = id, why, "installation stopped");
+            self.set_state(id, |s| s.is_open(), State::Stopped(why.clone())).await?;
+        }
+        let again = self.installations.with(|all| {
+            let before = all.remove(&id);
+            let rate = before.as_ref().filter(|b| b.progress.stage == progress.stage).map(|b| {
+                let now =
+                    progress.done.saturating_sub(b.progress.done) as f64 / b.heard.elapsed().as_secs_f64().max(0.1);
+                if b.rate > 0.0 { (b.rate + now) / 2.0 } else { now }
+            });
+            let again = before.is_some_and(|b| b.again);
+            all.insert(id, Live { progress, heard: Instant::now(), rate: rate.unwrap_or(0.0), again: false });
+            again
+        });
+        Ok(if again { Told::Again } else { Told::GoOn })
+    }
+
+    /// An installation that a deployment started has ended.
+    pub(super) async fn installation_ended(&self, who: Identity, error: Option<&str>) {
+        let Ok((id, _)) = self.carried(who.node) else { return };
+        let to = error.map_or(State::Installed, |why| State::Stopped(why.into()));
+        if let Err(error) = self.set_state(id, |s| s.is_open(), to).await {
+            tracing::warn!(deployment = id, %error, "end of an installation not noted");
+        }
+    }
+
+    /// Plan deployments.
+    ///
+    /// # Errors
+    /// [`Refusal::NotFound`] without the image; [`Refusal::Invalid`] if a machine is not approved or has an open deployment.
+    pub async fn deploy(&self, plans: Vec<DeployRecord>) -> Result<Vec<u32>, Refusal> {
+        let ids = std::sync::Arc::new(Mutex::new(Vec::new()));
+        let given = ids.clone();
+        let change = self.committer.change(move |change| {
+            let added: Result<Vec<u32>, CatalogError> = plans.iter().map(|plan| change.add_deployment(plan)).collect();
+            *given.lock().unwrap_or_else(PoisonError::into_inner) = added?;
+            Ok(())
+        });
+        change.await.map_err(catalog_refusal)?;
+        let ids = std::mem::take(&mut *ids.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(ids)
+    }
+
+    /// Call a deployment off.
+    ///
+    /// # Errors
+    /// If it is over.
+    pub async fn cancel(&self, id: u32) -> Result<(), Refusal> {
+        self.set_state(id, State::is_open, State::Cancelled).await
+    }
+
+    /// Start a deployment that stopped again.
+    ///
+    /// # Errors
+    /// If it did not stop.
+    pub async fn retry(&self, id: u32) -> Result<(), Refusal> {
+        self.set_state(id, |s| matches!(s, State::Stopped(_)), State::Waiting).await?;
+        self.installations.with(|all| {
+            if let Some(live) = all.get_mut(&id) {
+                live.again = true;
+            }
+        });
+        Ok(())
+    }
+
+    /// The image that a member may install: one that a deployment started only its own, a boot server only boot files.
+    ///
+    /// # Errors
+    /// [`Refusal::NotAdmitted`].
+    pub(super) fn check_grant(&self, who: Identity, image: &ImageName) -> Result<(), Refusal> {
+        let allowed = match who.role {
+            Role::Boot => image.name() == BOOT_IMAGE,
+            Role::Installer => match self.catalog.carried(who.node).map_err(catalog_refusal)? {
+                Some(id) => {
+                    let record = self.catalog.deployment(id).map_err(catalog_refusal)?;
+                    record.is_some_and(|d| d.image == *image && d.state.is_open())
+                }
+                None => true,
+            },
+            _ => true,
+        };
+        if allowed { Ok(()) } else { Err(Refusal::NotAdmitted(format!("{image} is not what this member may install"))) }
+    }
+}
+
+/// Wake machines: a packet that their network cards know, to the broadcast address of every network here.
+///
+/// # Errors
+/// If it cannot be sent.
+pub fn wake(macs: &[Mac]) -> std::io::Result<()> {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    socket.set_broadcast(true)?;
+    for mac in macs {
+        let mut packet = vec![0xff; 6];
+        packet.extend(mac.0.repeat(16));
+        socket.send_to(&packet, (Ipv4Addr::BROADCAST, 9))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,48 @@
+//! A member's connection to its controller, made when it is needed and made anew when it broke.
+
+use bytes::Bytes;
+use quinn::{Connection, Endpoint};
+use tokio::sync::Mutex;
+
+use super::credentials::Credentials;
+use super::rpc::{self, CallError};
+use super::{endpoint, tls};
+use crate::identity::CONTROLLER_NAME;
+use crate::message::Call;
+
+/// The way to the controller.
+pub struct Link {
+    /// Connects to others, too.
+    pub endpoint: Endpoint,
+    addresses: Vec<String>,
+    connection: Mutex<Option<Connection>>,
+}
+
+impl Link {
+    /// For a member; nothing is connected yet.
+    ///
+    /// # Errors
+    /// If a socket cannot be had, or the credentials are damaged.
+    pub fn new(member: &Credentials) -> anyhow::Result<Self> {
+        let endpoint = endpoint::client(tls::client(member, tls::ALPN_MEMBER)?)?;
+        Ok(Self { endpoint, addresses: member.controller.clone(), connection: Mutex::default() })
+    }
+
+    async fn connection(&self) -> Result<Connection, CallError> {
+        let mut held = self.connection.lock().await;
+        if let Some(connection) = held.as_ref().filter(|c| c.close_reason().is_none()) {
+            return Ok(connection.clone());
+        }
+        let connection = rpc::connect_any(&self.endpoint, &self.addresses, CONTROLLER_NAME).await?;
+        *held = Some(connection.clone());
+        Ok(connection)
+    }
+
+    /// Ask the controller. The caller sets its own time limit.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn call<C: Call>(&self, message: C) -> Result<(C::Reply, Bytes), CallError> {
+        rpc::call(&self.connection().await?, message, &[]).await
+    }
+}

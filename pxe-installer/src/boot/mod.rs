@@ -1,0 +1,6 @@
+//! What a boot server says: pure functions from packets to packets.
+
+pub mod dhcp;
+pub mod leases;
+pub mod script;
+pub mod tftp;

@@ -1,0 +1,164 @@
+//! What makes an installed disk this machine's own: its name, its identity, its place in the array.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+use protocol::message::boot::{Deployment, StashJoin};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+/// Where the root file system is mounted meanwhile.
+const ROOT: &str = "/run/target";
+/// File systems that a root can have.
+const ROOT_FILE_SYSTEMS: [&str; 3] = ["ext4", "xfs", "btrfs"];
+
+/// Run a tool of the installer environment.
+fn tool(program: &str, args: &[&str]) -> anyhow::Result<()> {
+    let out = Command::new(program).args(args).output().with_context(|| format!("start {program}"))?;
+    if !out.status.success() {
+        bail!("{program} {}: {}", args.join(" "), String::from_utf8_lossy(&out.stderr).trim());
+    }
+    Ok(())
+}
+
+/// A mounted file system; unmounted when this is dropped.
+struct Mounted;
+
+impl Mounted {
+    fn new(device: &Path, kind: &str) -> anyhow::Result<Self> {
+        fs::create_dir_all(ROOT)?;
+        mount(device, ROOT, kind, MountFlags::NOATIME, None).with_context(|| format!("mount {}", device.display()))?;
+        Ok(Self)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = unmount(ROOT, UnmountFlags::empty());
+    }
+}
+
+/// Partitions of a disk, the largest first: a root is seldom small.
+fn partitions(disk: &Path) -> Vec<PathBuf> {
+    let name = disk.file_name().unwrap_or_default();
+    let sys = Path::new("/sys/block").join(name);
+    let entries = fs::read_dir(&sys).into_iter().flatten().flatten().map(|e| e.path());
+    let size =
+        |p: &Path| fs::read_to_string(p.join("size")).ok().and_then(|t| t.trim().parse::<u64>().ok()).unwrap_or(0);
+    let mut parts: Vec<PathBuf> = entries.filter(|p| p.join("partition").exists()).collect();
+    parts.sort_by_key(|p| std::cmp::Reverse(size(p)));
+    parts.iter().filter_map(|p| Some(Path::new("/dev").join(p.file_name()?))).collect()
+}
+
+/// Mount the file system that holds an operating system.
+fn mount_root(disk: &Path) -> Option<Mounted> {
+    for device in partitions(disk).into_iter().chain([disk.to_path_buf()]) {
+        for kind in ROOT_FILE_SYSTEMS {
+            let Ok(mounted) = Mounted::new(&device, kind) else { continue };
+            if Path::new(ROOT).join("etc").is_dir() && Path::new(ROOT).join("usr").is_dir() {
+                return Some(mounted);
+            }
+            drop(mounted);
+        }
+    }
+    None
+}
+
+fn write(path: &str, contents: &str, mode: u32) -> anyhow::Result<()> {
+    let path = Path::new(ROOT).join(path);
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    }
+    fs::write(&path, contents).with_context(|| format!("write {}", path.display()))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+    Ok(())
+}
+
+/// What two machines from one image must not share: systemd makes a new machine id from an empty file, sshd's package new keys.
+fn forget_identity() -> anyhow::Result<()> {
+    let root = Path::new(ROOT);
+    if root.join("etc/machine-id").exists() {
+        write("etc/machine-id", "", 0o444)?;
+        let _ = fs::remove_file(root.join("var/lib/dbus/machine-id"));
+    }
+    let _ = fs::remove_file(root.join("var/lib/systemd/random-seed"));
+    let mut keys = 0;
+    for entry in fs::read_dir(root.join("etc/ssh")).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("ssh_host_") {
+            fs::remove_file(entry.path())?;
+            keys += 1;
+        }
+    }
+    if keys > 0 {
+        write("etc/systemd/system/coe-ssh-keys.service", SSH_KEYS_UNIT, 0o644)?;
+        enable("coe-ssh-keys.service", "multi-user.target")?;
+    }
+    Ok(())
+}
+
+const SSH_KEYS_UNIT: &str = "[Unit]\nDescription=Make this machine's own SSH host keys\nBefore=ssh.service\nConditionPathExists=!/etc/ssh/ssh_host_ed25519_key\n\n\
+[Service]\nType=oneshot\nExecStart=/usr/bin/ssh-keygen -A\n\n[Install]\nWantedBy=multi-user.target\n";
+
+fn enable(unit: &str, target: &str) -> anyhow::Result<()> {
+    let wants = Path::new(ROOT).join(format!("etc/systemd/system/{target}.wants"));
+    fs::create_dir_all(&wants)?;
+    let link = wants.join(unit);
+    if !link.exists() {
+        symlink(format!("/etc/systemd/system/{unit}"), link)?;
+    }
+    Ok(())
+}
+
+const STASH_UNIT: &str = "[Unit]\nDescription=Stash of the array\nWants=network-online.target\nAfter=network-online.target\n\n\
+[Service]\nEnvironmentFile=/etc/coe-stash/join.env\nExecStartPre=/bin/sh -c 'test -e /var/lib/coe-stash/settings.json || /usr/local/bin/coe-stash join \"$COE_STASH_TICKET\" --size \"$COE_STASH_SIZE\"'\n\
+ExecStart=/usr/local/bin/coe-stash serve\nRestart=on-failure\nRestartSec=10\nStateDirectory=coe-stash\nStateDirectoryMode=0700\nProtectHome=true\nPrivateTmp=true\n\
+NoNewPrivileges=true\n\n[Install]\nWantedBy=multi-user.target\n";
+
+/// Leave the stash service with the right to join.
+fn leave_stash(stash: &StashJoin) -> anyhow::Result<()> {
+    let binary = Path::new(ROOT).join("usr/local/bin/coe-stash");
+    fs::create_dir_all(binary.parent().context("a folder")?)?;
+    fs::copy("/usr/bin/coe-stash", &binary).context("copy coe-stash to the disk")?;
+    fs::set_permissions(&binary, fs::Permissions::from_mode(0o755))?;
+    let text = format!("COE_STASH_TICKET={}\nCOE_STASH_SIZE={}\n", stash.ticket, stash.size);
+    write("etc/coe-stash/join.env", &text, 0o600)?;
+    write("etc/systemd/system/coe-stash.service", STASH_UNIT, 0o644)?;
+    enable("coe-stash.service", "multi-user.target")
+}
+
+/// cloud-init's data source "NoCloud" (cloud-init documentation).
+fn leave_cloud_init(deployment: &Deployment, user_data: &str) -> anyhow::Result<()> {
+    let name = deployment.hostname.as_ref().unwrap_or(&deployment.host);
+    let meta = format!("instance-id: coe-{}\nlocal-hostname: {name}\n", deployment.id);
+    write("var/lib/cloud/seed/nocloud/meta-data", &meta, 0o600)?;
+    write("var/lib/cloud/seed/nocloud/user-data", user_data, 0o600)
+}
+
+/// Make a proven disk this machine's own.
+pub(super) fn finish(disk: &Path, deployment: &Deployment) -> anyhow::Result<()> {
+    let shown = disk.display().to_string();
+    tool("blockdev", &["--rereadpt", &shown]).or_else(|_| tool("blockdev", &["--flushbufs", &shown]))?;
+    tool("udevadm", &["settle", "--timeout=20"])?;
+    let is_asked = deployment.hostname.is_some() || deployment.user_data.is_some() || deployment.stash.is_some();
+    let Some(mounted) = mount_root(disk) else {
+        if is_asked {
+            bail!("the image was installed, but no Linux root file system was found on it to name the machine in");
+        }
+        return Ok(());
+    };
+    forget_identity()?;
+    if let Some(name) = &deployment.hostname {
+        write("etc/hostname", &format!("{name}\n"), 0o644)?;
+    }
+    if let Some(user_data) = &deployment.user_data {
+        leave_cloud_init(deployment, user_data)?;
+    }
+    if let Some(stash) = &deployment.stash {
+        leave_stash(stash)?;
+    }
+    drop(mounted);
+    rustix::fs::sync();
+    tool("blockdev", &["--flushbufs", &shown])
+}

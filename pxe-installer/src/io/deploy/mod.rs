@@ -1,0 +1,214 @@
+//! `coe-installer deploy`: what runs on a machine that booted from the network, until it starts its own disk.
+
+mod facts;
+mod finish;
+mod scan;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use protocol::identity::Role;
+use protocol::io::credentials::{Credentials, file_of};
+use protocol::io::link::Link;
+use protocol::io::rpc::CallError;
+use protocol::io::stage::process_cpu;
+use protocol::message::boot::{DeployStage, Deployment, GetDeployment, Limit, Progress as Said, Told};
+use protocol::ticket::Ticket;
+
+use super::install::{Progress, install};
+use super::source::Source;
+use super::target::{Consent, Target};
+use crate::disks::choose;
+
+/// How often the controller and the console hear how far it is.
+const SAY_EVERY: Duration = Duration::from_secs(2);
+/// How often a stopped installation asks what the admin says.
+const ASK_EVERY: Duration = Duration::from_secs(5);
+/// A controller that restarts is waited for.
+const CONTROLLER_BACK_WITHIN: Duration = Duration::from_secs(300);
+
+/// Say something on the console. Lines are short: a console has 80 columns, and nobody scrolls back.
+fn say(text: &str) {
+    eprintln!("coe: {text}");
+}
+
+/// A word of the kernel's command line.
+fn option(line: &str, name: &str) -> Option<String> {
+    line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('=')).map(Into::into)
+}
+
+/// Become a member with the ticket of this boot, or go on as the member that an earlier try on this boot became.
+async fn member(home: &Path) -> anyhow::Result<Credentials> {
+    let file = file_of(home, Role::Installer);
+    if let Ok(member) = Credentials::load(&file) {
+        return Ok(member);
+    }
+    let line = std::fs::read_to_string("/proc/cmdline").context("read the kernel's command line")?;
+    let ticket = option(&line, "coe.ticket")
+        .context("no coe.ticket on the kernel's command line: was this booted by coe-bootd?")?;
+    let ticket: Ticket = ticket.parse()?;
+    let start = Instant::now();
+    let member = loop {
+        match Credentials::join(&ticket).await {
+            Ok(member) => break member,
+            Err(error) if start.elapsed() > Duration::from_secs(60) => return Err(error.into()),
+            Err(protocol::io::credentials::CredentialsError::Join(CallError::Refused(why))) => bail!("{why}"),
+            Err(error) => {
+                say(&format!("{:#}; trying again", anyhow::Error::new(error)));
+                tokio::time::sleep(Duration::from_secs(3)).await;
+            }
+        }
+    };
+    member.save(&file)?;
+    Ok(member)
+}
+
+/// Ask, and wait for a controller that is away for a moment.
+async fn ask<C: protocol::message::Call + Clone>(link: &Link, message: C) -> anyhow::Result<C::Reply> {
+    let start = Instant::now();
+    loop {
+        match link.call(message.clone()).await {
+            Ok((reply, _)) => return Ok(reply),
+            Err(error @ CallError::Refused(_)) => return Err(error.into()),
+            Err(error) if start.elapsed() > CONTROLLER_BACK_WITHIN => return Err(error.into()),
+            Err(_) => tokio::time::sleep(Duration::from_secs(2)).await,
+        }
+    }
+}
+
+/// Carry out this machine's deployment. When it returns `Ok`, the machine is to start its own disk.
+///
+/// # Errors
+/// If the array cannot be asked what to do.
+pub async fn run(home: &Path) -> anyhow::Result<()> {
+    let member = member(home).await.context("join the array")?;
+    let link = Link::new(&member)?;
+    loop {
+        let deployment = ask(&link, GetDeployment { facts: facts::of_this_machine() }).await?;
+        say(&format!("this is {}; installs {}", deployment.host, deployment.image));
+        let Err(error) = attempt(&link, &member, &deployment).await else { return Ok(()) };
+        let why = format!("{error:#}");
+        say(&format!("STOPPED: {why}"));
+        say("nothing more happens here until the admin says `coe-ctl deploy retry` or `cancel`");
+        let stopped = Said { stage: DeployStage::Stopped, stopped: Some(why), ..Said::default() };
+        loop {
+            match ask(&link, stopped.clone()).await? {
+                Told::GoOn => tokio::time::sleep(ASK_EVERY).await,
+                Told::Again => break,
+                Told::Cancelled => {
+                    say("cancelled");
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+async fn attempt(link: &Link, member: &Credentials, deployment: &Deployment) -> anyhow::Result<()> {
+    let image = &deployment.image;
+    let source = Source::open(member, image.name(), Some(image.tag().into())).await?;
+    let disks = scan::disks();
+    let disk = choose(&disks, &deployment.disk, source.root.disk_len).map_err(anyhow::Error::msg)?;
+    say(&format!("disk {}", disk.describe()));
+    let consent = Consent { wipe: deployment.wipe.then(|| disk.serial.clone()).flatten() };
+    let path = Path::new(&disk.path);
+    // Whether there is something to lose is asked first; only then consent counts.
+    let target = Target::open(path, &source.root, &Consent { wipe: None }).or_else(|refused| match consent.wipe {
+        Some(_) => Target::open(path, &source.root, &consent),
+        None if deployment.wipe => Err(refused),
+        None => Err(refused.context("deploy again with --wipe if it may be destroyed")),
+    })?;
+    let progress = Arc::new(Progress::default());
+    let (result, mut report) = {
+        let installing = install(&source, target, progress.clone());
+        tokio::pin!(installing);
+        let mut teller = Teller::new(source.root.totals.in_use, source.root.disk_len);
+        loop {
+            tokio::select! {
+                ended = &mut installing => break ended,
+                () = tokio::time::sleep(SAY_EVERY) => match teller.tell(link, &progress).await {
+                    Some(Told::Cancelled) => bail!("cancelled; the disk was left unbootable"),
+                    _ => continue,
+                },
+            }
+        }
+    };
+    let finished = match result {
+        Ok(outcome) => {
+            say(&format!(
+                "{} written and proven in {:.0} s{}",
+                outcome.image,
+                outcome.took_s,
+                if outcome.resumed > 0 {
+                    format!(", {} MB of it from before", outcome.resumed / 1_000_000)
+                } else {
+                    String::new()
+                }
+            ));
+            let finishing = Said { stage: DeployStage::Finish, done: 1, total: 1, ..Said::default() };
+            let _ = link.call(finishing).await;
+            let (deployment, path) = (deployment.clone(), disk.path.clone());
+            tokio::task::spawn_blocking(move || finish::finish(Path::new(&path), &deployment)).await?
+        }
+        Err(error) => Err(error),
+    };
+    if let Err(error) = finished {
+        report.error = Some(format!("{error:#}"));
+        source.report(report).await;
+        return Err(error);
+    }
+    source.report(report).await;
+    say("installed; starting the machine from its disk");
+    Ok(())
+}
+
+/// Tells the controller and the console how far it is, and what holds it up.
+struct Teller {
+    in_use: u64,
+    disk_len: u64,
+    last: (Instant, Duration, u64),
+}
+
+impl Teller {
+    fn new(in_use: u64, disk_len: u64) -> Self {
+        Self { in_use, disk_len, last: (Instant::now(), process_cpu(), 0) }
+    }
+
+    fn said(&mut self, progress: &Progress) -> (Said, f64) {
+        let (stage, done, total) = match progress.stage.load(Relaxed) {
+            0 => (DeployStage::Install, progress.written.load(Relaxed), self.in_use),
+            1 => (DeployStage::Compare, progress.compared.load(Relaxed), self.disk_len),
+            _ => (DeployStage::Finish, 1, 1),
+        };
+        let (before, cpu_before, done_before) = self.last;
+        let wall_s = before.elapsed().as_secs_f64().max(0.001);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
+        let busy = (process_cpu() - cpu_before).as_secs_f64() / wall_s / cores;
+        let limit = if stage != DeployStage::Install {
+            Limit::Disk
+        } else if busy > 0.8 {
+            Limit::Processor
+        } else if progress.fetching.load(Relaxed) >= progress.writing.load(Relaxed) {
+            Limit::Peers
+        } else {
+            Limit::Disk
+        };
+        let rate = done.saturating_sub(done_before) as f64 / wall_s;
+        self.last = (Instant::now(), process_cpu(), done);
+        (Said { stage, done, total, limit, stopped: None }, rate)
+    }
+
+    async fn tell(&mut self, link: &Link, progress: &Progress) -> Option<Told> {
+        let (said, rate) = self.said(progress);
+        let percent = (said.done * 100).checked_div(said.total).unwrap_or(0);
+        let stage = format!("{:?}", said.stage).to_lowercase();
+        let limit = format!("{:?}", said.limit).to_lowercase();
+        say(&format!("{stage} {percent:>3}%  {:.0} MB/s, limited by {limit}", rate / 1e6));
+        // The installation does not wait for whoever listens.
+        let told = tokio::time::timeout(Duration::from_secs(1), link.call(said)).await;
+        told.ok()?.ok().map(|(told, _)| told)
+    }
+}

@@ -1,0 +1,261 @@
+//! `cargo xtask lab`: a network of namespaces with somebody else's DHCP server, the product's programs, and virtual machines that
+//! boot from it.
+
+mod network;
+mod scenarios;
+mod vm;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Subcommand};
+
+use crate::fleet::{Fleet, Plan};
+use crate::{coe_image, netboot, setup, shell};
+
+pub use vm::{Firmware, Vm, VmPlan};
+
+/// (program, package) for the lab.
+pub const NEEDS: &[(&str, &str)] = &[
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("ip", "iproute2"),
+    ("dnsmasq", "dnsmasq-base"),
+    ("tcpdump", "tcpdump"),
+];
+/// (file, package) that are no programs.
+pub const NEEDS_FILES: &[(&str, &str)] =
+    &[("/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf"), ("/usr/lib/ipxe/qemu/efi-virtio.rom", "ipxe-qemu")];
+/// Says to the process inside the namespace that it is there.
+const INSIDE: &str = "COE_LAB_INSIDE";
+
+/// Virtual machines that boot from a network and install themselves
+#[derive(Subcommand)]
+pub enum LabCommand {
+    Test(Test),
+}
+
+/// Run scenarios, each from power-on to the installed system's own word
+#[derive(Args)]
+pub struct Test {
+    /// Names of scenarios [default: all]
+    scenarios: Vec<String>,
+    /// List them
+    #[arg(long)]
+    list: bool,
+    /// Work in this folder, and keep it
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+/// Which DHCP server the machines find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dhcp {
+    /// Somebody else's; the boot server is a proxy.
+    Foreign,
+    /// The boot server's own.
+    Own,
+}
+
+/// What scenarios run in.
+pub struct Lab {
+    dir: PathBuf,
+    bin: PathBuf,
+    fleet: Fleet,
+    bootd: Option<(Dhcp, Child)>,
+    machines: u8,
+    /// The image that is installed, as a file.
+    pub image: PathBuf,
+}
+
+impl Lab {
+    fn start(dir: &Path) -> anyhow::Result<Self> {
+        let bin = shell::target_dir().join("release");
+        let plan = Plan { stashes: 4, size: "1GiB".into(), address: network::ADDRESS, ..Plan::default() };
+        let fleet = Fleet::start(&bin, &dir.join("array"), &plan)?;
+        let image = shell::target_dir().join("micro.img");
+        fleet.publish(&image, &["--name", "micro", "--tag", "1"])?;
+        let set = shell::target_dir().join("boot-set");
+        fleet.ctl(&["boot", "publish", set.to_str().context("a path in UTF-8")?])?;
+        let ticket = fleet.ticket(&["--boot"])?;
+        let mut join = fleet.command("coe-bootd");
+        shell::output(join.args(["join", &ticket, "--dir"]).arg(dir.join("bootd")))?;
+        Ok(Self { dir: dir.into(), bin, fleet, bootd: None, machines: 0, image })
+    }
+
+    /// `coe-ctl`, with `--json`.
+    ///
+    /// # Errors
+    /// If it fails; with what it says.
+    pub fn ctl(&self, args: &[&str]) -> anyhow::Result<serde_json::Value> {
+        self.fleet.ctl(args)
+    }
+
+    /// SIGKILL a stash of the array.
+    pub fn kill_stash(&mut self, number: usize) {
+        self.fleet.kill_stash(number);
+    }
+
+    /// Start a stash again.
+    ///
+    /// # Errors
+    /// If it does not come back.
+    pub fn bring_back_stash(&mut self, number: usize) -> anyhow::Result<()> {
+        self.fleet.bring_back_stash(number)
+    }
+
+    /// Have this DHCP server on the network, and the boot server set to it.
+    ///
+    /// # Errors
+    /// If the boot server does not start.
+    pub fn serve(&mut self, dhcp: Dhcp) -> anyhow::Result<()> {
+        if self.bootd.as_ref().is_some_and(|(now, _)| *now == dhcp) {
+            return Ok(());
+        }
+        self.stop_bootd();
+        network::foreign_dhcp(dhcp == Dhcp::Foreign)?;
+        let path = self.dir.join("bootd.log");
+        let log = File::options().create(true).append(true).open(&path)?;
+        let before = fs::metadata(&path)?.len();
+        let mut command = Command::new(self.bin.join("coe-bootd"));
+        command.args(["serve", "--interface", network::BRIDGE, "--dir"]).arg(self.dir.join("bootd"));
+        if dhcp == Dhcp::Own {
+            command.args(["--dhcp-range", network::OWN_RANGE]);
+        }
+        let child =
+            command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().context("start coe-bootd")?;
+        self.bootd = Some((dhcp, child));
+        let said =
+            || fs::read(&path).map(|b| String::from_utf8_lossy(&b[before as usize..]).into_owned()).unwrap_or_default();
+        crate::fleet::wait_for("the boot set", || said().contains("boot set is here"))
+    }
+
+    fn stop_bootd(&mut self) {
+        if let Some((_, mut child)) = self.bootd.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// A new machine's plan, with a number of its own.
+    pub fn machine(&mut self, name: &str, firmware: Firmware) -> VmPlan {
+        self.machines += 1;
+        VmPlan::new(name, self.machines, firmware, &self.dir)
+    }
+
+    /// Wait until a deployment of a machine is in a state; the answer is why it stopped, if it did.
+    ///
+    /// # Errors
+    /// If it does not come to that in time.
+    pub fn wait_for_state(&self, host: &str, state: &str, seconds: u64) -> anyhow::Result<String> {
+        let start = Instant::now();
+        loop {
+            let all = self.ctl(&["deploy", "list"])?;
+            let mine = all.as_array().into_iter().flatten().rev().find(|d| d["host"] == host);
+            let mine = mine.with_context(|| format!("{host} has no deployment"))?;
+            let now = mine["state"].as_str().unwrap_or_default();
+            let why = mine["why"].as_str().unwrap_or_default().to_string();
+            if now == state {
+                return Ok(why);
+            }
+            if start.elapsed() > Duration::from_secs(seconds) || (now == "stopped" && state != "stopped") {
+                bail!("{host} is {now} after {} s, not {state}. {why}", start.elapsed().as_secs());
+            }
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.stop_bootd();
+    }
+}
+
+/// Build whatever the scenarios need.
+fn prepare() -> anyhow::Result<()> {
+    setup::need(NEEDS)?;
+    setup::need_files(NEEDS_FILES)?;
+    let set = shell::target_dir().join("boot-set");
+    netboot::build("amd64", &set)?;
+    coe_image::micro(&shell::target_dir().join("micro.img"))
+}
+
+impl LabCommand {
+    /// Run it.
+    ///
+    /// # Errors
+    /// If a scenario fails, or the lab cannot be built.
+    pub fn run(&self) -> anyhow::Result<()> {
+        let Self::Test(test) = self;
+        test.run()
+    }
+}
+
+impl Test {
+    /// Run it.
+    ///
+    /// # Errors
+    /// If a scenario fails, or the lab cannot be built.
+    pub fn run(&self) -> anyhow::Result<()> {
+        if self.list {
+            scenarios::ALL.iter().for_each(|s| println!("{:24} {}", s.name, s.what));
+            return Ok(());
+        }
+        if let Some(unknown) = self.scenarios.iter().find(|n| !scenarios::ALL.iter().any(|s| s.name == **n)) {
+            bail!("there is no scenario {unknown}: `cargo xtask lab test --list`");
+        }
+        if std::env::var_os(INSIDE).is_some() {
+            return self.run_inside();
+        }
+        if !setup::is_root() {
+            bail!("the lab makes network namespaces, and needs root for that");
+        }
+        prepare()?;
+        let _network = network::Network::build()?;
+        let mut inside = Command::new("ip");
+        inside.args(["netns", "exec", network::NAMESPACE]).arg(std::env::current_exe()?).args(["lab", "test"]);
+        inside.args(&self.scenarios).env(INSIDE, "1");
+        if let Some(dir) = &self.dir {
+            fs::create_dir_all(dir)?;
+            inside.arg("--dir").arg(fs::canonicalize(dir)?);
+        }
+        shell::run(&mut inside)
+    }
+
+    fn run_inside(&self) -> anyhow::Result<()> {
+        let temporary = tempfile::Builder::new().prefix("coe-lab-").tempdir()?;
+        let dir = self.dir.clone().unwrap_or_else(|| temporary.path().to_path_buf());
+        let result = self.run_all(&dir);
+        if result.is_err() && self.dir.is_none() {
+            println!("consoles, logs and packets are kept in {}", temporary.keep().display());
+        }
+        result
+    }
+
+    fn run_all(&self, dir: &Path) -> anyhow::Result<()> {
+        let _capture = network::capture(&dir.join("network.pcap"))?;
+        let start = Instant::now();
+        let mut lab = Lab::start(dir)?;
+        println!("array and boot set: {:.0} s", start.elapsed().as_secs_f64());
+        let mut failed = Vec::new();
+        for scenario in scenarios::ALL {
+            if !self.scenarios.is_empty() && !self.scenarios.iter().any(|n| n == scenario.name) {
+                continue;
+            }
+            let start = Instant::now();
+            let result = (scenario.run)(&mut lab);
+            let took = start.elapsed().as_secs_f64();
+            match result {
+                Ok(()) => println!("ok    {:24} {took:>4.0} s  {}", scenario.name, scenario.what),
+                Err(error) => {
+                    println!("FAIL  {:24} {took:>4.0} s  {error:#}", scenario.name);
+                    failed.push(scenario.name);
+                }
+            }
+        }
+        if failed.is_empty() { Ok(()) } else { bail!("{} failed", failed.join(", ")) }
+    }
+}

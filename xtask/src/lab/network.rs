@@ -1,0 +1,145 @@
+//! The lab's network: one namespace with a bridge for machines and services, one with somebody else's DHCP server.
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::Context as _;
+
+use crate::setup::tool;
+use crate::shell;
+
+/// Where machines and services are.
+pub const NAMESPACE: &str = "coe-lab";
+const DHCP_NAMESPACE: &str = "coe-lab-dhcp";
+/// The network all are on.
+pub const BRIDGE: &str = "br0";
+/// The host of controller, boot server and stashes.
+pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+/// What the boot server lends when it is the DHCP server.
+pub const OWN_RANGE: &str = "10.77.0.50-10.77.0.90";
+/// This end of the cable to the other DHCP server.
+const CABLE: &str = "to-dhcp";
+
+fn ip(args: &str) -> anyhow::Result<()> {
+    shell::output(tool("ip").args(args.split_whitespace())).map(drop)
+}
+
+fn kill_all(namespace: &str) {
+    let pids = shell::output(tool("ip").args(["netns", "pids", namespace])).unwrap_or_default();
+    for pid in pids.split_whitespace() {
+        let _ = Command::new("kill").args(["-9", pid]).status();
+    }
+}
+
+fn remove_all() {
+    for namespace in [NAMESPACE, DHCP_NAMESPACE] {
+        kill_all(namespace);
+        let _ = ip(&format!("netns del {namespace}"));
+    }
+}
+
+/// The network; it goes when this is dropped, with everything that runs in it.
+pub struct Network {
+    dhcp: Child,
+}
+
+impl Network {
+    /// Build it, after removing what an interrupted run left.
+    ///
+    /// # Errors
+    /// If namespaces are not permitted here.
+    pub fn build() -> anyhow::Result<Self> {
+        remove_all();
+        for line in [
+            &format!("netns add {NAMESPACE}"),
+            &format!("netns add {DHCP_NAMESPACE}"),
+            &format!("-n {NAMESPACE} link set lo up"),
+            &format!("-n {NAMESPACE} link add {BRIDGE} type bridge stp_state 0 mcast_snooping 0 forward_delay 0"),
+            &format!("-n {NAMESPACE} addr add {ADDRESS}/24 dev {BRIDGE}"),
+            &format!("-n {NAMESPACE} link set {BRIDGE} up"),
+            &format!("-n {NAMESPACE} link add {CABLE} type veth peer name eth0 netns {DHCP_NAMESPACE}"),
+            &format!("-n {NAMESPACE} link set {CABLE} master {BRIDGE} up"),
+            &format!("-n {DHCP_NAMESPACE} link set lo up"),
+            &format!("-n {DHCP_NAMESPACE} addr add 10.77.0.2/24 dev eth0"),
+            &format!("-n {DHCP_NAMESPACE} link set eth0 up"),
+        ] {
+            ip(line).context("build the lab's network")?;
+        }
+        let mut command = tool("ip");
+        command.args([
+            "netns",
+            "exec",
+            DHCP_NAMESPACE,
+            "dnsmasq",
+            "--keep-in-foreground",
+            "--conf-file=/dev/null",
+            "--port=0",
+        ]);
+        command.args([
+            "--interface=eth0",
+            "--bind-interfaces",
+            "--dhcp-range=10.77.0.100,10.77.0.200,1h",
+            "--dhcp-option=3",
+        ]);
+        command.args(["--dhcp-leasefile=/dev/null", "--dhcp-authoritative", "--pid-file=", "--user=root"]);
+        let dhcp = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("start dnsmasq")?;
+        Ok(Self { dhcp })
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        let _ = self.dhcp.kill();
+        let _ = self.dhcp.wait();
+        remove_all();
+    }
+}
+
+/// Connect or cut the other DHCP server.
+///
+/// # Errors
+/// If `ip` fails.
+pub fn foreign_dhcp(is_there: bool) -> anyhow::Result<()> {
+    ip(&format!("link set {CABLE} {}", if is_there { "up" } else { "down" }))
+}
+
+/// A network card's host side, on the bridge.
+///
+/// # Errors
+/// If `ip` fails.
+pub fn tap(name: &str) -> anyhow::Result<()> {
+    let _ = ip(&format!("link del {name}"));
+    ip(&format!("tuntap add {name} mode tap"))?;
+    ip(&format!("link set {name} master {BRIDGE} up"))
+}
+
+/// Records what machines ask and are told while they boot, until it is dropped.
+pub struct Capture(Child);
+
+/// Record DHCP and the beginnings of TFTP.
+///
+/// # Errors
+/// If tcpdump cannot be started.
+pub fn capture(file: &Path) -> anyhow::Result<Capture> {
+    let mut command = tool("tcpdump");
+    command.args(["-q", "-U", "-i", BRIDGE, "-s", "600", "-Z", "root", "-w"]).arg(file);
+    command.args([
+        "udp port 67 or udp port 68 or udp port 69 or udp port 4011 or tcp port 7480 and tcp[tcpflags] & tcp-syn != 0",
+    ]);
+    let child =
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("start tcpdump")?;
+    Ok(Capture(child))
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
