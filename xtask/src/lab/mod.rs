@@ -34,6 +34,7 @@ const INSIDE: &str = "COE_LAB_INSIDE";
 /// Virtual machines that boot from a network and install themselves
 #[derive(Subcommand)]
 pub enum LabCommand {
+    /// Run scenarios
     Test(Test),
 }
 

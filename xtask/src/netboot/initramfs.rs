@@ -27,8 +27,9 @@ const LEFT_OUT: &[&str] = &[
     "usr/share/common-licenses",
     "usr/share/perl5",
     "usr/share/initramfs-tools",
-    "usr/lib/udev/hwdb.d",
-    "usr/lib/systemd/system",
+    "lib/systemd/network",
+    "lib/systemd/system",
+    "lib/udev/hwdb.d",
     "usr/include",
     "usr/lib/x86_64-linux-gnu/gconv",
     "usr/lib/x86_64-linux-gnu/perl-base",
@@ -95,7 +96,7 @@ pub fn copy_modules(kernel: &Path, release: &str, wanted: &[&str], to: &Path) ->
 
 /// Lay out what goes in beside the userland.
 fn overlay(kernel: &Path, release: &str, bin: &Path, to: &Path) -> anyhow::Result<()> {
-    copy_modules(kernel, release, modules::INSTALLER, &to.join("usr"))?;
+    copy_modules(kernel, release, modules::INSTALLER, to)?;
     let ours = shell::root().join("pxe-installer/initramfs");
     fs::create_dir_all(to.join("etc"))?;
     fs::create_dir_all(to.join("usr/bin"))?;
