@@ -29,7 +29,7 @@ pub struct TestFleet {
 #[must_use]
 pub fn start(stashes: usize) -> TestFleet {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let plan = Plan { stashes, size: "1GiB".into(), heartbeat_ms: 300 };
+    let plan = Plan { stashes, size: "1GiB".into(), heartbeat_ms: 300, ..Plan::default() };
     let fleet = Fleet::start(programs(), &dir.path().join("array"), &plan).expect("a fleet starts");
     TestFleet { fleet, dir }
 }

@@ -276,6 +276,35 @@ fn layout_clients_keeps_nothing_on_mass_storage() {
 }
 
 #[test]
+fn an_interrupted_installation_goes_on_where_it_was() {
+    use std::os::unix::fs::MetadataExt as _;
+    let t = start(3);
+    let image = t.file("disk.img");
+    fs::write(&image, sample::noise(21, 400_000_000)).unwrap();
+    t.fleet.publish(&image, &[]).unwrap();
+    let target = t.file("target.img");
+    sample::empty(&target, 500_000_000).unwrap();
+    let mut install = t.fleet.command("coe-installer");
+    install.args(["--json", "--image", "disk:1", "--disk"]).arg(&target).stdout(std::process::Stdio::null());
+    let mut install = install.spawn().unwrap();
+    xtask::fleet::wait_for("some of it", || fs::metadata(&target).unwrap().blocks() * 512 > 100_000_000).unwrap();
+    install.kill().unwrap();
+    assert!(!install.wait().unwrap().success(), "it was interrupted");
+    // What it wrote and was damaged meanwhile is not believed.
+    let file = fs::OpenOptions::new().write(true).open(&target).unwrap();
+    file.write_all_at(b"damage", 40 * MIB).unwrap();
+    let mut again = t.fleet.command("coe-installer");
+    again.args(["--json", "--image", "disk:1", "--disk"]).arg(&target);
+    let again: serde_json::Value = serde_json::from_str(&shell::output(&mut again).unwrap()).unwrap();
+    let (resumed, written) = (again["resumed"].as_u64().unwrap(), again["written"].as_u64().unwrap());
+    assert!(resumed >= 16 * MIB && written < 400_000_000, "it began anew: {again}");
+    assert_eq!(fs::read(&target).unwrap()[..400_000_000], fs::read(&image).unwrap());
+    // And now it is somebody's data.
+    let error = refused(&t, &["--image", "disk:1", "--disk", target.to_str().unwrap()]);
+    assert!(error.contains("holds data"), "{error}");
+}
+
+#[test]
 fn the_installer_refuses_the_wrong_disk() {
     let t = start(1);
     let image = t.file("disk.img");
@@ -353,10 +382,23 @@ fn every_command_has_help_with_an_example() {
                 &["digest"],
                 &["token", "create"],
                 &["login"],
+                &["host", "list"],
+                &["host", "show"],
+                &["host", "approve"],
+                &["host", "label"],
+                &["host", "forget"],
+                &["host", "import"],
+                &["deploy"],
+                &["deploy", "list"],
+                &["deploy", "watch"],
+                &["deploy", "cancel"],
+                &["deploy", "retry"],
+                &["boot", "publish"],
             ],
         ),
         ("coe-stash", &[&[], &["join"], &["serve"], &["status"]]),
-        ("coe-installer", &[&[]]),
+        ("coe-installer", &[&[], &["deploy"]]),
+        ("coe-bootd", &[&[], &["join"], &["serve"]]),
     ];
     for (program, subcommands) in commands {
         for subcommand in *subcommands {

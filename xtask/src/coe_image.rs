@@ -201,15 +201,16 @@ fn bios(disk: &Path, work: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Build the micro image.
+/// Build the micro image, with so many bytes in it that nobody needs.
 ///
 /// # Errors
 /// If a package is missing or a tool fails.
-pub fn micro(out: &Path) -> anyhow::Result<()> {
+pub fn micro(out: &Path, extra: usize) -> anyhow::Result<()> {
     setup::need(NEEDS)?;
     let work = tempfile::Builder::new().prefix("coe-image-").tempdir()?;
     let root = work.path().join("root");
     micro_root(&root, work.path())?;
+    fs::write(root.join("var/lib/filler"), sample::noise(1, extra))?;
     assemble(out, &root, 400 * MIB, work.path())
 }
 
@@ -242,7 +243,7 @@ impl CoeImage {
     /// See [`micro`].
     pub fn run(&self) -> anyhow::Result<()> {
         let out = self.out.clone().unwrap_or_else(|| shell::target_dir().join("micro.img"));
-        micro(&out)?;
+        micro(&out, 0)?;
         println!("{}; publish it: coe-ctl publish {}", out.display(), out.display());
         Ok(())
     }

@@ -128,6 +128,13 @@ impl RawHeader {
         new
     }
 
+    /// The same header for other entries of the same number and size; [`RawHeader::placed`] makes its checksum.
+    pub(super) fn with_entries(&self, entries: &[u8]) -> Self {
+        let mut new = self.clone();
+        new.bytes[88..92].copy_from_slice(&crc32fast::hash(entries).to_le_bytes());
+        new
+    }
+
     /// One whole sector.
     pub(super) fn to_sector(&self) -> Vec<u8> {
         let mut sector = self.bytes.to_vec();

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
+use images::disk::Grow;
 use images::manifest::ImageName;
 use indicatif::{ProgressBar, ProgressStyle};
 use protocol::io::credentials::default_home;
@@ -49,6 +50,9 @@ pub struct Cli {
     /// Folder of credentials
     #[arg(long, env = "COE_HOME", default_value_os_t = default_home(), value_name = "DIR")]
     home: PathBuf,
+    /// Let the last partition reach to the end of a larger disk; its file system is not touched
+    #[arg(long)]
+    grow: bool,
     /// Check everything, write nothing
     #[arg(long)]
     dry_run: bool,
@@ -105,10 +109,11 @@ impl Cli {
             }
             return Ok(());
         }
+        let grow = if self.grow { Grow::Last } else { Grow::Keep };
         let progress = Arc::new(Progress::default());
         let bar = ProgressBar::new(source.root.totals.in_use.max(1));
         let ticker = tokio::spawn(show(progress.clone(), bar.clone(), source.root.disk_len));
-        let (outcome, report) = install(&source, target, progress).await;
+        let (outcome, report) = install(&source, target, grow, progress).await;
         source.report(report).await;
         ticker.abort();
         bar.finish_and_clear();

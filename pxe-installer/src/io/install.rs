@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
-use images::disk::{Patch, Table, fit_gpt};
+use images::disk::{Grow, Patch, Table, fit_gpt};
 use images::fragment::assemble;
 use images::limits::SPAN_LEN;
 use images::manifest::Run;
@@ -136,6 +136,7 @@ struct Work {
     resumed: AtomicU64,
     rebuilt: AtomicU64,
     proof: Arc<Proof>,
+    grow: Grow,
     progress: Arc<Progress>,
 }
 
@@ -143,10 +144,15 @@ struct Work {
 ///
 /// # Errors
 /// For a person. Unless it returns `Ok`, the disk does not boot.
-pub async fn install(source: &Source, target: Target, progress: Arc<Progress>) -> (anyhow::Result<Outcome>, Report) {
+pub async fn install(
+    source: &Source,
+    target: Target,
+    grow: Grow,
+    progress: Arc<Progress>,
+) -> (anyhow::Result<Outcome>, Report) {
     let start = Instant::now();
     let mut report = Report { image: source.root.image.clone(), error: None, lied: Vec::new(), written: 0, took_ms: 0 };
-    let result = install_and_note(source, target, progress, &mut report).await;
+    let result = install_and_note(source, target, grow, progress, &mut report).await;
     report.error = result.as_ref().err().map(|e| format!("{e:#}"));
     report.took_ms = start.elapsed().as_millis() as u64;
     (result, report)
@@ -155,6 +161,7 @@ pub async fn install(source: &Source, target: Target, progress: Arc<Progress>) -
 async fn install_and_note(
     source: &Source,
     target: Target,
+    grow: Grow,
     progress: Arc<Progress>,
     report: &mut Report,
 ) -> anyhow::Result<Outcome> {
@@ -169,6 +176,7 @@ async fn install_and_note(
         resumed: AtomicU64::new(0),
         rebuilt: AtomicU64::new(0),
         proof,
+        grow,
         progress,
     });
     let result = run(source, &work).await;
@@ -257,8 +265,7 @@ async fn run(source: &Source, work: &Arc<Work>) -> anyhow::Result<Times> {
     work.proof.finish(source, &first).await?;
     let compare_s = comparing.elapsed().as_secs_f64();
     work.progress.stage.store(2, Relaxed);
-    let fitted =
-        tokio::task::block_in_place(|| finish(source, &work.target, first)).context("write the first blocks")?;
+    let fitted = tokio::task::block_in_place(|| finish(source, work, first)).context("write the first blocks")?;
     Ok(Times { write_s, flush_s, compare_s, fitted })
 }
 
@@ -399,13 +406,13 @@ impl Work {
 }
 
 /// Fit the table, then write what makes the disk bootable: everything proven, nothing to lose. Says whether the table changed.
-fn finish(source: &Source, target: &Target, mut first: FirstBlocks) -> anyhow::Result<bool> {
-    let root = &source.root;
+fn finish(source: &Source, work: &Work, mut first: FirstBlocks) -> anyhow::Result<bool> {
+    let (root, target) = (&source.root, &work.target);
     let mut patches: Vec<Patch> = Vec::new();
     if root.disk.table == Table::Gpt {
         let disk = target.reader()?;
         let overlay = Overlay { first: &first, disk: &disk, len: root.disk_len };
-        patches = fit_gpt(&overlay, root.disk.sector_size, target.len())?;
+        patches = fit_gpt(&overlay, root.disk.sector_size, target.len(), work.grow)?;
     }
     let fitted = !patches.is_empty();
     let elsewhere = first.patch(patches);

@@ -78,6 +78,7 @@ impl Lab {
         let fleet = Fleet::start(&bin, &dir.join("array"), &plan)?;
         let image = shell::target_dir().join("micro.img");
         fleet.publish(&image, &["--name", "micro", "--tag", "1"])?;
+        fleet.publish(&shell::target_dir().join("micro-large.img"), &["--name", "micro", "--tag", "large"])?;
         let set = shell::target_dir().join("boot-set");
         fleet.ctl(&["boot", "publish", set.to_str().context("a path in UTF-8")?])?;
         let ticket = fleet.ticket(&["--boot"])?;
@@ -105,6 +106,14 @@ impl Lab {
     /// If it does not come back.
     pub fn bring_back_stash(&mut self, number: usize) -> anyhow::Result<()> {
         self.fleet.bring_back_stash(number)
+    }
+
+    /// Wait until the controller has heard so many stashes.
+    ///
+    /// # Errors
+    /// If it does not in a minute.
+    pub fn wait_until_up(&self, count: usize) -> anyhow::Result<()> {
+        self.fleet.wait_until_up(count)
     }
 
     /// Have this DHCP server on the network, and the boot server set to it.
@@ -181,7 +190,8 @@ fn prepare() -> anyhow::Result<()> {
     setup::need_files(NEEDS_FILES)?;
     let set = shell::target_dir().join("boot-set");
     netboot::build("amd64", &set)?;
-    coe_image::micro(&shell::target_dir().join("micro.img"))
+    coe_image::micro(&shell::target_dir().join("micro.img"), 0)?;
+    coe_image::micro(&shell::target_dir().join("micro-large.img"), 140_000_000)
 }
 
 impl LabCommand {

@@ -32,22 +32,34 @@ pub const ALL: &[Scenario] = &[
     Scenario { name: "uefi-proxy", what: "UEFI beside another DHCP server", run: uefi_proxy },
     Scenario { name: "uefi-http", what: "UEFI HTTP boot beside another DHCP server", run: uefi_http },
     Scenario { name: "secure-boot", what: "Secure Boot, signed loaders, the boot server's own DHCP", run: secure_boot },
+    Scenario {
+        name: "unsigned-refused",
+        what: "under Secure Boot an unsigned loader does not start",
+        run: unsigned_refused,
+    },
     Scenario { name: "unapproved", what: "a machine that nobody approved gets nothing", run: unapproved },
     Scenario { name: "two-disks", what: "two disks: refuses, and goes on once the admin says which", run: two_disks },
     Scenario { name: "power-cut", what: "power cut in the middle; resumed", run: power_cut },
+    Scenario { name: "write-errors", what: "a disk with write errors: reported, not installed", run: write_errors },
     Scenario { name: "stashes-die", what: "as many stashes as may be lost are killed in the middle", run: stashes_die },
+    Scenario { name: "nvme-helps", what: "NVMe; the new machine's stash is needed for the next one", run: nvme_helps },
+    Scenario { name: "four-at-once", what: "four machines at the same time", run: four_at_once },
 ];
 
 /// Know a machine, and plan its deployment.
 fn plan(lab: &Lab, vm: &VmPlan, more: &[&str]) -> anyhow::Result<()> {
+    plan_image(lab, vm, "micro:1", more)
+}
+
+fn plan_image(lab: &Lab, vm: &VmPlan, image: &str, more: &[&str]) -> anyhow::Result<()> {
     let list = vm.disks[0].path.with_extension("csv");
     std::fs::write(&list, format!("name,uuid\n{},{}\n", vm.name, vm.uuid))?;
     lab.ctl(&["host", "import", list.to_str().context("a path in UTF-8")?])?;
-    deploy(lab, &vm.name, more)
+    deploy(lab, &vm.name, image, more)
 }
 
-fn deploy(lab: &Lab, host: &str, more: &[&str]) -> anyhow::Result<()> {
-    lab.ctl(&[&["deploy", "micro:1", "--host", host, "--hostname", host], more].concat()).map(drop)
+fn deploy(lab: &Lab, host: &str, image: &str, more: &[&str]) -> anyhow::Result<()> {
+    lab.ctl(&[&["deploy", image, "--host", host, "--hostname", host], more].concat()).map(drop)
 }
 
 /// Everything in front of the root, which is the machine's own by now, is the image's, byte for byte; and the table is fitted.
@@ -87,7 +99,9 @@ fn bios_proxy(lab: &mut Lab) -> anyhow::Result<()> {
     let mut machine = vm.start()?;
     machine.expect("coe: installed; starting", 150)?;
     lab.wait_for_state("bios", "installed", 10)?;
-    machine.expect("coe-micro: UP bios ", 90)?;
+    let up = machine.expect("coe-micro: UP bios ", 90)?;
+    let blocks: u64 = up.rsplit(' ').next().and_then(|n| n.parse().ok()).context("the root's size")?;
+    ensure!(blocks > 700_000, "the root file system did not grow: {blocks} KiB");
     lab.wait_for_state("bios", "deployed", 60)?;
     println!("      {:24} deployed, with its stash, {} s after power-on", vm.name, machine.started.elapsed().as_secs());
     machine.power_off();
@@ -129,10 +143,10 @@ fn unapproved(lab: &mut Lab) -> anyhow::Result<()> {
     let known = known.context("the machine asked to boot, and is not listed")?;
     ensure!(known["approved"] == false, "it is approved");
     let name = known["name"].as_str().context("a name")?;
-    let refused = deploy(lab, name, &[]);
+    let refused = deploy(lab, name, "micro:1", &[]);
     ensure!(refused.is_err_and(|e| format!("{e:#}").contains("not approved")), "it can be deployed without approval");
     lab.ctl(&["host", "approve", &vm.mac])?;
-    deploy(lab, name, &[])
+    deploy(lab, name, "micro:1", &[])
 }
 
 fn two_disks(lab: &mut Lab) -> anyhow::Result<()> {
@@ -159,19 +173,20 @@ fn two_disks(lab: &mut Lab) -> anyhow::Result<()> {
 fn power_cut(lab: &mut Lab) -> anyhow::Result<()> {
     lab.serve(Dhcp::Foreign)?;
     let vm = lab.machine("power-cut", Firmware::Bios).disk(DISK_LEN)?;
-    plan(lab, &vm, &[])?;
+    plan_image(lab, &vm, "micro:large", &[])?;
     let mut machine = vm.start()?;
-    machine.expect("coe: install ", 120)?;
+    // From half to nine tenths, whenever it is looked at.
+    machine.expect_any(&["install  5", "install  6", "install  7", "install  8"], 150)?;
     machine.power_off();
     let mut first = [0; 512];
     File::open(&vm.disks[0].path)?.read_exact_at(&mut first, 0)?;
     ensure!(first.iter().all(|b| *b == 0), "the disk could boot although it is not proven");
     let mut machine = vm.start()?;
-    let proven = machine.expect("written and proven in", 150)?;
+    let proven = machine.expect("written and proven in", 180)?;
     ensure!(proven.contains("of it from before"), "it began from the start: {proven}");
     machine.expect("coe-micro: UP power-cut ", 120)?;
-    machine.power_off();
-    check_disk(lab, &vm.disks[0].path)
+    println!("      {:24} {proven}", vm.name);
+    Ok(())
 }
 
 fn stashes_die(lab: &mut Lab) -> anyhow::Result<()> {
@@ -185,4 +200,99 @@ fn stashes_die(lab: &mut Lab) -> anyhow::Result<()> {
     machine.power_off();
     lab.bring_back_stash(0)?;
     check_disk(lab, &vm.disks[0].path)
+}
+
+fn unsigned_refused(lab: &mut Lab) -> anyhow::Result<()> {
+    // Beside another server and without a signed uki.efi, UEFI is offered iPXE, which nobody signed.
+    lab.serve(Dhcp::Foreign)?;
+    let vm = lab.machine("unsigned", Firmware::SecureBoot).disk(DISK_LEN)?;
+    plan(lab, &vm, &[])?;
+    let mut machine = vm.start()?;
+    machine.expect_any(&["Access Denied", "Security Violation"], 90)?;
+    machine.power_off();
+    lab.wait_for_state("unsigned", "waiting", 5).map(drop)
+}
+
+/// A sector behind an offset in which the image has something.
+fn sector_in_use(lab: &Lab, offset: u64) -> anyhow::Result<u64> {
+    let mut bytes = vec![0; 100 * MIB as usize];
+    File::open(&lab.image)?.read_exact_at(&mut bytes, offset)?;
+    let found = bytes.chunks_exact(512).position(|sector| sector.iter().any(|b| *b != 0));
+    Ok(offset / 512 + found.context("the image is empty there")? as u64)
+}
+
+fn write_errors(lab: &mut Lab) -> anyhow::Result<()> {
+    lab.serve(Dhcp::Foreign)?;
+    let mut vm = lab.machine("bad-disk", Firmware::Bios).disk(DISK_LEN)?;
+    let bad = sector_in_use(lab, 60 * MIB)?;
+    let rules = vm.disks[0].path.with_extension("rules");
+    let rule = format!("[inject-error]\nevent = \"none\"\niotype = \"write\"\nerrno = \"5\"\nsector = \"{bad}\"\n");
+    std::fs::write(&rules, rule)?;
+    vm.disks[0].through = Some(format!("blkdebug:{}:{}", rules.display(), vm.disks[0].path.display()));
+    plan(lab, &vm, &[])?;
+    let mut machine = vm.start()?;
+    let said = machine.expect_any(&["coe: STOPPED", "coe: installed"], 150)?;
+    ensure!(said.contains("STOPPED"), "it says that it installed on a disk that does not write: {said}");
+    println!("      {:24} {said}", vm.name);
+    lab.wait_for_state("bad-disk", "stopped", 10)?;
+    machine.power_off();
+    let mut first = [0; 512];
+    File::open(&vm.disks[0].path)?.read_exact_at(&mut first, 0)?;
+    ensure!(first.iter().all(|b| *b == 0), "the disk could boot although it is not proven");
+    Ok(())
+}
+
+fn nvme_helps(lab: &mut Lab) -> anyhow::Result<()> {
+    lab.serve(Dhcp::Foreign)?;
+    let mut first = lab.machine("nvme", Firmware::Bios).disk(DISK_LEN)?;
+    first.disks[0].is_nvme = true;
+    plan(lab, &first, &["--stash", "128MiB"])?;
+    let mut helper = first.start()?;
+    helper.expect("coe-micro: UP nvme root /dev/nvme0n1p3", 240)?;
+    lab.wait_for_state("nvme", "deployed", 60)?;
+    lab.wait_until_up(5)?;
+    // Four pieces of five are needed, one on each stash; one of the others dies, so the new one must give its own.
+    let image = lab.image.with_file_name("micro-2.img");
+    crate::coe_image::micro(&image, 20_000_000)?;
+    lab.ctl(&[
+        "publish",
+        image.to_str().context("a path in UTF-8")?,
+        "--name",
+        "micro",
+        "--tag",
+        "2",
+        "--data",
+        "4",
+        "--parity",
+        "1",
+    ])?;
+    let next = lab.machine("next", Firmware::Bios).disk(DISK_LEN)?;
+    plan_image(lab, &next, "micro:2", &[])?;
+    lab.kill_stash(1);
+    let mut machine = next.start()?;
+    machine.expect("coe: installed; starting", 200)?;
+    machine.power_off();
+    helper.power_off();
+    lab.bring_back_stash(1)
+}
+
+fn four_at_once(lab: &mut Lab) -> anyhow::Result<()> {
+    lab.serve(Dhcp::Foreign)?;
+    let mut machines = Vec::new();
+    for name in ["room-1", "room-2", "room-3", "room-4"] {
+        let vm = lab.machine(name, Firmware::Bios).disk(DISK_LEN)?;
+        plan(lab, &vm, &[])?;
+        let machine = vm.start()?;
+        machines.push((vm, machine));
+    }
+    for (vm, machine) in &mut machines {
+        machine.expect(&format!("coe-micro: UP {} ", vm.name), 300)?;
+    }
+    let last = machines.iter().map(|(_, m)| m.started.elapsed().as_secs()).max().unwrap_or(0);
+    println!("      {:24} all up from their disks {last} s after power-on", "four-at-once");
+    for (vm, machine) in machines {
+        machine.power_off();
+        check_disk(lab, &vm.disks[0].path)?;
+    }
+    Ok(())
 }

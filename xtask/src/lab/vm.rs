@@ -10,6 +10,9 @@ use anyhow::{Context as _, bail};
 use super::network;
 use crate::sample;
 
+/// Machines that run this may be so many times slower than the one that the limits were set on.
+const SLOWNESS: u64 = 3;
+
 /// What starts the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Firmware {
@@ -153,15 +156,23 @@ impl Vm {
     /// # Errors
     /// If they do not come in time, or the machine stops.
     pub fn expect(&mut self, words: &str, seconds: u64) -> anyhow::Result<String> {
+        self.expect_any(&[words], seconds)
+    }
+
+    /// Wait for any of these words; the answer is the line they are on.
+    ///
+    /// # Errors
+    /// If they do not come in time, or the machine stops.
+    pub fn expect_any(&mut self, words: &[&str], seconds: u64) -> anyhow::Result<String> {
         let start = Instant::now();
         loop {
             let console = self.console();
-            if let Some(at) = console.find(words) {
+            if let Some(at) = words.iter().find_map(|w| console.find(w)) {
                 let line = console[at..].lines().next().unwrap_or_default();
                 return Ok(line.trim().to_string());
             }
             let ended = self.child.try_wait()?;
-            if ended.is_some() || start.elapsed() > Duration::from_secs(seconds) {
+            if ended.is_some() || start.elapsed() > Duration::from_secs(seconds * SLOWNESS) {
                 let plain: String = console.chars().filter(|c| *c == '\n' || !c.is_control()).collect();
                 let last: Vec<&str> = plain.lines().filter(|l| !l.trim().is_empty()).rev().take(6).collect();
                 let last = last.into_iter().rev().collect::<Vec<_>>().join("\n        ");

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use images::bundle;
+use images::disk::Grow;
 
 use super::Bootd;
 use crate::io::install::install;
@@ -64,7 +65,7 @@ async fn fetch(bootd: &Bootd, source: &Source) -> anyhow::Result<()> {
         let _ = fs::remove_file(&file);
         fs::File::create(&file)?.set_len(source.root.disk_len)?;
         let target = Target::open(&file, &source.root, &Consent { wipe: None })?;
-        let (result, _) = install(source, target, Arc::default()).await;
+        let (result, _) = install(source, target, Grow::Keep, Arc::default()).await;
         result?;
         let unpacked = sets.join("unpacked");
         let _ = fs::remove_dir_all(&unpacked);

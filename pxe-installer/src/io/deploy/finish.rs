@@ -1,7 +1,7 @@
 //! What makes an installed disk this machine's own: its name, its identity, its place in the array.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -50,6 +50,57 @@ fn partitions(disk: &Path) -> Vec<PathBuf> {
     let mut parts: Vec<PathBuf> = entries.filter(|p| p.join("partition").exists()).collect();
     parts.sort_by_key(|p| std::cmp::Reverse(size(p)));
     parts.iter().filter_map(|p| Some(Path::new("/dev").join(p.file_name()?))).collect()
+}
+
+/// What kind of file system a partition holds, by its magic number (kernel, include/uapi/linux/magic.h; NTFS by its boot sector).
+fn file_system(device: &Path) -> Option<&'static str> {
+    const MAGIC: [(u64, &[u8], &str); 4] = [
+        (1080, &[0x53, 0xef], "ext4"),
+        (0, b"XFSB", "xfs"),
+        (0x1_0040, b"_BHRfS_M", "btrfs"),
+        (3, b"NTFS    ", "ntfs"),
+    ];
+    let file = fs::File::open(device).ok()?;
+    let found = MAGIC.iter().find(|(offset, magic, _)| {
+        let mut bytes = vec![0; magic.len()];
+        file.read_exact_at(&mut bytes, *offset).is_ok() && bytes == *magic
+    });
+    found.map(|(.., name)| *name)
+}
+
+/// The partition that starts last, which the table let grow.
+fn last_partition(disk: &Path) -> Option<PathBuf> {
+    let start = |device: &Path| {
+        let sys = Path::new("/sys/class/block").join(device.file_name()?).join("start");
+        fs::read_to_string(sys).ok()?.trim().parse::<u64>().ok()
+    };
+    partitions(disk).into_iter().max_by_key(|device| start(device))
+}
+
+/// Let the last partition's file system have all of it.
+fn grow_file_system(disk: &Path) -> anyhow::Result<()> {
+    let Some(device) = last_partition(disk) else { return Ok(()) };
+    let shown = device.display().to_string();
+    match file_system(&device) {
+        Some("ext4") => {
+            // resize2fs wants to see a check first. Exit code 1 says that something was put right.
+            let check = Command::new("e2fsck").args(["-f", "-p", &shown]).output().context("start e2fsck")?;
+            if check.status.code().is_none_or(|code| code > 1) {
+                bail!("e2fsck {shown}: {}", String::from_utf8_lossy(&check.stdout).trim());
+            }
+            tool("resize2fs", &[&shown])
+        }
+        Some("xfs") => {
+            let _mounted = Mounted::new(&device, "xfs")?;
+            tool("xfs_growfs", &[ROOT])
+        }
+        Some("btrfs") => {
+            let _mounted = Mounted::new(&device, "btrfs")?;
+            tool("btrfs", &["filesystem", "resize", "max", ROOT])
+        }
+        Some("ntfs") => tool("ntfsresize", &["--force", "--force", "--no-progress-bar", &shown]),
+        _ => Ok(()),
+    }
 }
 
 /// Mount the file system that holds an operating system.
@@ -141,6 +192,7 @@ pub(super) fn finish(disk: &Path, deployment: &Deployment) -> anyhow::Result<()>
     let shown = disk.display().to_string();
     tool("blockdev", &["--rereadpt", &shown]).or_else(|_| tool("blockdev", &["--flushbufs", &shown]))?;
     tool("udevadm", &["settle", "--timeout=20"])?;
+    grow_file_system(disk).context("let the last file system grow")?;
     let is_asked = deployment.hostname.is_some() || deployment.user_data.is_some() || deployment.stash.is_some();
     let Some(mounted) = mount_root(disk) else {
         if is_asked {

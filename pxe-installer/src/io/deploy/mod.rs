@@ -1,5 +1,6 @@
 //! `coe-installer deploy`: what runs on a machine that booted from the network, until it starts its own disk.
 
+mod boot_entry;
 mod facts;
 mod finish;
 mod scan;
@@ -10,6 +11,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use images::disk::Grow;
 use protocol::identity::Role;
 use protocol::io::credentials::{Credentials, file_of};
 use protocol::io::link::Link;
@@ -123,7 +125,7 @@ async fn attempt(link: &Link, member: &Credentials, deployment: &Deployment) -> 
     })?;
     let progress = Arc::new(Progress::default());
     let (result, mut report) = {
-        let installing = install(&source, target, progress.clone());
+        let installing = install(&source, target, Grow::Last, progress.clone());
         tokio::pin!(installing);
         let mut teller = Teller::new(source.root.totals.in_use, source.root.disk_len);
         loop {
@@ -150,8 +152,18 @@ async fn attempt(link: &Link, member: &Credentials, deployment: &Deployment) -> 
             ));
             let finishing = Said { stage: DeployStage::Finish, done: 1, total: 1, ..Said::default() };
             let _ = link.call(finishing).await;
-            let (deployment, path) = (deployment.clone(), disk.path.clone());
-            tokio::task::spawn_blocking(move || finish::finish(Path::new(&path), &deployment)).await?
+            let (deployment, path, layout) = (deployment.clone(), disk.path.clone(), source.root.disk.clone());
+            tokio::task::spawn_blocking(move || {
+                finish::finish(Path::new(&path), &deployment)?;
+                match boot_entry::make(Path::new(&path), &layout) {
+                    Ok(true) => say("boot entry made; the next start is from the disk"),
+                    Ok(false) => {}
+                    // Every image boots without one, from the path that firmware tries by itself.
+                    Err(error) => say(&format!("no boot entry made: {error:#}")),
+                }
+                Ok(())
+            })
+            .await?
         }
         Err(error) => Err(error),
     };
