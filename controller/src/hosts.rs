@@ -78,7 +78,7 @@ impl HostRecord {
     /// Whether a person means this one: by name, UUID, serial number or Ethernet address.
     #[must_use]
     pub fn is_called(&self, text: &str) -> bool {
-        self.name == text
+        (self.name == text && !text.is_empty())
             || self.serial.as_deref() == Some(text)
             || text.parse().is_ok_and(|uuid| self.uuid == Some(uuid))
             || text.parse().is_ok_and(|mac| self.macs.contains(&mac))

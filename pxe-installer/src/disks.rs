@@ -137,12 +137,12 @@ mod tests {
         let (a, b, small) = (disk("sda", 100, "A"), disk("sdb", 200, "B"), disk("mmcblk0", 4, "M"));
         let stick = DiskFacts { is_removable: true, ..disk("sdc", 64, "U") };
         let is = |path: &str| Ok(format!("/dev/{path}"));
-        assert_eq!(chosen(&[a.clone()], &DiskPolicy::Only), is("sda"));
+        assert_eq!(chosen(std::slice::from_ref(&a), &DiskPolicy::Only), is("sda"));
         assert_eq!(chosen(&[a.clone(), stick.clone()], &DiskPolicy::Only), is("sda"));
         let both = chosen(&[a.clone(), b.clone()], &DiskPolicy::Only).unwrap_err();
         assert!(both.contains("serial=A") && both.contains("serial=B") && both.contains("--disk"), "{both}");
         assert!(chosen(&[a.clone(), small.clone()], &DiskPolicy::Only).is_err());
-        assert!(chosen(&[stick.clone()], &DiskPolicy::Only).is_err());
+        assert!(chosen(std::slice::from_ref(&stick), &DiskPolicy::Only).is_err());
         assert!(chosen(&[], &DiskPolicy::Only).is_err());
         assert!(chosen(&[small], &DiskPolicy::Only).unwrap_err().contains("too small"));
         let serial = |s: &str| DiskPolicy::Serial(s.into());

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use clap::Args;
 
-use crate::{setup, shell, tidy};
+use crate::{lab, setup, shell, tidy};
 
-/// Format, clippy, tidy, deny, and all tests
+/// Format, clippy, tidy, deny, all tests, and virtual machines that install themselves
 #[derive(Args)]
 pub struct Ci {}
 
@@ -54,6 +54,7 @@ impl Ci {
         step("clippy", || shell::run(&mut shell::cargo(&clippy)))?;
         step("deny", deny)?;
         step("build", || shell::run(&mut shell::cargo(&["build", "--quiet", "--workspace", "--bins"])))?;
-        step("test", || shell::run(&mut shell::cargo(&["test", "--quiet", "--workspace"])))
+        step("test", || shell::run(&mut shell::cargo(&["test", "--quiet", "--workspace"])))?;
+        step("lab", lab::check)
     }
 }

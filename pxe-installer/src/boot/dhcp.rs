@@ -307,4 +307,33 @@ mod tests {
         multicast.set_chaddr(&[1, 0, 0x5e, 0, 0, 1]);
         assert_eq!(understand(&multicast), None);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn noise_is_survived(
+            bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..800),
+            cut in 0usize..400,
+            at in 0usize..400,
+            with: u8,
+        ) {
+            let config = config(true, UefiLoader::Auto, true);
+            // Noise, and a good packet that was damaged.
+            let mut damaged = ask(MessageType::Discover, b"PXEClient:Arch:00007", 7, true).to_vec().unwrap();
+            let len = damaged.len();
+            damaged[at % len] = with;
+            damaged.truncate(len.saturating_sub(cut / 8));
+            for packet in [bytes, damaged] {
+                if let Ok(message) = Message::decode(&mut Decoder::new(&packet))
+                    && let Some(asked) = understand(&message)
+                    && let Ok(file) = config.boot_file(&asked)
+                {
+                    for port in [false, true] {
+                        if let Some(reply) = config.proxy(&message, &asked, &file, port) {
+                            let _ = reply.to_vec();
+                        }
+                    }
+                }
+            }
+        }
+    }
 }

@@ -281,4 +281,21 @@ mod tests {
         assert_eq!(transfer.on_packet(b"\0"), Next::Wait);
         assert!((0..=TRIES).map(|_| transfer.on_timeout()).any(|n| n == Next::GiveUp));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn noise_is_survived(
+            first in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..600),
+            later in proptest::collection::vec(proptest::collection::vec(proptest::prelude::any::<u8>(), 0..8), 0..50),
+            len in 0u64..100_000,
+        ) {
+            let _ = Request::parse(&first);
+            let mut transfer = Transfer::new(&request(&[("windowsize", "16")]), len);
+            for packet in later {
+                if let Next::Blocks(blocks) = transfer.on_packet(&packet) {
+                    proptest::prop_assert!(blocks.iter().all(|(_, range)| range.end <= len));
+                }
+            }
+        }
+    }
 }

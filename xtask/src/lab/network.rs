@@ -39,6 +39,16 @@ fn remove_all() {
     }
 }
 
+/// Whether this machine permits a lab: namespaces, and network cards for virtual machines.
+#[must_use]
+pub fn is_possible() -> bool {
+    const PROBE: &str = "coe-lab-probe";
+    let _ = ip(&format!("netns del {PROBE}"));
+    let made = ip(&format!("netns add {PROBE}")).and_then(|()| ip(&format!("-n {PROBE} tuntap add tap0 mode tap")));
+    let _ = ip(&format!("netns del {PROBE}"));
+    made.is_ok()
+}
+
 /// The network; it goes when this is dropped, with everything that runs in it.
 pub struct Network {
     dhcp: Child,

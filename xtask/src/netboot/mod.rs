@@ -18,7 +18,8 @@ pub const SUITE: &str = "bookworm";
 /// Real hardware loads it over slow firmware; larger is a mistake.
 const INITRAMFS_MAX: u64 = 45_000_000;
 /// (program, package) for building a boot set.
-pub const NEEDS: &[(&str, &str)] = &[("mmdebstrap", "mmdebstrap"), ("zstd", "zstd"), ("depmod", "kmod")];
+pub const NEEDS: &[(&str, &str)] =
+    &[("mmdebstrap", "mmdebstrap"), ("zstd", "zstd"), ("depmod", "kmod"), ("strip", "binutils")];
 /// Signed loaders: (package, file in it, name in the boot set). shim asks for `grubx64.efi` beside itself.
 const LOADERS: &[(&str, &str, &str)] = &[
     ("shim-signed", "usr/lib/shim/shimx64.efi.signed", "shimx64.efi"),
