@@ -35,7 +35,7 @@ pub struct HostRecord {
 #[must_use]
 pub fn identify(hosts: &[(u32, HostRecord)], facts: &Facts) -> Option<u32> {
     if let Some(uuid) = facts.uuid
-        && let Some((id, _)) = hosts.iter().find(|(_, h)| h.uuid == Some(uuid))
+        && let Some((id, _)) = hosts.iter().find(|(_, h)| h.uuid.is_some_and(|known| known.is_same(&uuid)))
     {
         return Some(*id);
     }
@@ -57,8 +57,8 @@ pub fn identify(hosts: &[(u32, HostRecord)], facts: &Facts) -> Option<u32> {
 impl HostRecord {
     /// Add what these facts say.
     pub fn learn(&mut self, facts: &Facts) {
-        self.uuid = facts.uuid.or(self.uuid);
-        if facts.serial.is_some() {
+        self.uuid = self.uuid.or(facts.uuid);
+        if self.serial.is_none() {
             self.serial.clone_from(&facts.serial);
         }
         for mac in &facts.macs {
@@ -73,6 +73,14 @@ impl HostRecord {
         if !(self.firmware == Some(Firmware::SecureBoot) && facts.firmware == Some(Firmware::Uefi)) {
             self.firmware = facts.firmware.or(self.firmware);
         }
+    }
+
+    /// Whether these facts, now in full, can be this machine's.
+    #[must_use]
+    pub fn can_be(&self, facts: &Facts) -> bool {
+        let other_uuid = self.uuid.zip(facts.uuid).is_some_and(|(a, b)| !a.is_same(&b));
+        let other_serial = self.serial.as_ref().zip(facts.serial.as_ref()).is_some_and(|(a, b)| a != b);
+        !other_uuid && !other_serial
     }
 
     /// Whether a person means this one: by name, UUID, serial number or Ethernet address.
@@ -138,6 +146,8 @@ mod tests {
         known.firmware = Some(Firmware::SecureBoot);
         known.learn(&Facts { macs: vec![mac(2)], firmware: Some(Firmware::Uefi), ..Facts::default() });
         assert_eq!((known.uuid, known.serial.as_deref()), (Some(Uuid([1; 16])), Some("S")));
+        assert!(known.can_be(&facts(Some(1), None, &[])) && !known.can_be(&facts(Some(1), Some("T"), &[])));
+        assert!(!known.can_be(&facts(Some(2), Some("S"), &[1])));
         assert_eq!((known.macs.len(), known.firmware), (2, Some(Firmware::SecureBoot)));
         assert!(known.is_called("02:00:00:00:00:02") && known.is_called("S") && !known.is_called(""));
     }

@@ -60,6 +60,12 @@ impl Uuid {
         Self(bytes)
     }
 
+    /// Whether two are one machine's. Firmware from before SMBIOS 2.6 disagrees with the kernel about the order of bytes.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        self == other || Self::from_wire(self.0) == *other
+    }
+
     /// Whether it tells machines apart: boards that were never given one say all zeros, all ones, or a vendor's example.
     #[must_use]
     pub fn is_unique(&self) -> bool {

@@ -50,6 +50,12 @@ impl DiskFacts {
     }
 }
 
+/// A world wide name without the prefixes that the kernel, `lsblk` and labels write differently.
+fn plain_wwn(text: &str) -> String {
+    let text = text.to_ascii_lowercase();
+    ["naa.", "eui.", "uuid.", "0x"].iter().find_map(|p| text.strip_prefix(p)).unwrap_or(&text).to_string()
+}
+
 /// The disk for an image that needs `needed` bytes.
 ///
 /// # Errors
@@ -70,7 +76,7 @@ pub fn choose<'a>(disks: &'a [DiskFacts], policy: &DiskPolicy, needed: u64) -> R
             named(&format!("serial={want}"), disks.iter().filter(|d| d.serial.as_ref() == Some(want)).collect())?
         }
         DiskPolicy::Wwn(want) => {
-            let is_it = |d: &&DiskFacts| d.wwn.as_ref().is_some_and(|w| w.eq_ignore_ascii_case(want));
+            let is_it = |d: &&DiskFacts| d.wwn.as_ref().is_some_and(|w| plain_wwn(w) == plain_wwn(want));
             named(&format!("wwn={want}"), disks.iter().filter(is_it).collect())?
         }
         DiskPolicy::Only => {
@@ -86,11 +92,12 @@ pub fn choose<'a>(disks: &'a [DiskFacts], policy: &DiskPolicy, needed: u64) -> R
             }
         }
         DiskPolicy::SmallestSsd => {
-            let mut fit: Vec<&DiskFacts> =
-                disks.iter().filter(|d| !d.is_rotating && d.refusal(needed).is_none()).collect();
+            // One that is refused for what it is part of is not passed over for the next larger: that one may be somebody's data.
+            let is_meant = |d: &&DiskFacts| !d.is_rotating && !d.is_removable && d.len >= needed;
+            let mut fit: Vec<&DiskFacts> = disks.iter().filter(is_meant).collect();
             fit.sort_by_key(|d| d.len);
             match fit.as_slice() {
-                [] => return Err(format!("no solid-state disk here is large enough and free. There is: {all}")),
+                [] => return Err(format!("no solid-state disk here is large enough. There is: {all}")),
                 [a, b, ..] if a.len == b.len => {
                     return Err(format!("two solid-state disks are equally small: {}", listed(&[a, b])));
                 }
@@ -160,6 +167,9 @@ mod tests {
             chosen(&[b.clone(), turning, a.clone(), small], &DiskPolicy::SmallestSsd),
             Ok("/dev/nvme0n1".into())
         );
+        let taken = DiskFacts { part_of: Some("a member of a RAID".into()), ..a.clone() };
+        let refused = chosen(&[b.clone(), taken], &DiskPolicy::SmallestSsd).unwrap_err();
+        assert!(refused.contains("RAID"), "the next larger is not taken instead: {refused}");
         assert!(chosen(&[a.clone(), DiskFacts { path: "/dev/x".into(), ..a }, b], &DiskPolicy::SmallestSsd).is_err());
     }
 
@@ -174,6 +184,6 @@ mod tests {
         mark_multipath(&mut paths);
         assert!(chosen(&paths, &DiskPolicy::Wwn("W1".into())).is_err());
         assert!(paths[0].part_of.as_ref().unwrap().contains("multipath"));
-        assert_eq!(chosen(&paths, &DiskPolicy::Wwn("W2".into())), Ok("/dev/sdc".into()));
+        assert_eq!(chosen(&paths, &DiskPolicy::Wwn("0xW2".into())), Ok("/dev/sdc".into()));
     }
 }

@@ -85,6 +85,32 @@ impl Catalog {
 }
 
 impl Change<'_> {
+    /// All machines, as this transaction sees them.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn hosts(&self) -> Result<Vec<(u32, HostRecord)>> {
+        let table = self.0.open_table(HOSTS)?;
+        table
+            .iter()?
+            .map(|row| {
+                let (key, value) = row?;
+                Ok((key.value(), wire::decode(value.value())?))
+            })
+            .collect()
+    }
+
+    /// Change what is known of a machine.
+    ///
+    /// # Errors
+    /// [`CatalogError::Conflict`] if there is none.
+    pub fn change_host(&self, id: u32, change: impl FnOnce(&mut HostRecord)) -> Result<()> {
+        let found = self.hosts()?.into_iter().find(|(known, _)| *known == id);
+        let (_, mut host) = found.ok_or_else(|| CatalogError::Conflict("the machine was forgotten".into()))?;
+        change(&mut host);
+        self.put_host(Some(id), &host).map(drop)
+    }
+
     /// Keep a machine; a new one without a number gets the next.
     ///
     /// # Errors
@@ -95,16 +121,16 @@ impl Change<'_> {
             None => self.count_up("host")? as u32,
         };
         let mut record = record.clone();
+        let others: Vec<String> =
+            self.hosts()?.into_iter().filter(|(other, _)| *other != id).map(|(_, host)| host.name).collect();
         if record.name.is_empty() {
-            record.name = format!("host-{id}");
+            let names = (0..).map(|n| if n == 0 { format!("host-{id}") } else { format!("host-{id}-{n}") });
+            record.name = names.into_iter().find(|name| !others.contains(name)).unwrap_or_default();
+        }
+        if others.contains(&record.name) {
+            return Err(CatalogError::Conflict(format!("another machine is called {}", record.name)));
         }
         let mut table = self.0.open_table(HOSTS)?;
-        for row in table.iter()? {
-            let (key, value) = row?;
-            if key.value() != id && wire::decode::<HostRecord>(value.value())?.name == record.name {
-                return Err(CatalogError::Conflict(format!("another machine is called {}", record.name)));
-            }
-        }
         table.insert(id, wire::encode(&record).as_slice())?;
         Ok(id)
     }
@@ -181,6 +207,16 @@ impl Change<'_> {
             self.0.open_table(CARRIERS)?.insert(node.0, deployment)?;
         }
         Ok(deployment)
+    }
+
+    /// What happens to machines that nobody knows, as this transaction sees it.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn auto_approve(&self) -> Result<Option<AutoApprove>> {
+        let table = self.0.open_table(AUTO)?;
+        let found = table.get(0)?.map(|v| wire::decode(v.value())).transpose()?;
+        Ok(found)
     }
 
     /// What happens to machines that nobody knows; `None` for nothing.

@@ -49,7 +49,10 @@ impl Controller {
     }
 
     /// How an installation ended.
-    pub async fn report(&self, who: Identity, report: &Report) -> Reported {
+    ///
+    /// # Errors
+    /// If it was not noted.
+    pub async fn report(&self, who: Identity, report: &Report) -> Result<Reported, Refusal> {
         for (node, what) in &report.lied {
             tracing::warn!(%node, what, "stash returned wrong data");
             self.liars.lock().unwrap_or_else(PoisonError::into_inner).insert(*node, what.clone());
@@ -62,8 +65,8 @@ impl Controller {
             }
         }
         if who.role == protocol::identity::Role::Installer {
-            self.installation_ended(who, report.error.as_deref()).await;
+            self.installation_ended(who, report.error.as_deref()).await?;
         }
-        Reported
+        Ok(Reported)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use images::NodeId;
@@ -42,8 +42,6 @@ pub struct Live {
     pub heard: Instant,
     /// Bytes a second of late.
     pub rate: f64,
-    /// The admin said to start again.
-    again: bool,
 }
 
 /// Installations under way.
@@ -77,41 +75,43 @@ impl Controller {
     /// Know a machine by its facts, or make it known; a machine that nobody knows may have a plan waiting.
     async fn meet(&self, facts: &Facts) -> Result<(u32, HostRecord), Refusal> {
         let now = unix_s();
-        let found = self.find_host(facts)?;
-        let is_new = found.is_none();
-        let (id, before) = found
-            .map_or((None, HostRecord { first_unix_s: now, ..HostRecord::default() }), |(id, host)| (Some(id), host));
-        let mut host = before.clone();
-        host.learn(facts);
-        if !is_new && host == before && now < host.last_unix_s + NOTED_EVERY_S {
-            return Ok((id.unwrap_or_default(), host));
-        }
-        if is_new
-            && self.catalog.hosts().map_err(catalog_refusal)?.iter().filter(|(_, h)| !h.approved).count()
-                >= UNAPPROVED_MAX
-        {
-            return Err(Refusal::Unavailable(
-                "too many machines wait for approval: `coe-ctl host forget` those that are noise".into(),
-            ));
-        }
-        host.last_unix_s = now;
-        let auto = self.catalog.auto_approve().map_err(catalog_refusal)?.filter(|a| is_new && now < a.until_unix_s);
-        host.approved |= auto.is_some();
-        let (record, given) = (host.clone(), std::sync::Arc::new(Mutex::new(0)));
-        let number = given.clone();
-        let change = self.committer.change(move |change| {
-            let id = change.put_host(id, &record)?;
-            if let Some(AutoApprove { plan, .. }) = &auto {
-                change.add_deployment(&DeployRecord { host: id, since_unix_s: now, ..plan.clone() })?;
+        if let Some((id, host)) = self.find_host(facts)? {
+            let mut learnt = host.clone();
+            learnt.learn(facts);
+            if learnt == host && now < host.last_unix_s + NOTED_EVERY_S {
+                return Ok((id, host));
             }
-            *number.lock().unwrap_or_else(PoisonError::into_inner) = id;
+        }
+        // Looked up once more inside the transaction: two requests of one machine must not make two.
+        let met = Arc::new(Mutex::new(None));
+        let (result, facts) = (met.clone(), facts.clone());
+        let change = self.committer.change(move |change| {
+            let hosts = change.hosts()?;
+            let found = identify(&hosts, &facts);
+            let known = hosts.iter().find(|(id, _)| Some(*id) == found).map(|(_, host)| host.clone());
+            let is_new = known.is_none();
+            if is_new && hosts.iter().filter(|(_, h)| !h.approved).count() >= UNAPPROVED_MAX {
+                let why = "too many machines wait for approval: `coe-ctl host forget` those that are noise";
+                return Err(CatalogError::Conflict(why.into()));
+            }
+            let mut host = known.unwrap_or_else(|| HostRecord { first_unix_s: now, ..HostRecord::default() });
+            host.learn(&facts);
+            host.last_unix_s = now;
+            let auto = change.auto_approve()?.filter(|auto| is_new && now < auto.until_unix_s);
+            host.approved |= auto.is_some();
+            let id = change.put_host(found, &host)?;
+            if let Some(AutoApprove { plan, .. }) = auto {
+                change.add_deployment(&DeployRecord { host: id, since_unix_s: now, ..plan })?;
+            }
+            *result.lock().unwrap_or_else(PoisonError::into_inner) = Some((id, is_new));
             Ok(())
         });
         change.await.map_err(catalog_refusal)?;
-        let id = *given.lock().unwrap_or_else(PoisonError::into_inner);
-        if host.name.is_empty() {
-            host.name = format!("host-{id}");
-        }
+        let met = met.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let (id, is_new) = met.ok_or_else(|| Refusal::Failed("a machine was not noted".into()))?;
+        let hosts = self.catalog.hosts().map_err(catalog_refusal)?;
+        let found = hosts.into_iter().find(|(known, _)| *known == id);
+        let (id, host) = found.ok_or_else(|| Refusal::NotFound("the machine was forgotten".into()))?;
         if is_new {
             tracing::info!(host = %host.name, uuid = ?host.uuid, macs = ?host.macs, approved = host.approved, "a new machine asks to boot");
         }
@@ -151,7 +151,8 @@ impl Controller {
     /// # Errors
     /// [`Refusal::NotAdmitted`] if it has nothing to do.
     pub async fn take_boot(&self, take: TakeBoot) -> Result<BootTicket, Refusal> {
-        let (id, host) = self.meet(&take.facts.cleaned()).await?;
+        let nobody = || Refusal::NotAdmitted("nobody knows this machine".into());
+        let (id, host) = self.find_host(&take.facts.cleaned())?.ok_or_else(nobody)?;
         let open = self.open_deployment(id)?.filter(|(_, d)| host.approved && d.state.wants_boot());
         let (deployment, record) =
             open.ok_or_else(|| Refusal::NotAdmitted(format!("{} has nothing to do", host.name)))?;
@@ -194,15 +195,23 @@ impl Controller {
         let facts = get.facts.cleaned();
         let hosts = self.catalog.hosts().map_err(catalog_refusal)?;
         let found = hosts.into_iter().find(|(host, _)| *host == record.host);
-        let (host_id, mut host) = found.ok_or_else(|| Refusal::NotFound("the machine was forgotten".into()))?;
-        host.learn(&facts);
-        host.last_unix_s = unix_s();
-        let name = host.name.clone();
-        self.committer
-            .change(move |change| change.put_host(Some(host_id), &host).map(drop))
-            .await
-            .map_err(catalog_refusal)?;
+        let (host_id, host) = found.ok_or_else(|| Refusal::NotFound("the machine was forgotten".into()))?;
+        if !host.approved || !host.can_be(&facts) {
+            tracing::warn!(host = %host.name, ?facts, "another machine asks for this one's deployment");
+            return Err(Refusal::NotAdmitted(format!(
+                "this machine is not {}, whose deployment it asks for",
+                host.name
+            )));
+        }
         self.set_state(id, |s| s.is_open(), State::Installing).await?;
+        let name = host.name.clone();
+        let change = self.committer.change(move |change| {
+            change.change_host(host_id, |host| {
+                host.learn(&facts);
+                host.last_unix_s = unix_s();
+            })
+        });
+        change.await.map_err(catalog_refusal)?;
         let stash = match record.stash_size {
             0 => None,
             size => Some(StashJoin { ticket: self.ticket_for(id, Role::Stash, STASH_TICKET_S).await?, size }),
@@ -228,33 +237,44 @@ impl Controller {
         if record.state == State::Cancelled {
             return Ok(Told::Cancelled);
         }
+        if progress.stopped.is_some() && record.state == State::Waiting {
+            return Ok(Told::Again);
+        }
         if let Some(why) = &progress.stopped
             && record.state == State::Installing
         {
             tracing::warn!(deployment = id, why, "installation stopped");
             self.set_state(id, |s| s.is_open(), State::Stopped(why.clone())).await?;
         }
-        let again = self.installations.with(|all| {
+        self.installations.with(|all| {
             let before = all.remove(&id);
             let rate = before.as_ref().filter(|b| b.progress.stage == progress.stage).map(|b| {
                 let now =
                     progress.done.saturating_sub(b.progress.done) as f64 / b.heard.elapsed().as_secs_f64().max(0.1);
                 if b.rate > 0.0 { (b.rate + now) / 2.0 } else { now }
             });
-            let again = before.is_some_and(|b| b.again);
-            all.insert(id, Live { progress, heard: Instant::now(), rate: rate.unwrap_or(0.0), again: false });
-            again
+            all.insert(id, Live { progress, heard: Instant::now(), rate: rate.unwrap_or(0.0) });
         });
-        Ok(if again { Told::Again } else { Told::GoOn })
+        Ok(Told::GoOn)
     }
 
     /// An installation that a deployment started has ended.
-    pub(super) async fn installation_ended(&self, who: Identity, error: Option<&str>) {
-        let Ok((id, _)) = self.carried(who.node) else { return };
+    ///
+    /// # Errors
+    /// If that was not noted, so that the installer says it again.
+    pub(super) async fn installation_ended(&self, who: Identity, error: Option<&str>) -> Result<(), Refusal> {
+        let Some(id) = self.catalog.carried(who.node).map_err(catalog_refusal)? else { return Ok(()) };
         let to = error.map_or(State::Installed, |why| State::Stopped(why.into()));
-        if let Err(error) = self.set_state(id, |s| s.is_open(), to).await {
-            tracing::warn!(deployment = id, %error, "end of an installation not noted");
-        }
+        let change = self.committer.change(move |change| {
+            let noted = change.change_deployment(id, |d| {
+                if d.state.is_open() && d.state != to {
+                    (d.state, d.since_unix_s) = (to.clone(), unix_s());
+                }
+                Ok(())
+            });
+            noted.or_else(|e| if matches!(e, CatalogError::Conflict(_)) { Ok(()) } else { Err(e) })
+        });
+        change.await.map_err(catalog_refusal)
     }
 
     /// Plan deployments.
@@ -262,7 +282,7 @@ impl Controller {
     /// # Errors
     /// [`Refusal::NotFound`] without the image; [`Refusal::Invalid`] if a machine is not approved or has an open deployment.
     pub async fn deploy(&self, plans: Vec<DeployRecord>) -> Result<Vec<u32>, Refusal> {
-        let ids = std::sync::Arc::new(Mutex::new(Vec::new()));
+        let ids = Arc::new(Mutex::new(Vec::new()));
         let given = ids.clone();
         let change = self.committer.change(move |change| {
             let added: Result<Vec<u32>, CatalogError> = plans.iter().map(|plan| change.add_deployment(plan)).collect();
@@ -287,13 +307,8 @@ impl Controller {
     /// # Errors
     /// If it did not stop.
     pub async fn retry(&self, id: u32) -> Result<(), Refusal> {
-        self.set_state(id, |s| matches!(s, State::Stopped(_)), State::Waiting).await?;
-        self.installations.with(|all| {
-            if let Some(live) = all.get_mut(&id) {
-                live.again = true;
-            }
-        });
-        Ok(())
+        // The installer that waits hears of it when it asks next; a machine that was switched off meanwhile boots again.
+        self.set_state(id, |s| matches!(s, State::Stopped(_)), State::Waiting).await
     }
 
     /// The image that a member may install: one that a deployment started only its own, a boot server only boot files.

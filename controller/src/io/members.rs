@@ -38,7 +38,9 @@ impl Controller {
             if ticket.role == Role::Stash {
                 if let Some(deployment) = deployment {
                     let deployed = change.change_deployment(deployment, |d| {
-                        (d.state, d.since_unix_s) = (State::Deployed, now);
+                        if matches!(d.state, State::Installing | State::Installed) {
+                            (d.state, d.since_unix_s) = (State::Deployed, now);
+                        }
                         Ok(())
                     });
                     // The deployment may have been forgotten meanwhile; the machine joins all the same.

@@ -106,7 +106,7 @@ async fn answer(controller: &Arc<Controller>, peer: Peer, request: Request, body
         Request::Finish(finish) => Answer::to::<publish::Finish>(controller.finish(finish).await),
         Request::GetImage(get) => Answer::to::<image::GetImage>(controller.grant(who, &get)),
         Request::GetPage(get) => Answer::with_body::<image::GetPage>(controller.page(&get)),
-        Request::Report(report) => Answer::to::<image::Report>(Ok(controller.report(who, &report).await)),
+        Request::Report(report) => Answer::to::<image::Report>(controller.report(who, &report).await),
         Request::AskBoot(ask) => Answer::to::<boot::AskBoot>(controller.ask_boot(ask).await),
         Request::TakeBoot(take) => Answer::to::<boot::TakeBoot>(controller.take_boot(take).await),
         Request::GetDeployment(get) => Answer::to::<boot::GetDeployment>(controller.deployment(who, get).await),

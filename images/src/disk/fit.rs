@@ -42,7 +42,7 @@ fn grow_last(entries: &mut [u8], entry_len: usize, sector: u64, last_usable: u64
     let in_use = entries.chunks_exact_mut(entry_len).filter(|e| e[..16].iter().any(|b| *b != 0));
     let Some(last) = in_use.max_by_key(|e| long(e, 40)) else { return };
     let per_align = (ALIGN / sector).max(1);
-    let end = (last_usable + 1) / per_align * per_align - 1;
+    let Some(end) = ((last_usable + 1) / per_align * per_align).checked_sub(1) else { return };
     if GROWING.iter().any(|kind| last[..16] == *kind) && end > long(last, 40) {
         last[40..48].copy_from_slice(&end.to_le_bytes());
     }

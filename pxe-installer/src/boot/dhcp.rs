@@ -65,6 +65,10 @@ pub struct Asked {
 /// The Ethernet address that a message is from.
 #[must_use]
 pub fn mac_of(message: &Message) -> Option<Mac> {
+    // The length is the sender's word, and may be longer than the field.
+    if message.hlen() != 6 {
+        return None;
+    }
     let bytes: [u8; 6] = message.chaddr().try_into().ok()?;
     (message.htype() == HType::Eth && bytes != [0; 6] && bytes[0] & 1 == 0).then_some(Mac(bytes))
 }

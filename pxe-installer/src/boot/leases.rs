@@ -66,8 +66,11 @@ impl Leases {
     }
 
     /// A machine found that somebody else uses an address.
-    pub fn decline(&mut self, address: Ipv4Addr, now_s: u64) {
-        self.by_address.insert(address, (None, now_s + DECLINED_S));
+    pub fn decline(&mut self, address: Ipv4Addr, mac: Mac, now_s: u64) {
+        // Only who was offered it can tell; anybody else would be taking addresses away.
+        if let Some(lease) = self.by_address.get_mut(&address).filter(|(who, _)| *who == Some(mac)) {
+            *lease = (None, now_s + DECLINED_S);
+        }
     }
 }
 
@@ -92,7 +95,9 @@ mod tests {
         let mut fresh = Leases::default();
         let first = fresh.lend(range, own, mac(5), 0, 60).unwrap();
         assert_eq!(Leases::default().lend(range, own, mac(5), 0, 60), Some(first), "also when all was forgotten");
-        fresh.decline(first, 0);
+        fresh.decline(first, mac(6), 0);
+        assert_eq!(fresh.lend(range, own, mac(5), 1, 60), Some(first), "that was somebody else's word");
+        fresh.decline(first, mac(5), 0);
         assert_ne!(fresh.lend(range, own, mac(5), 1, 60), Some(first));
     }
 

@@ -8,7 +8,7 @@ fn command_line(mac: Mac, ticket: &BootTicket) -> String {
     let rescue = if ticket.rescue { " coe.rescue=1" } else { "" };
     let mac = mac.to_string().replace(':', "-");
     format!(
-        "console=tty0 console=ttyS0,115200 quiet panic=60 BOOTIF=01-{mac} coe.time={} coe.ticket={}{rescue}",
+        "console=tty0 console=ttyS0,115200 quiet panic=60 scsi_mod.scan=sync BOOTIF=01-{mac} coe.time={} coe.ticket={}{rescue}",
         ticket.unix_s, ticket.ticket
     )
 }

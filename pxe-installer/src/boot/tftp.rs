@@ -98,6 +98,8 @@ pub struct Transfer {
     /// Blocks that the client has, counted from 1; 0 when it has none.
     acked: u64,
     options: Option<Vec<u8>>,
+    /// The place from which blocks were sent once more.
+    resent: Option<u64>,
     tries: u32,
     /// How long to wait for the client.
     pub timeout: Duration,
@@ -107,8 +109,16 @@ impl Transfer {
     /// Answer a request for a file of `len` bytes.
     #[must_use]
     pub fn new(request: &Request, len: u64) -> Self {
-        let mut transfer =
-            Self { len, block: BLOCK_DEFAULT, window: 1, acked: 0, options: None, tries: 0, timeout: TIMEOUT_DEFAULT };
+        let mut transfer = Self {
+            len,
+            block: BLOCK_DEFAULT,
+            window: 1,
+            acked: 0,
+            options: None,
+            resent: None,
+            tries: 0,
+            timeout: TIMEOUT_DEFAULT,
+        };
         let mut granted: Vec<(&str, u64)> = Vec::new();
         for (name, value) in &request.options {
             let Ok(value) = value.parse::<u64>() else { continue };
@@ -181,7 +191,10 @@ impl Transfer {
         if ahead == 0 {
             // The same again: with a window the client asks for what it missed. Without one it is an echo, and answering echoes
             // doubles them for ever.
-            return if self.window > 1 { self.blocks() } else { Next::Wait };
+            // Once for each place: a client that repeats itself for every block that came out of turn would be sent ever more.
+            let again = self.window > 1 && self.resent != Some(self.acked);
+            self.resent = Some(self.acked);
+            return if again { self.blocks() } else { Next::Wait };
         }
         self.acked += ahead;
         self.tries = 0;

@@ -73,6 +73,11 @@ pub struct Holder {
     pub last_fault: Option<String>,
 }
 
+/// Too few pieces could be had, for now: nothing is wrong with the disk, and the next try goes on from here.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Shortage(String);
+
 /// What an installation did.
 #[derive(Debug, Serialize)]
 pub struct Outcome {
@@ -262,7 +267,15 @@ async fn run(source: &Source, work: &Arc<Work>) -> anyhow::Result<Times> {
     work.progress.stage.store(1, Relaxed);
     let comparing = Instant::now();
     let first = std::mem::replace(&mut *work.first.lock().unwrap_or_else(PoisonError::into_inner), FirstBlocks::new(0));
-    work.proof.finish(source, &first).await?;
+    if let Err(error) = work.proof.finish(source, &first).await {
+        if proven.is_empty() {
+            return Err(error);
+        }
+        work.target.unmark().context("clear the mark")?;
+        return Err(
+            error.context("what an interrupted installation had left could not be completed; the next try begins anew")
+        );
+    }
     let compare_s = comparing.elapsed().as_secs_f64();
     work.progress.stage.store(2, Relaxed);
     let fitted = tokio::task::block_in_place(|| finish(source, work, first)).context("write the first blocks")?;
@@ -333,7 +346,7 @@ async fn fetch_all(source: &Source, work: &Arc<Work>, proven: &BTreeSet<u64>) ->
         shortfalls.extend(done.context("write a segment")??.err());
     }
     work.proof.end();
-    if shortfalls.is_empty() { Ok(()) } else { bail!("{}", explain(source, &shortfalls)) }
+    if shortfalls.is_empty() { Ok(()) } else { Err(Shortage(explain(source, &shortfalls)).into()) }
 }
 
 /// What is missing, in words: the image, the segments, and who should have them.

@@ -94,6 +94,11 @@ impl Proof {
                 Ok::<_, std::io::Error>(right)
             });
             let right = found.await?.context("read what an interrupted installation left")?;
+            for span in right.iter().filter(|span| span.index % self.sample_every == 0) {
+                let (at, mut block) = (span.index * SPAN_LEN + SPAN_LEN / 2, vec![0; BLOCK_LEN]);
+                self.target.reader()?.read_exact_at(at, &mut block).context("read back the disk")?;
+                lock(&self.samples).push((at, block));
+            }
             proven.extend(right.iter().map(|span| span.index));
             lock(&self.read).extend(right.into_iter().map(|span| (span.index, Some(span))));
         }
@@ -104,6 +109,16 @@ impl Proof {
     pub(super) fn wrote(&self, runs: &[Run]) {
         let mut spans = lock(&self.spans);
         runs.iter().for_each(|run| spans.wrote(run));
+        drop(spans);
+        // A span that a resumed installation proved and now wrote to is read once more.
+        let mut read = lock(&self.read);
+        for run in runs.iter().filter(|run| run.len > 0) {
+            let end = run.disk_offset + u64::from(run.len) - 1;
+            (run.disk_offset / SPAN_LEN..=end / SPAN_LEN).for_each(|span| {
+                read.remove(&span);
+            });
+        }
+        drop(read);
         self.written.fetch_add(runs.iter().map(|run| u64::from(run.len)).sum(), Relaxed);
         self.wake.notify_one();
     }

@@ -143,9 +143,17 @@ impl Source {
         Ok(group.members.clone())
     }
 
+    /// Tell the controller how it went.
+    ///
+    /// # Errors
+    /// If it did not hear it.
+    pub async fn deliver(&self, report: Report) -> Result<(), rpc::CallError> {
+        self.controller.call(report).await.map(drop)
+    }
+
     /// Tell the controller how it went. An installation does not fail because nobody hears of it.
     pub async fn report(&self, report: Report) {
-        if let Err(error) = self.controller.call(report).await {
+        if let Err(error) = self.deliver(report).await {
             tracing::warn!(%error, "report not delivered");
         }
     }

@@ -58,12 +58,24 @@ fn sys_text(path: &Path) -> Option<String> {
     Some(text.trim().to_string()).filter(|t| !t.is_empty())
 }
 
+/// The serial number of a SATA, SAS or SCSI disk: vital product data, page 0x80, four bytes of header (SPC-5, 7.7.18).
+fn scsi_serial(sys: &Path) -> Option<String> {
+    let page = fs::read(sys.join("device/vpd_pg80")).ok()?;
+    let text =
+        String::from_utf8_lossy(page.get(4..)?).trim_matches(|c: char| c.is_whitespace() || c == '\0').to_string();
+    (!text.is_empty()).then_some(text)
+}
+
 /// A disk's serial number or WWN, as `lsblk -o NAME,SERIAL,WWN` shows it; of a loop device its file; of a file, its name. A kernel
 /// name is none: it may be another disk after the next boot.
 pub(super) fn serial(path: &Path, sys: Option<&Path>) -> Option<String> {
-    const NAMES: [&str; 5] = ["device/serial", "serial", "device/wwid", "wwid", "loop/backing_file"];
+    const NAMES: [&str; 2] = ["device/serial", "serial"];
+    const LESS_COMMON: [&str; 3] = ["device/wwid", "wwid", "loop/backing_file"];
     match sys {
-        Some(sys) => NAMES.iter().find_map(|name| sys_text(&sys.join(name))),
+        Some(sys) => {
+            let of = |names: &[&str]| names.iter().find_map(|name| sys_text(&sys.join(name)));
+            of(&NAMES).or_else(|| scsi_serial(sys)).or_else(|| of(&LESS_COMMON))
+        }
         None => path.file_name().map(|name| name.to_string_lossy().into_owned()),
     }
 }
@@ -207,8 +219,14 @@ impl Target {
         if self.len < FIRST_LEN {
             return Ok(None);
         }
-        let mut block = vec![0; 4096];
-        self.file.read_exact_at(&mut block, MARK_OFFSET)?;
+        // Everything else here is written last, so beside a mark that holds there are zeros: a disk that was put to other use in the
+        // meantime, around a mark that nobody saw, holds data.
+        let mut first = vec![0; FIRST_LEN as usize];
+        self.file.read_exact_at(&mut first, 0)?;
+        let block: Vec<u8> = first.splice(MARK_OFFSET as usize..MARK_OFFSET as usize + 4096, []).collect();
+        if !is_zero(&first) {
+            return Ok(None);
+        }
         let mut content = [0; 32];
         content.copy_from_slice(&block[MARK_MAGIC.len()..][..32]);
         let content = ContentDigest(content);
@@ -221,12 +239,23 @@ impl Target {
         self.interrupted.as_ref() == Some(content)
     }
 
+    /// What is here does not count any more: the next try begins anew.
+    ///
+    /// # Errors
+    /// The medium's.
+    pub fn unmark(&self) -> io::Result<()> {
+        self.zero(MARK_OFFSET..MARK_OFFSET + 4096)?;
+        self.file.sync_data()
+    }
+
     /// From here on the disk holds parts of these contents and zeros, and nothing else.
     ///
     /// # Errors
     /// The medium's.
     pub fn mark(&self, content: &ContentDigest) -> io::Result<()> {
         if self.len >= FIRST_LEN {
+            // First what the mark says.
+            self.file.sync_data()?;
             self.write(MARK_OFFSET, &mark_of(content))?;
             self.file.sync_data()?;
         }

@@ -119,6 +119,7 @@ impl VmPlan {
         command.args(["-accel", "tcg", "-cpu", "qemu64", "-m", "768", "-display", "none", "-monitor", "none"]);
         command.args(["-uuid", &self.uuid, "-smbios"]).arg(format!("type=1,serial=LAB-{},product=lab", self.number));
         self.firmware_args(&mut command)?;
+        command.args(["-device", "virtio-rng-pci"]);
         let rom = if self.firmware == Firmware::Bios { "" } else { ",romfile=" };
         command.arg("-netdev").arg(format!("tap,id=n0,ifname={tap},script=no,downscript=no"));
         command.arg("-device").arg(format!("virtio-net-pci,netdev=n0,mac={},bootindex=0{rom}", self.mac));

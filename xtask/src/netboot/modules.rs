@@ -14,6 +14,7 @@ pub const INSTALLER: &[&str] = &[
     "drivers/ata",
     "drivers/block/virtio_blk",
     "drivers/block/loop",
+    "drivers/char/hw_random",
     "drivers/firmware/efi",
     "drivers/hid/hid-generic",
     "drivers/hid/usbhid",

@@ -190,12 +190,12 @@ fn new_host(new: NewHost) -> Result<(Facts, HostRecord), Refusal> {
 #[utoipa::path(post, path = "/v1/hosts", request_body = Vec<NewHost>, responses((status = 200, body = Numbers)))]
 pub(super) async fn import_hosts(State(c): Shared, Json(new): Json<Vec<NewHost>>) -> Answer<Numbers> {
     let new: Vec<(Facts, HostRecord)> = new.into_iter().map(new_host).collect::<Result<_, _>>()?;
-    let known = c.catalog.hosts().map_err(catalog_refusal)?;
     let ids = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let given = ids.clone();
     let change = c.committer.change(move |change| {
         given.lock().unwrap_or_else(PoisonError::into_inner).clear();
         for (facts, record) in &new {
+            let known = change.hosts()?;
             let id = identify(&known, facts);
             let mut host =
                 known.iter().find(|(k, _)| Some(*k) == id).map_or_else(HostRecord::default, |(_, h)| h.clone());
@@ -228,17 +228,21 @@ pub(super) async fn change_host(
     Path(host): Path<String>,
     Json(ask): Json<HostChange>,
 ) -> Answer<HostInfo> {
-    let (id, mut record) = find_host(&c, &host)?;
+    let (id, _) = find_host(&c, &host)?;
     let names = ask.name.iter().chain(ask.groups.iter().flatten());
     if let Some(bad) = names.into_iter().find(|n| !is_name(n)) {
         return Err(Refusal::Invalid(format!("{bad:?}: names and groups are letters, digits, -, _ and .")).into());
     }
-    record.approved = ask.approved.unwrap_or(record.approved);
-    record.name = ask.name.unwrap_or(record.name);
-    record.groups = ask.groups.unwrap_or(record.groups);
-    let keep = record.clone();
-    c.committer.change(move |change| change.put_host(Some(id), &keep).map(drop)).await.map_err(catalog_refusal)?;
-    Ok(Json(host_info((id, record))))
+    let change = c.committer.change(move |change| {
+        change.change_host(id, |record| {
+            record.approved = ask.approved.unwrap_or(record.approved);
+            record.name = ask.name.clone().unwrap_or_else(|| record.name.clone());
+            record.groups = ask.groups.clone().unwrap_or_else(|| record.groups.clone());
+        })
+    });
+    change.await.map_err(catalog_refusal)?;
+    let found = c.catalog.hosts().map_err(catalog_refusal)?.into_iter().find(|(known, _)| *known == id);
+    Ok(Json(host_info(found.ok_or_else(|| Refusal::NotFound(format!("machine {host}")))?)))
 }
 
 /// Forget a machine and its deployments

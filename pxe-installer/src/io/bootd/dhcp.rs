@@ -6,11 +6,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use dhcproto::v4::{DhcpOption, Message, MessageType, OptionCode};
 use dhcproto::{Decodable as _, Decoder, Encodable as _};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::Type;
 use tokio::net::UdpSocket;
 use tokio::sync::Semaphore;
 
-use super::Bootd;
+use super::{Bootd, Interface, socket_on};
 use crate::boot::dhcp::{Asked, mac_of, understand};
 use crate::boot::leases::{LEASE_S, Leases};
 
@@ -27,15 +27,9 @@ fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
-/// A UDP socket on one interface only: what comes in on another is not ours to answer.
-fn open(interface: &str, port: u16) -> std::io::Result<UdpSocket> {
-    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
-    // Beside a DHCP server on this very host, whose socket is bound alike.
-    socket.set_reuse_address(true)?;
+fn open(interface: &Interface, port: u16) -> std::io::Result<UdpSocket> {
+    let socket = socket_on(interface, Ipv4Addr::UNSPECIFIED, port, Type::DGRAM)?;
     socket.set_broadcast(true)?;
-    socket.bind_device(Some(interface.as_bytes()))?;
-    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
-    socket.set_nonblocking(true)?;
     UdpSocket::from_std(socket.into())
 }
 
@@ -48,7 +42,7 @@ pub(super) struct Sockets {
 
 impl Sockets {
     pub(super) fn open(bootd: &Bootd) -> std::io::Result<Self> {
-        let name = &bootd.interface.name;
+        let name = &bootd.interface;
         Ok(Self {
             server: Arc::new(open(name, SERVER_PORT)?),
             boot: Arc::new(open(name, BOOT_PORT)?),
@@ -194,7 +188,7 @@ fn lend(bootd: &Bootd, leases: &Mutex<Leases>, message: &Message) -> Option<Mess
         }
         MessageType::Decline => {
             if let Some(DhcpOption::RequestedIpAddress(address)) = options.get(OptionCode::RequestedIpAddress) {
-                leases.decline(*address, now_s());
+                leases.decline(*address, mac, now_s());
             }
             return None;
         }

@@ -71,7 +71,9 @@ async fn fetch(bootd: &Bootd, source: &Source) -> anyhow::Result<()> {
         let _ = fs::remove_dir_all(&unpacked);
         fs::create_dir_all(&unpacked)?;
         for entry in bundle::unpack(&fs::read(&file)?)? {
-            fs::write(unpacked.join(&entry.name), &entry.bytes)?;
+            let path = unpacked.join(&entry.name);
+            fs::write(&path, &entry.bytes)?;
+            fs::File::open(&path)?.sync_all()?;
         }
         fs::remove_file(&file)?;
         fs::rename(&unpacked, &set).context("keep the boot set")?;

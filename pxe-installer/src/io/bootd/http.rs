@@ -8,15 +8,21 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use protocol::machine::Mac;
+use socket2::Type;
 use tokio::net::TcpListener;
 use tower_http::services::ServeDir;
 
-use super::{Bootd, files};
+use super::{Bootd, files, socket_on};
 use crate::boot::script;
 
-pub(super) async fn listen(bootd: &Bootd) -> std::io::Result<TcpListener> {
+/// Connections that wait to be answered.
+const BACKLOG: i32 = 256;
+
+pub(super) fn listen(bootd: &Bootd) -> std::io::Result<TcpListener> {
     let config = bootd.config();
-    TcpListener::bind((config.address, config.http_port)).await
+    let socket = socket_on(&bootd.interface, config.address, config.http_port, Type::STREAM)?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
 }
 
 pub(super) async fn serve(listener: TcpListener, bootd: Arc<Bootd>) -> std::io::Result<()> {

@@ -6,7 +6,7 @@ mod http;
 mod machines;
 mod tftp;
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -14,6 +14,7 @@ use anyhow::{Context as _, bail};
 use protocol::identity::Role;
 use protocol::io::credentials::{Credentials, file_of};
 use serde::{Deserialize, Serialize};
+use socket2::{Domain, Socket, Type};
 
 pub use machines::Machines;
 
@@ -67,6 +68,17 @@ fn interface(name: Option<&str>) -> anyhow::Result<Interface> {
             bail!("which network shall be served? Give --interface, one of {}", names.join(", "))
         }
     }
+}
+
+/// A socket on one interface only: what comes in on another is not ours to answer.
+fn socket_on(interface: &Interface, address: Ipv4Addr, port: u16, kind: Type) -> std::io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, kind, None)?;
+    // Beside a DHCP server on this very host, whose socket is bound alike; and after a restart.
+    socket.set_reuse_address(true)?;
+    socket.bind_device(Some(interface.name.as_bytes()))?;
+    socket.bind(&SocketAddr::from((address, port)).into())?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
 }
 
 /// A boot server.
@@ -142,8 +154,8 @@ impl Bootd {
     pub async fn serve(self) -> anyhow::Result<()> {
         let bootd = Arc::new(self);
         let dhcp = dhcp::Sockets::open(&bootd).context("listen for DHCP: is another DHCP server on this host?")?;
-        let tftp = tftp::listen(&bootd).await.context("listen for TFTP on UDP port 69")?;
-        let http = http::listen(&bootd).await.context("listen for HTTP")?;
+        let tftp = tftp::listen(&bootd).context("listen for TFTP on UDP port 69")?;
+        let http = http::listen(&bootd).context("listen for HTTP")?;
         let config = bootd.config();
         tracing::info!(interface = %bootd.interface.name, address = %config.address, http_port = config.http_port,
             dhcp = if config.is_proxy { "beside another server" } else { "the only server" }, "boot server serves");

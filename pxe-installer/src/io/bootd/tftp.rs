@@ -6,11 +6,12 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use socket2::Type;
 use tokio::net::UdpSocket;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Bootd, files};
+use super::{Bootd, files, socket_on};
 use crate::boot::script::{self, Asked};
 use crate::boot::tftp::{ErrorCode, Next, Request, Transfer, data_header, error};
 
@@ -67,8 +68,9 @@ async fn find(bootd: &Bootd, path: &str) -> Option<Contents> {
     }
 }
 
-pub(super) async fn listen(bootd: &Bootd) -> std::io::Result<UdpSocket> {
-    UdpSocket::bind((bootd.interface.address, PORT)).await
+pub(super) fn listen(bootd: &Bootd) -> std::io::Result<UdpSocket> {
+    let socket = socket_on(&bootd.interface, bootd.interface.address, PORT, Type::DGRAM)?;
+    UdpSocket::from_std(socket.into())
 }
 
 pub(super) async fn serve(socket: UdpSocket, bootd: Arc<Bootd>) {

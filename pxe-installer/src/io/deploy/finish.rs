@@ -187,11 +187,24 @@ fn leave_cloud_init(deployment: &Deployment, user_data: &str) -> anyhow::Result<
     write("var/lib/cloud/seed/nocloud/user-data", user_data, 0o600)
 }
 
+/// Have the kernel see the new partitions. udev may look at the disk at the same moment, which keeps it busy.
+fn read_table_again(disk: &str) -> anyhow::Result<()> {
+    let mut tries = 0;
+    loop {
+        tool("udevadm", &["settle", "--timeout=20"])?;
+        match tool("blockdev", &["--rereadpt", disk]) {
+            Ok(()) => return tool("udevadm", &["settle", "--timeout=20"]),
+            Err(error) if tries == 10 => return Err(error),
+            Err(_) => std::thread::sleep(std::time::Duration::from_millis(500)),
+        }
+        tries += 1;
+    }
+}
+
 /// Make a proven disk this machine's own.
 pub(super) fn finish(disk: &Path, deployment: &Deployment) -> anyhow::Result<()> {
     let shown = disk.display().to_string();
-    tool("blockdev", &["--rereadpt", &shown]).or_else(|_| tool("blockdev", &["--flushbufs", &shown]))?;
-    tool("udevadm", &["settle", "--timeout=20"])?;
+    read_table_again(&shown)?;
     grow_file_system(disk).context("let the last file system grow")?;
     let is_asked = deployment.hostname.is_some() || deployment.user_data.is_some() || deployment.stash.is_some();
     let Some(mounted) = mount_root(disk) else {

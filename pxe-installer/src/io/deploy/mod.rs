@@ -20,7 +20,7 @@ use protocol::io::stage::process_cpu;
 use protocol::message::boot::{DeployStage, Deployment, GetDeployment, Limit, Progress as Said, Told};
 use protocol::ticket::Ticket;
 
-use super::install::{Progress, install};
+use super::install::{Progress, Shortage, install};
 use super::source::Source;
 use super::target::{Consent, Target};
 use crate::disks::choose;
@@ -29,6 +29,10 @@ use crate::disks::choose;
 const SAY_EVERY: Duration = Duration::from_secs(2);
 /// How often a stopped installation asks what the admin says.
 const ASK_EVERY: Duration = Duration::from_secs(5);
+/// Tries when too few pieces can be had, before the admin is asked.
+const TRIES_WITHOUT_PIECES: u32 = 20;
+/// And the time between them.
+const AGAIN_AFTER: Duration = Duration::from_secs(15);
 /// A controller that restarts is waited for.
 const CONTROLLER_BACK_WITHIN: Duration = Duration::from_secs(300);
 
@@ -88,11 +92,20 @@ async fn ask<C: protocol::message::Call + Clone>(link: &Link, message: C) -> any
 pub async fn run(home: &Path) -> anyhow::Result<()> {
     let member = member(home).await.context("join the array")?;
     let link = Link::new(&member)?;
+    let mut short_of_pieces = 0;
     loop {
         let deployment = ask(&link, GetDeployment { facts: facts::of_this_machine() }).await?;
         say(&format!("this is {}; installs {}", deployment.host, deployment.image));
         let Err(error) = attempt(&link, &member, &deployment).await else { return Ok(()) };
         let why = format!("{error:#}");
+        // Stashes restart, move, and are busy; the disk keeps what is there.
+        if error.is::<Shortage>() && short_of_pieces < TRIES_WITHOUT_PIECES {
+            short_of_pieces += 1;
+            say(&format!("{why}\ncoe: trying again in {} s", AGAIN_AFTER.as_secs()));
+            tokio::time::sleep(AGAIN_AFTER).await;
+            continue;
+        }
+        short_of_pieces = 0;
         say(&format!("STOPPED: {why}"));
         say("nothing more happens here until the admin says `coe-ctl deploy retry` or `cancel`");
         let stopped = Said { stage: DeployStage::Stopped, stopped: Some(why), ..Said::default() };
@@ -112,7 +125,7 @@ pub async fn run(home: &Path) -> anyhow::Result<()> {
 async fn attempt(link: &Link, member: &Credentials, deployment: &Deployment) -> anyhow::Result<()> {
     let image = &deployment.image;
     let source = Source::open(member, image.name(), Some(image.tag().into())).await?;
-    let disks = scan::disks();
+    let disks = scan::disks().await;
     let disk = choose(&disks, &deployment.disk, source.root.disk_len).map_err(anyhow::Error::msg)?;
     say(&format!("disk {}", disk.describe()));
     let consent = Consent { wipe: deployment.wipe.then(|| disk.serial.clone()).flatten() };
@@ -152,18 +165,8 @@ async fn attempt(link: &Link, member: &Credentials, deployment: &Deployment) -> 
             ));
             let finishing = Said { stage: DeployStage::Finish, done: 1, total: 1, ..Said::default() };
             let _ = link.call(finishing).await;
-            let (deployment, path, layout) = (deployment.clone(), disk.path.clone(), source.root.disk.clone());
-            tokio::task::spawn_blocking(move || {
-                finish::finish(Path::new(&path), &deployment)?;
-                match boot_entry::make(Path::new(&path), &layout) {
-                    Ok(true) => say("boot entry made; the next start is from the disk"),
-                    Ok(false) => {}
-                    // Every image boots without one, from the path that firmware tries by itself.
-                    Err(error) => say(&format!("no boot entry made: {error:#}")),
-                }
-                Ok(())
-            })
-            .await?
+            let (deployment, path) = (deployment.clone(), disk.path.clone());
+            tokio::task::spawn_blocking(move || finish::finish(Path::new(&path), &deployment)).await?
         }
         Err(error) => Err(error),
     };
@@ -172,7 +175,21 @@ async fn attempt(link: &Link, member: &Credentials, deployment: &Deployment) -> 
         source.report(report).await;
         return Err(error);
     }
-    source.report(report).await;
+    // Until the controller knows, it would install this machine again at its next start, over whatever somebody did on it by then.
+    while let Err(error) = source.deliver(report.clone()).await {
+        if matches!(error, CallError::Refused(_)) {
+            return Err(error.into());
+        }
+        say("installed, but the controller does not hear it; waiting for it");
+        tokio::time::sleep(ASK_EVERY).await;
+    }
+    let (path, layout) = (disk.path.clone(), source.root.disk.clone());
+    match tokio::task::spawn_blocking(move || boot_entry::make(Path::new(&path), &layout)).await? {
+        Ok(true) => say("boot entry made; the next start is from the disk"),
+        Ok(false) => {}
+        // Every image boots without one, from the path that firmware tries by itself.
+        Err(error) => say(&format!("no boot entry made: {error:#}")),
+    }
     say("installed; starting the machine from its disk");
     Ok(())
 }
@@ -221,6 +238,11 @@ impl Teller {
         say(&format!("{stage} {percent:>3}%  {:.0} MB/s, limited by {limit}", rate / 1e6));
         // The installation does not wait for whoever listens.
         let told = tokio::time::timeout(Duration::from_secs(1), link.call(said)).await;
-        told.ok()?.ok().map(|(told, _)| told)
+        match told.ok()? {
+            Ok((told, _)) => Some(told),
+            // The machine or its deployment was forgotten.
+            Err(CallError::Refused(_)) => Some(Told::Cancelled),
+            Err(_) => None,
+        }
     }
 }

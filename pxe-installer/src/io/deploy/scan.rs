@@ -3,8 +3,14 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::disks::{DiskFacts, mark_multipath};
+
+/// Time without a new disk.
+const QUIET: Duration = Duration::from_secs(3);
+/// And at least so many seconds after the kernel's start.
+const UP_S: u64 = 15;
 
 /// What is not a disk although it is a block device.
 const NOT_DISKS: [&str; 8] = ["loop", "ram", "zram", "sr", "fd", "dm-", "md", "nbd"];
@@ -41,6 +47,10 @@ fn disk(sys: &Path) -> Option<DiskFacts> {
     if NOT_DISKS.iter().any(|not| name.starts_with(not)) || !sys.join("device").exists() {
         return None;
     }
+    // One path of several to an NVMe disk, which the kernel shows as one.
+    if text(sys.join("hidden")).as_deref() == Some("1") {
+        return None;
+    }
     // eMMC has hardware partitions for booting and for secrets, which are no disks.
     if name.contains("boot") || name.contains("rpmb") {
         return None;
@@ -68,8 +78,22 @@ fn disk(sys: &Path) -> Option<DiskFacts> {
     })
 }
 
-/// All disks, in the order of their names.
-pub(super) fn disks() -> Vec<DiskFacts> {
+/// All disks, once none has appeared for a while: a controller may take its time, and the disk that comes late may be the one that is
+/// meant, or make the choice a doubt.
+pub(super) async fn disks() -> Vec<DiskFacts> {
+    let mut before = scan();
+    loop {
+        tokio::time::sleep(QUIET).await;
+        let now = scan();
+        let up_s = text("/proc/uptime").and_then(|t| t.split('.').next()?.parse::<u64>().ok()).unwrap_or(u64::MAX);
+        if now == before && up_s >= UP_S {
+            return now;
+        }
+        before = now;
+    }
+}
+
+fn scan() -> Vec<DiskFacts> {
     let mut found: Vec<DiskFacts> =
         fs::read_dir("/sys/block").into_iter().flatten().flatten().filter_map(|e| disk(&e.path())).collect();
     found.sort_by(|a, b| a.path.cmp(&b.path));
