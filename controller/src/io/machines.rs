@@ -11,7 +11,7 @@ use protocol::identity::{Identity, Role};
 use protocol::machine::{Facts, Mac};
 use protocol::message::Refusal;
 use protocol::message::boot::{
-    AskBoot, BootOrder, BootTicket, Deployment, GetDeployment, Progress, StashJoin, TakeBoot, Told,
+    AskBoot, BOOT_IMAGE, BootOrder, BootTicket, Deployment, GetDeployment, Progress, StashJoin, TakeBoot, Told,
 };
 use protocol::ticket::{Ticket, secret_hash};
 
@@ -29,9 +29,6 @@ const NOTED_EVERY_S: u64 = 60;
 const INSTALL_TICKET_S: u64 = 15 * 60;
 /// A right to join, from the installation to the machine's first start.
 const STASH_TICKET_S: u64 = 7 * 24 * 3600;
-
-/// The image that holds boot files; a boot server may have no other.
-pub const BOOT_IMAGE: &str = "coe-boot";
 
 /// How far an installation is, as it last said.
 #[derive(Clone)]

@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::machine::Facts;
 
+/// The image that holds boot files; a boot server may have no other.
+pub const BOOT_IMAGE: &str = "coe-boot";
+
 /// A machine asks to boot from the network. Has it anything to do?
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AskBoot {

@@ -6,6 +6,7 @@
 use std::net::Ipv4Addr;
 
 use dhcproto::v4::{DhcpOption, Flags, HType, Message, MessageType, Opcode, OptionCode};
+use dhcproto::{Decodable as _, Decoder};
 use protocol::machine::{Facts, Firmware, Mac, Uuid};
 
 /// The file that each kind of firmware loads.
@@ -60,6 +61,50 @@ pub struct Asked {
     pub client: Client,
     /// Who it is.
     pub facts: Facts,
+}
+
+/// Bytes in front of the options: the fixed part and the magic cookie (RFC 2131, 2; RFC 2132, 2).
+const FIXED_LEN: usize = 240;
+/// Options that are looked at, and the lengths that they can have. All others are left out before a message is decoded: `dhcproto`
+/// panics on some lengths and values of options that nobody needs here.
+const KNOWN: &[(u8, std::ops::RangeInclusive<u8>)] = &[
+    // Requested address, message type, server, parameter list, largest message, class, client id.
+    (50, 4..=4),
+    (53, 1..=1),
+    (54, 4..=4),
+    (55, 1..=255),
+    (57, 2..=2),
+    (60, 1..=255),
+    (61, 2..=255),
+    // User class, architecture, network interface, machine.
+    (77, 1..=255),
+    (93, 2..=2),
+    (94, 3..=3),
+    (97, 17..=17),
+];
+
+/// A message from its packet; nothing from noise.
+#[must_use]
+pub fn decode(packet: &[u8]) -> Option<Message> {
+    let (fixed, mut rest) = packet.split_at_checked(FIXED_LEN)?;
+    let mut clean = fixed.to_vec();
+    while let [code, after @ ..] = rest {
+        match (*code, after) {
+            (0, _) => rest = after,
+            (255, _) => break,
+            (code, [len, value @ ..]) => {
+                let (value, after) = value.split_at_checked(usize::from(*len))?;
+                if KNOWN.iter().any(|(known, lengths)| *known == code && lengths.contains(len)) {
+                    clean.extend_from_slice(&[code, *len]);
+                    clean.extend_from_slice(value);
+                }
+                rest = after;
+            }
+            (_, []) => return None,
+        }
+    }
+    clean.push(255);
+    Message::decode(&mut Decoder::new(&clean)).ok()
 }
 
 /// The Ethernet address that a message is from.
@@ -226,8 +271,8 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dhcproto::Encodable as _;
     use dhcproto::v4::Architecture;
-    use dhcproto::{Decodable as _, Decoder, Encodable as _};
 
     fn config(is_proxy: bool, uefi: UefiLoader, uki: bool) -> Config {
         let mut files: Vec<String> =
@@ -302,6 +347,20 @@ mod tests {
     }
 
     #[test]
+    fn options_that_nobody_needs_cannot_hurt() {
+        let good = ask(MessageType::Discover, b"PXEClient", 0, false).to_vec().unwrap();
+        // A classless route with a prefix of 200 bits; a name of one byte; a length beyond the end.
+        for (options, is_fine) in [(&[121, 5, 200, 1, 1, 1, 1][..], true), (&[81, 1, 0], true), (&[12, 200, 1], false)]
+        {
+            let packet = [&good[..good.len() - 1], options].concat();
+            assert_eq!(decode(&packet).is_some_and(|m| understand(&m).is_some()), is_fine, "{options:?}");
+        }
+        let mut long_address = good;
+        long_address[2] = 200;
+        assert!(decode(&long_address).is_none_or(|m| understand(&m).is_none()));
+    }
+
+    #[test]
     fn other_messages_are_not_understood() {
         assert_eq!(understand(&ask(MessageType::Discover, b"MSFT 5.0", 0, false)), None);
         let mut reply = ask(MessageType::Discover, b"PXEClient", 0, false);
@@ -321,13 +380,16 @@ mod tests {
             with: u8,
         ) {
             let config = config(true, UefiLoader::Auto, true);
-            // Noise, and a good packet that was damaged.
+            // Noise, noise behind a good beginning, and a good packet that was damaged.
             let mut damaged = ask(MessageType::Discover, b"PXEClient:Arch:00007", 7, true).to_vec().unwrap();
             let len = damaged.len();
             damaged[at % len] = with;
             damaged.truncate(len.saturating_sub(cut / 8));
-            for packet in [bytes, damaged] {
-                if let Ok(message) = Message::decode(&mut Decoder::new(&packet))
+            let mut good = ask(MessageType::Discover, b"PXEClient", 0, false).to_vec().unwrap();
+            good.truncate(FIXED_LEN);
+            good.extend_from_slice(&bytes);
+            for packet in [bytes, good, damaged] {
+                if let Some(message) = decode(&packet)
                     && let Some(asked) = understand(&message)
                     && let Ok(file) = config.boot_file(&asked)
                 {

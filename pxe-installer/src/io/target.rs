@@ -53,7 +53,8 @@ fn sys_folder(rdev: u64) -> PathBuf {
     fs::canonicalize(format!("/sys/dev/block/{major}:{minor}")).unwrap_or_default()
 }
 
-fn sys_text(path: &Path) -> Option<String> {
+/// What a file below `/sys` says; `None` for one that is missing or empty.
+pub(super) fn sys_text(path: &Path) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
     Some(text.trim().to_string()).filter(|t| !t.is_empty())
 }

@@ -5,13 +5,14 @@ mod network;
 mod scenarios;
 mod vm;
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum as _};
 
 use crate::fleet::{Fleet, Plan};
 use crate::{coe_image, netboot, setup, shell};
@@ -36,6 +37,8 @@ const INSIDE: &str = "COE_LAB_INSIDE";
 pub enum LabCommand {
     /// Run scenarios
     Test(Test),
+    /// Start machines, and leave them to you
+    Up(Up),
 }
 
 /// Run scenarios, each from power-on to the installed system's own word
@@ -49,6 +52,20 @@ pub struct Test {
     /// Work in this folder, and keep it
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+}
+
+/// Start the network, an array, a boot server, and some machines with empty disks; say how to watch; stop when interrupted
+#[derive(Args)]
+pub struct Up {
+    /// Machines
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=4))]
+    machines: u8,
+    /// Their firmware
+    #[arg(long, value_enum, default_value = "bios")]
+    firmware: Firmware,
+    /// Work in this folder
+    #[arg(long, value_name = "DIR", default_value = "/tmp/coe-lab")]
+    dir: PathBuf,
 }
 
 /// Which DHCP server the machines find.
@@ -211,14 +228,68 @@ pub fn check() -> anyhow::Result<()> {
     Test { scenarios: Vec::new(), list: false, dir: None }.run()
 }
 
+/// Build the network, and run this very program in it.
+fn inside(args: &[OsString]) -> anyhow::Result<()> {
+    if !setup::is_root() {
+        bail!("the lab makes network namespaces, and needs root for that");
+    }
+    prepare()?;
+    let _network = network::Network::build()?;
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", network::NAMESPACE]).arg(std::env::current_exe()?).arg("lab").args(args);
+    shell::run(command.env(INSIDE, "1"))
+}
+
+impl Up {
+    fn run(&self) -> anyhow::Result<()> {
+        if std::env::var_os(INSIDE).is_none() {
+            fs::create_dir_all(&self.dir)?;
+            let firmware = self.firmware.to_possible_value().context("a firmware")?;
+            let (machines, dir) = (self.machines.to_string(), fs::canonicalize(&self.dir)?);
+            let args = ["up", "--machines", &machines, "--firmware", firmware.get_name(), "--dir"];
+            let mut args: Vec<OsString> = args.iter().map(OsString::from).collect();
+            args.push(dir.into_os_string());
+            return inside(&args);
+        }
+        let _ = fs::remove_dir_all(&self.dir);
+        fs::create_dir_all(&self.dir)?;
+        let mut lab = Lab::start(&self.dir)?;
+        lab.serve(if self.firmware == Firmware::SecureBoot { Dhcp::Own } else { Dhcp::Foreign })?;
+        let mut plans = Vec::new();
+        for number in 1..=self.machines {
+            plans.push(lab.machine(&format!("pc-{number}"), self.firmware).disk(scenarios::DISK_LEN)?);
+        }
+        let (dir, bin) = (self.dir.display(), lab.bin.display());
+        println!("\nIn another terminal, as root:");
+        println!("  export COE_HOME={dir}/array/home PATH={bin}:$PATH");
+        println!("  alias lab='ip netns exec {}'", network::NAMESPACE);
+        println!(
+            "  lab coe-ctl host list; lab coe-ctl host approve host-1; lab coe-ctl deploy micro:1 --host host-1 --hostname lab-01"
+        );
+        println!("  lab coe-ctl deploy watch; tail -f {dir}/bootd.log; lab tcpdump -i {}", network::BRIDGE);
+        plans.iter().for_each(|vm| println!("  tail -f {dir}/{}.serial     # its console", vm.name));
+        println!("A machine with nothing to do is started again every minute. Ctrl-C ends everything.");
+        loop {
+            let running: Vec<Vm> = plans.iter().map(VmPlan::start).collect::<anyhow::Result<_>>()?;
+            let start = Instant::now();
+            // Whoever installs is left alone; the others have found an empty disk by now.
+            while start.elapsed() < Duration::from_secs(60) || running.iter().any(|vm| vm.console().contains("coe: ")) {
+                std::thread::sleep(Duration::from_secs(1));
+            }
+        }
+    }
+}
+
 impl LabCommand {
     /// Run it.
     ///
     /// # Errors
     /// If a scenario fails, or the lab cannot be built.
     pub fn run(&self) -> anyhow::Result<()> {
-        let Self::Test(test) = self;
-        test.run()
+        match self {
+            Self::Test(test) => test.run(),
+            Self::Up(up) => up.run(),
+        }
     }
 }
 
@@ -238,19 +309,13 @@ impl Test {
         if std::env::var_os(INSIDE).is_some() {
             return self.run_inside();
         }
-        if !setup::is_root() {
-            bail!("the lab makes network namespaces, and needs root for that");
-        }
-        prepare()?;
-        let _network = network::Network::build()?;
-        let mut inside = Command::new("ip");
-        inside.args(["netns", "exec", network::NAMESPACE]).arg(std::env::current_exe()?).args(["lab", "test"]);
-        inside.args(&self.scenarios).env(INSIDE, "1");
+        let mut args = vec![OsString::from("test")];
+        args.extend(self.scenarios.iter().map(OsString::from));
         if let Some(dir) = &self.dir {
             fs::create_dir_all(dir)?;
-            inside.arg("--dir").arg(fs::canonicalize(dir)?);
+            args.extend(["--dir".into(), fs::canonicalize(dir)?.into_os_string()]);
         }
-        shell::run(&mut inside)
+        inside(&args)
     }
 
     fn run_inside(&self) -> anyhow::Result<()> {

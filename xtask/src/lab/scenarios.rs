@@ -10,7 +10,7 @@ use super::{Dhcp, Firmware, Lab, VmPlan};
 
 const MIB: u64 = 1 << 20;
 /// Larger than the image: its table must be fitted.
-const DISK_LEN: u64 = 1024 * MIB;
+pub const DISK_LEN: u64 = 1024 * MIB;
 
 /// A scenario.
 pub struct Scenario {

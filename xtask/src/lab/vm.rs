@@ -14,7 +14,7 @@ use crate::sample;
 const SLOWNESS: u64 = 3;
 
 /// What starts the machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Firmware {
     /// SeaBIOS, and QEMU's iPXE on the network card.
     Bios,

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use images::bundle::{BundleFile, pack};
+use protocol::message::boot::BOOT_IMAGE;
 
 use super::Common;
 use super::publish::Publish;
-use crate::io::machines::BOOT_IMAGE;
 
 /// What a boot server cannot do without.
 const REQUIRED: [&str; 2] = ["vmlinuz", "initrd.img"];

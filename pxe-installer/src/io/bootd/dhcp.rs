@@ -4,14 +4,14 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use dhcproto::Encodable as _;
 use dhcproto::v4::{DhcpOption, Message, MessageType, OptionCode};
-use dhcproto::{Decodable as _, Decoder, Encodable as _};
 use socket2::Type;
 use tokio::net::UdpSocket;
 use tokio::sync::Semaphore;
 
 use super::{Bootd, Interface, socket_on};
-use crate::boot::dhcp::{Asked, mac_of, understand};
+use crate::boot::dhcp::{Asked, decode, mac_of, understand};
 use crate::boot::leases::{LEASE_S, Leases};
 
 const SERVER_PORT: u16 = 67;
@@ -60,7 +60,7 @@ impl Sockets {
                 else => return,
             };
             // Noise gets nothing.
-            let Ok(message) = Message::decode(&mut Decoder::new(packet)) else { continue };
+            let Some(message) = decode(packet) else { continue };
             let Ok(slot) = slots.clone().try_acquire_owned() else { continue };
             let (bootd, socket, leases) = (bootd.clone(), socket.clone(), self.leases.clone());
             let is_boot_port = Arc::ptr_eq(&socket, &self.boot);

@@ -9,14 +9,13 @@ use std::time::Duration;
 use anyhow::Context as _;
 use images::bundle;
 use images::disk::Grow;
+use protocol::message::boot::BOOT_IMAGE;
 
 use super::Bootd;
 use crate::io::install::install;
 use crate::io::source::Source;
 use crate::io::target::{Consent, Target};
 
-/// The image that holds boot files.
-const BOOT_IMAGE: &str = "coe-boot";
 /// How often a newer boot set is looked for.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 /// How often, until there is one.

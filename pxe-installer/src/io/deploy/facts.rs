@@ -5,9 +5,7 @@ use std::path::Path;
 
 use protocol::machine::{Facts, Firmware, Mac};
 
-fn text(path: impl AsRef<Path>) -> Option<String> {
-    fs::read_to_string(path).ok().map(|t| t.trim().to_string()).filter(|t| !t.is_empty())
-}
+use crate::io::target::sys_text;
 
 fn firmware() -> Firmware {
     if !Path::new("/sys/firmware/efi").exists() {
@@ -26,13 +24,13 @@ fn macs() -> Vec<Mac> {
     let cards = fs::read_dir("/sys/class/net").into_iter().flatten().flatten().map(|e| e.path());
     cards
         .filter(|card| card.join("device").exists())
-        .filter_map(|card| text(card.join("address"))?.parse().ok())
+        .filter_map(|card| sys_text(&card.join("address"))?.parse().ok())
         .collect()
 }
 
 /// Everything.
 pub(super) fn of_this_machine() -> Facts {
-    let dmi = |name: &str| text(Path::new("/sys/class/dmi/id").join(name));
+    let dmi = |name: &str| sys_text(&Path::new("/sys/class/dmi/id").join(name));
     let product: Vec<String> = ["sys_vendor", "product_name"].iter().filter_map(|n| dmi(n)).collect();
     Facts {
         uuid: dmi("product_uuid").and_then(|u| u.parse().ok()),

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::disks::{DiskFacts, mark_multipath};
+use crate::io::target::sys_text;
 
 /// Time without a new disk.
 const QUIET: Duration = Duration::from_secs(3);
@@ -14,10 +15,6 @@ const UP_S: u64 = 15;
 
 /// What is not a disk although it is a block device.
 const NOT_DISKS: [&str; 8] = ["loop", "ram", "zram", "sr", "fd", "dm-", "md", "nbd"];
-
-fn text(path: impl AsRef<Path>) -> Option<String> {
-    fs::read_to_string(path).ok().map(|t| t.trim().to_string()).filter(|t| !t.is_empty())
-}
 
 /// Signatures of disks that are parts of something larger: (offset from the start, or from the end where negative; bytes; what).
 const SIGNATURES: &[(i64, &[u8], &str)] = &[
@@ -48,22 +45,22 @@ fn disk(sys: &Path) -> Option<DiskFacts> {
         return None;
     }
     // One path of several to an NVMe disk, which the kernel shows as one.
-    if text(sys.join("hidden")).as_deref() == Some("1") {
+    if sys_text(&sys.join("hidden")).as_deref() == Some("1") {
         return None;
     }
     // eMMC has hardware partitions for booting and for secrets, which are no disks.
     if name.contains("boot") || name.contains("rpmb") {
         return None;
     }
-    let len = text(sys.join("size"))?.parse::<u64>().ok()? * 512;
+    let len = sys_text(&sys.join("size"))?.parse::<u64>().ok()? * 512;
     if len == 0 {
         return None;
     }
     let path = format!("/dev/{name}");
-    let is = |file: &str| text(sys.join(file)).as_deref() == Some("1");
+    let is = |file: &str| sys_text(&sys.join(file)).as_deref() == Some("1");
     let real = fs::canonicalize(sys).unwrap_or_default().to_string_lossy().into_owned();
-    let is_card = text(sys.join("device/type")).as_deref() == Some("SD");
-    let first = |names: &[&str]| names.iter().find_map(|n| text(sys.join(n)));
+    let is_card = sys_text(&sys.join("device/type")).as_deref() == Some("SD");
+    let first = |names: &[&str]| names.iter().find_map(|n| sys_text(&sys.join(n)));
     let holders = fs::read_dir(sys.join("holders")).into_iter().flatten().flatten().next();
     let held = holders.map(|h| format!("in use by {}", h.file_name().to_string_lossy()));
     Some(DiskFacts {
@@ -85,7 +82,9 @@ pub(super) async fn disks() -> Vec<DiskFacts> {
     loop {
         tokio::time::sleep(QUIET).await;
         let now = scan();
-        let up_s = text("/proc/uptime").and_then(|t| t.split('.').next()?.parse::<u64>().ok()).unwrap_or(u64::MAX);
+        let up_s = sys_text(Path::new("/proc/uptime"))
+            .and_then(|t| t.split('.').next()?.parse::<u64>().ok())
+            .unwrap_or(u64::MAX);
         if now == before && up_s >= UP_S {
             return now;
         }
