@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
+use images::ContentDigest;
 use images::disk::{Grow, Patch, Table, fit_gpt};
 use images::fragment::assemble;
 use images::limits::SPAN_LEN;
@@ -141,6 +142,8 @@ struct Work {
     resumed: AtomicU64,
     rebuilt: AtomicU64,
     proof: Arc<Proof>,
+    /// Contents to mark the disk with before the first of them is written; nothing is written where no piece can be had.
+    unmarked: Mutex<Option<ContentDigest>>,
     grow: Grow,
     progress: Arc<Progress>,
 }
@@ -181,6 +184,7 @@ async fn install_and_note(
         resumed: AtomicU64::new(0),
         rebuilt: AtomicU64::new(0),
         proof,
+        unmarked: Mutex::default(),
         grow,
         progress,
     });
@@ -252,7 +256,7 @@ async fn run(source: &Source, work: &Arc<Work>) -> anyhow::Result<Times> {
         }
         // A smaller image would not overwrite the mark.
         if source.root.disk_len >= FIRST_LEN {
-            work.target.mark(&content).context("mark the disk")?;
+            *work.unmarked.lock().unwrap_or_else(PoisonError::into_inner) = Some(content);
         }
     }
     tokio::try_join!(fetch_all(source, work, &proven), work.proof.keep_up())?;
@@ -395,6 +399,13 @@ impl Work {
         let plain = plain.with_context(|| format!("open segment {}", entry.id.short()))?;
         if plain.data.len() != entry.data_len as usize {
             bail!("segment {} is shorter than its manifest says", entry.id.short());
+        }
+        {
+            let mut unmarked = self.unmarked.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(content) = &*unmarked {
+                self.target.mark(content).context("mark the disk")?;
+                *unmarked = None;
+            }
         }
         self.stages
             .write
