@@ -235,8 +235,10 @@ fn inside(args: &[OsString]) -> anyhow::Result<()> {
     }
     prepare()?;
     let _network = network::Network::build()?;
+    // By number: cargo may have put another program in this one's place since it was started.
+    let this = format!("/proc/{}/exe", std::process::id());
     let mut command = Command::new("ip");
-    command.args(["netns", "exec", network::NAMESPACE]).arg(std::env::current_exe()?).arg("lab").args(args);
+    command.args(["netns", "exec", network::NAMESPACE, &this, "lab"]).args(args);
     shell::run(command.env(INSIDE, "1"))
 }
 
