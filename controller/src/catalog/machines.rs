@@ -3,7 +3,7 @@
 use images::{NodeId, wire};
 use redb::{ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction};
 
-use super::{Catalog, CatalogError, Change, Result};
+use super::{Catalog, CatalogError, Change, Result, rows};
 use crate::deploy::{AutoApprove, DeployRecord};
 use crate::hosts::HostRecord;
 
@@ -26,27 +26,12 @@ pub(super) fn create_all(transaction: &WriteTransaction) -> Result<()> {
 }
 
 impl Catalog {
-    fn numbered<R: serde::de::DeserializeOwned>(
-        &self,
-        table: TableDefinition<'_, u32, &'static [u8]>,
-    ) -> Result<Vec<(u32, R)>> {
-        let read = self.0.begin_read()?;
-        let table = read.open_table(table)?;
-        table
-            .iter()?
-            .map(|row| {
-                let (key, value) = row?;
-                Ok((key.value(), wire::decode(value.value())?))
-            })
-            .collect()
-    }
-
     /// All machines.
     ///
     /// # Errors
     /// [`CatalogError`].
     pub fn hosts(&self) -> Result<Vec<(u32, HostRecord)>> {
-        self.numbered(HOSTS)
+        self.all(HOSTS)
     }
 
     /// All deployments, the oldest first.
@@ -54,7 +39,7 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError`].
     pub fn deployments(&self) -> Result<Vec<(u32, DeployRecord)>> {
-        self.numbered(DEPLOYMENTS)
+        self.all(DEPLOYMENTS)
     }
 
     /// A deployment.
@@ -90,14 +75,7 @@ impl Change<'_> {
     /// # Errors
     /// [`CatalogError`].
     pub fn hosts(&self) -> Result<Vec<(u32, HostRecord)>> {
-        let table = self.0.open_table(HOSTS)?;
-        table
-            .iter()?
-            .map(|row| {
-                let (key, value) = row?;
-                Ok((key.value(), wire::decode(value.value())?))
-            })
-            .collect()
+        rows(&self.0.open_table(HOSTS)?)
     }
 
     /// Change what is known of a machine.

@@ -70,6 +70,23 @@ pub struct NewSegment {
     pub holders: Vec<NodeId>,
 }
 
+/// A key that is its own value, borrowed from nothing.
+trait PlainKey: redb::Key + for<'a> redb::Value<SelfType<'a> = Self> + 'static {}
+impl<K: redb::Key + for<'a> redb::Value<SelfType<'a> = K> + 'static> PlainKey for K {}
+
+/// All rows of a table, decoded.
+fn rows<K: PlainKey, R: serde::de::DeserializeOwned>(
+    table: &impl redb::ReadableTable<K, &'static [u8]>,
+) -> Result<Vec<(K, R)>> {
+    table
+        .iter()?
+        .map(|row| {
+            let (key, value) = row?;
+            Ok((key.value(), wire::decode(value.value())?))
+        })
+        .collect()
+}
+
 impl Catalog {
     /// Use a database; its tables are made if they are missing.
     ///
@@ -107,19 +124,11 @@ impl Catalog {
         Ok(found)
     }
 
-    fn all<const N: usize, R: serde::de::DeserializeOwned>(
+    fn all<K: PlainKey, R: serde::de::DeserializeOwned>(
         &self,
-        table: redb::TableDefinition<'_, [u8; N], &'static [u8]>,
-    ) -> Result<Vec<([u8; N], R)>> {
-        let read = self.0.begin_read()?;
-        let table = read.open_table(table)?;
-        table
-            .iter()?
-            .map(|row| {
-                let (key, value) = row?;
-                Ok((key.value(), wire::decode(value.value())?))
-            })
-            .collect()
+        table: redb::TableDefinition<'_, K, &'static [u8]>,
+    ) -> Result<Vec<(K, R)>> {
+        rows(&self.0.begin_read()?.open_table(table)?)
     }
 
     /// An image.
@@ -218,15 +227,7 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError`].
     pub fn groups(&self) -> Result<BTreeMap<GroupId, GroupRecord>> {
-        let read = self.0.begin_read()?;
-        let table = read.open_table(GROUPS)?;
-        table
-            .iter()?
-            .map(|row| {
-                let (key, value) = row?;
-                Ok((GroupId(key.value()), wire::decode(value.value())?))
-            })
-            .collect()
+        Ok(self.all(GROUPS)?.into_iter().map(|(id, group)| (GroupId(id), group)).collect())
     }
 
     /// What must be deleted, at whom.
