@@ -38,7 +38,11 @@ pub const ALL: &[Scenario] = &[
         run: unsigned_refused,
     },
     Scenario { name: "unapproved", what: "a machine that nobody approved gets nothing", run: unapproved },
-    Scenario { name: "two-disks", what: "two disks: refuses, and goes on once the admin says which", run: two_disks },
+    Scenario {
+        name: "two-disks",
+        what: "two disks: refuses, names both, writes nothing, and obeys a cancel",
+        run: two_disks,
+    },
     Scenario { name: "power-cut", what: "power cut in the middle; resumed", run: power_cut },
     Scenario { name: "write-errors", what: "a disk with write errors: reported, not installed", run: write_errors },
     Scenario { name: "stashes-die", what: "as many stashes as may be lost are killed in the middle", run: stashes_die },
