@@ -9,6 +9,14 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Mac(pub [u8; 6]);
 
+impl Mac {
+    /// `52-54-00-12-34-56`, for paths and kernel options.
+    #[must_use]
+    pub fn dashed(self) -> String {
+        self.to_string().replace(':', "-")
+    }
+}
+
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, g] = self.0;
@@ -58,6 +66,12 @@ impl Uuid {
         bytes[4..6].reverse();
         bytes[6..8].reverse();
         Self(bytes)
+    }
+
+    /// The same, the other way round.
+    #[must_use]
+    pub fn to_wire(self) -> [u8; 16] {
+        Self::from_wire(self.0).0
     }
 
     /// Whether two are one machine's. Firmware from before SMBIOS 2.6 disagrees with the kernel about the order of bytes.

@@ -50,6 +50,8 @@ pub enum Client {
     Http64,
     /// iPXE, whatever started it.
     Ipxe,
+    /// The installer, started from a signed file that is the same for all machines: it asks where its ticket is.
+    Installer,
     /// Firmware that there is nothing for.
     Unknown(u16),
 }
@@ -63,6 +65,8 @@ pub struct Asked {
     pub facts: Facts,
 }
 
+/// How the installer calls itself (option 77, user class).
+pub const INSTALLER_CLASS: &[u8] = b"coe-installer";
 /// Bytes in front of the options: the fixed part and the magic cookie (RFC 2131, 2; RFC 2132, 2).
 const FIXED_LEN: usize = 240;
 /// Options that are looked at, and the lengths that they can have. All others are left out before a message is decoded: `dhcproto`
@@ -76,7 +80,8 @@ const KNOWN: &[(u8, std::ops::RangeInclusive<u8>)] = &[
     (57, 2..=2),
     (60, 1..=255),
     (61, 2..=255),
-    // User class, architecture, network interface, machine.
+    // Boot file, user class, architecture, network interface, machine.
+    (67, 1..=255),
     (77, 1..=255),
     (93, 2..=2),
     (94, 3..=3),
@@ -146,13 +151,15 @@ pub fn understand(message: &Message) -> Option<Asked> {
         },
         _ => None,
     };
-    let is_ipxe = match options.get(OptionCode::UserClass) {
-        Some(DhcpOption::UserClass(class)) => class.windows(4).any(|w| w == b"iPXE"),
-        _ => false,
+    let class = match options.get(OptionCode::UserClass) {
+        Some(DhcpOption::UserClass(class)) => class.as_slice(),
+        _ => &[],
     };
+    let is_of = |user: &[u8]| class.windows(user.len()).any(|w| w == user);
     // Architectures: IANA, "Processor Architecture Types".
-    let client = match (is_ipxe, arch) {
+    let client = match (is_of(b"iPXE"), arch) {
         (true, _) => Client::Ipxe,
+        _ if is_of(INSTALLER_CLASS) => Client::Installer,
         (_, 0) => Client::Bios,
         (_, 7 | 9) => Client::Uefi64,
         (_, 11) => Client::UefiArm64,
@@ -181,17 +188,22 @@ impl Config {
     /// # Errors
     /// Says why there is none.
     pub fn boot_file(&self, asked: &Asked) -> Result<String, &'static str> {
-        let mac = asked.facts.macs.first().map(ToString::to_string).unwrap_or_default().replace(':', "-");
+        let mac = asked.facts.macs.first().map(|mac| mac.dashed()).unwrap_or_default();
         let uki = self.has("uki.efi");
         let name = match asked.client {
             Client::Ipxe => return Ok(self.url(&format!("host/{mac}/boot.ipxe"))),
+            Client::Installer => return Ok(self.url(&format!("host/{mac}/options"))),
             Client::Bios => self.has("undionly.kpxe"),
             Client::UefiArm64 => self.has("shimaa64.efi"),
             Client::Http64 => {
-                return uki
-                    .or(self.has("snponly.efi"))
+                let name = match self.uefi {
+                    UefiLoader::Uki => uki,
+                    UefiLoader::Ipxe => self.has("snponly.efi"),
+                    UefiLoader::Auto | UefiLoader::Shim => uki.or(self.has("snponly.efi")),
+                };
+                return name
                     .map(|name| self.url(&format!("boot/{name}")))
-                    .ok_or("no uki.efi and no snponly.efi");
+                    .ok_or("the boot set has no uki.efi and no snponly.efi");
             }
             Client::Uefi64 => match self.uefi {
                 UefiLoader::Shim => self.has("shimx64.efi"),
@@ -316,6 +328,8 @@ mod tests {
             (PXE, 6, false, true, Auto, false, None),
             (HTTP, 16, false, true, Auto, false, Some("http://10.0.0.1:7480/boot/snponly.efi")),
             (HTTP, 16, false, true, Auto, true, Some("http://10.0.0.1:7480/boot/uki.efi")),
+            (HTTP, 16, false, true, Ipxe, true, Some("http://10.0.0.1:7480/boot/snponly.efi")),
+            (HTTP, 16, false, true, Uki, false, None),
         ];
         for (class, arch, is_ipxe, is_proxy, uefi, uki, want) in table {
             let asked = understand(&ask(MessageType::Discover, class, *arch, *is_ipxe)).unwrap();

@@ -3,14 +3,20 @@
 use protocol::machine::Mac;
 use protocol::message::boot::BootTicket;
 
+/// What the installer's kernel is told on every machine. A signed kernel is told the same, by `cargo xtask netboot --sign`.
+const FOR_ALL: &str = include_str!("../../initramfs/kernel-options").trim_ascii();
+
+/// What one machine's installer is told: options of the kernel's command line, or, where that is signed and the same for all, what
+/// the installer fetches.
+#[must_use]
+pub fn options(ticket: &BootTicket) -> String {
+    let rescue = if ticket.rescue { " coe.rescue=1" } else { "" };
+    format!("coe.time={} coe.ticket={}{rescue}", ticket.unix_s, ticket.ticket)
+}
+
 /// The kernel's command line. `net.ifnames=0` is left out on purpose: names do not matter, BOOTIF does.
 fn command_line(mac: Mac, ticket: &BootTicket) -> String {
-    let rescue = if ticket.rescue { " coe.rescue=1" } else { "" };
-    let mac = mac.to_string().replace(':', "-");
-    format!(
-        "console=tty0 console=ttyS0,115200 quiet panic=60 scsi_mod.scan=sync BOOTIF=01-{mac} coe.time={} coe.ticket={}{rescue}",
-        ticket.unix_s, ticket.ticket
-    )
+    format!("{FOR_ALL} BOOTIF=01-{} {}", mac.dashed(), options(ticket))
 }
 
 /// For iPXE: load the installer over HTTP from `base`, such as `http://10.0.0.1:7480`.

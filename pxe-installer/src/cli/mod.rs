@@ -64,15 +64,27 @@ pub struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Deploy(Deploy),
+    BootOptions(BootOptions),
 }
 
-/// Carry out this machine's deployment: what the network-booted environment runs, with the ticket on the kernel's command line
+/// Carry out this machine's deployment: what the network-booted environment runs
 #[derive(Args)]
-#[command(after_help = "Example:\n  COE_HOME=/run/coe coe-installer deploy")]
+#[command(after_help = "Example:\n  COE_HOME=/run/coe COE_TICKET=coe1abc… coe-installer deploy")]
 struct Deploy {
+    /// The ticket that the boot server gave to this machine
+    #[arg(long, env = "COE_TICKET")]
+    ticket: Option<Ticket>,
     /// Folder of credentials
     #[arg(long, env = "COE_HOME", default_value_os_t = default_home(), value_name = "DIR")]
     home: PathBuf,
+}
+
+/// Ask the network's boot server what this machine shall do: a signed boot file is the same for all machines, and does not say
+#[derive(Args)]
+#[command(after_help = "Example:\n  coe-installer boot-options eth0")]
+struct BootOptions {
+    /// Network card
+    interface: String,
 }
 
 fn split_image(text: &str) -> anyhow::Result<(String, Option<String>)> {
@@ -92,8 +104,14 @@ impl Cli {
     /// # Errors
     /// What went wrong, for a person.
     pub async fn run(self) -> anyhow::Result<()> {
-        if let Some(Command::Deploy(args)) = self.command {
-            return deploy::run(&args.home).await;
+        match self.command {
+            Some(Command::Deploy(args)) => return deploy::run(&args.home, args.ticket).await,
+            Some(Command::BootOptions(args)) => {
+                let options = tokio::task::spawn_blocking(move || deploy::boot_options(&args.interface)).await??;
+                println!("{options}");
+                return Ok(());
+            }
+            None => {}
         }
         let disk = self.disk.context("which disk?")?;
         let (name, tag) = split_image(&self.image.context("which image?")?)?;

@@ -1,6 +1,7 @@
 //! `cargo xtask lab`: a network of namespaces with somebody else's DHCP server, the product's programs, and virtual machines that
 //! boot from it.
 
+mod keys;
 mod network;
 mod scenarios;
 mod vm;
@@ -9,6 +10,8 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
@@ -17,6 +20,7 @@ use clap::{Args, Subcommand, ValueEnum as _};
 use crate::fleet::{Fleet, Plan};
 use crate::{coe_image, netboot, setup, shell};
 
+use scenarios::Scenario;
 pub use vm::{Firmware, Vm, VmPlan};
 
 /// (program, package) for the lab.
@@ -25,10 +29,14 @@ pub const NEEDS: &[(&str, &str)] = &[
     ("ip", "iproute2"),
     ("dnsmasq", "dnsmasq-base"),
     ("tcpdump", "tcpdump"),
+    ("openssl", "openssl"),
+    ("python3", "python3-venv"),
 ];
 /// (file, package) that are no programs.
 pub const NEEDS_FILES: &[(&str, &str)] =
     &[("/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf"), ("/usr/lib/ipxe/qemu/efi-virtio.rom", "ipxe-qemu")];
+/// Scenarios that run at the same time, where they share a network without being in each other's way.
+const TOGETHER: usize = 3;
 /// Says to the process inside the namespace that it is there.
 const INSIDE: &str = "COE_LAB_INSIDE";
 
@@ -77,13 +85,22 @@ pub enum Dhcp {
     Own,
 }
 
+/// How the boot server is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Setup {
+    /// Who gives addresses.
+    pub dhcp: Dhcp,
+    /// What UEFI loads, as `--uefi` takes it.
+    pub uefi: &'static str,
+}
+
 /// What scenarios run in.
 pub struct Lab {
     dir: PathBuf,
     bin: PathBuf,
-    fleet: Fleet,
-    bootd: Option<(Dhcp, Child)>,
-    machines: u8,
+    fleet: RwLock<Fleet>,
+    bootd: Option<(Setup, Child)>,
+    machines: AtomicU8,
     /// The image that is installed, as a file.
     pub image: PathBuf,
 }
@@ -101,7 +118,16 @@ impl Lab {
         let ticket = fleet.ticket(&["--boot"])?;
         let mut join = fleet.command("coe-bootd");
         shell::output(join.args(["join", &ticket, "--dir"]).arg(dir.join("bootd")))?;
-        Ok(Self { dir: dir.into(), bin, fleet, bootd: None, machines: 0, image })
+        let machines = AtomicU8::new(0);
+        Ok(Self { dir: dir.into(), bin, fleet: RwLock::new(fleet), bootd: None, machines, image })
+    }
+
+    fn fleet(&self) -> RwLockReadGuard<'_, Fleet> {
+        self.fleet.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fleet_mut(&self) -> RwLockWriteGuard<'_, Fleet> {
+        self.fleet.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// `coe-ctl`, with `--json`.
@@ -109,20 +135,20 @@ impl Lab {
     /// # Errors
     /// If it fails; with what it says.
     pub fn ctl(&self, args: &[&str]) -> anyhow::Result<serde_json::Value> {
-        self.fleet.ctl(args)
+        self.fleet().ctl(args)
     }
 
     /// SIGKILL a stash of the array.
-    pub fn kill_stash(&mut self, number: usize) {
-        self.fleet.kill_stash(number);
+    pub fn kill_stash(&self, number: usize) {
+        self.fleet_mut().kill_stash(number);
     }
 
     /// Start a stash again.
     ///
     /// # Errors
     /// If it does not come back.
-    pub fn bring_back_stash(&mut self, number: usize) -> anyhow::Result<()> {
-        self.fleet.bring_back_stash(number)
+    pub fn bring_back_stash(&self, number: usize) -> anyhow::Result<()> {
+        self.fleet_mut().bring_back_stash(number)
     }
 
     /// Wait until the controller has heard so many stashes.
@@ -130,30 +156,28 @@ impl Lab {
     /// # Errors
     /// If it does not in a minute.
     pub fn wait_until_up(&self, count: usize) -> anyhow::Result<()> {
-        self.fleet.wait_until_up(count)
+        self.fleet().wait_until_up(count)
     }
 
     /// Have this DHCP server on the network, and the boot server set to it.
-    ///
-    /// # Errors
-    /// If the boot server does not start.
-    pub fn serve(&mut self, dhcp: Dhcp) -> anyhow::Result<()> {
-        if self.bootd.as_ref().is_some_and(|(now, _)| *now == dhcp) {
+    fn serve(&mut self, setup: Setup) -> anyhow::Result<()> {
+        if self.bootd.as_ref().is_some_and(|(now, _)| *now == setup) {
             return Ok(());
         }
         self.stop_bootd();
-        network::foreign_dhcp(dhcp == Dhcp::Foreign)?;
+        network::foreign_dhcp(setup.dhcp == Dhcp::Foreign)?;
         let path = self.dir.join("bootd.log");
         let log = File::options().create(true).append(true).open(&path)?;
         let before = fs::metadata(&path)?.len();
         let mut command = Command::new(self.bin.join("coe-bootd"));
-        command.args(["serve", "--interface", network::BRIDGE, "--dir"]).arg(self.dir.join("bootd"));
-        if dhcp == Dhcp::Own {
+        command.args(["serve", "--interface", network::BRIDGE, "--uefi", setup.uefi, "--dir"]);
+        command.arg(self.dir.join("bootd"));
+        if setup.dhcp == Dhcp::Own {
             command.args(["--dhcp-range", network::OWN_RANGE]);
         }
         let child =
             command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().context("start coe-bootd")?;
-        self.bootd = Some((dhcp, child));
+        self.bootd = Some((setup, child));
         let said =
             || fs::read(&path).map(|b| String::from_utf8_lossy(&b[before as usize..]).into_owned()).unwrap_or_default();
         crate::fleet::wait_for("the boot set", || said().contains("boot set is here"))
@@ -167,9 +191,9 @@ impl Lab {
     }
 
     /// A new machine's plan, with a number of its own.
-    pub fn machine(&mut self, name: &str, firmware: Firmware) -> VmPlan {
-        self.machines += 1;
-        VmPlan::new(name, self.machines, firmware, &self.dir)
+    pub fn machine(&self, name: &str, firmware: Firmware) -> VmPlan {
+        let number = self.machines.fetch_add(1, Relaxed) + 1;
+        VmPlan::new(name, number, firmware, &self.dir)
     }
 
     /// Wait until a deployment of a machine is in a state; the answer is why it stopped, if it did.
@@ -206,7 +230,7 @@ fn prepare() -> anyhow::Result<()> {
     setup::need(NEEDS)?;
     setup::need_files(NEEDS_FILES)?;
     let set = shell::target_dir().join("boot-set");
-    netboot::build("amd64", &set)?;
+    netboot::build("amd64", Some(&keys::make()?), &set)?;
     coe_image::micro(&shell::target_dir().join("micro.img"), 0)?;
     coe_image::micro(&shell::target_dir().join("micro-large.img"), 140_000_000)
 }
@@ -256,7 +280,11 @@ impl Up {
         let _ = fs::remove_dir_all(&self.dir);
         fs::create_dir_all(&self.dir)?;
         let mut lab = Lab::start(&self.dir)?;
-        lab.serve(if self.firmware == Firmware::SecureBoot { Dhcp::Own } else { Dhcp::Foreign })?;
+        lab.serve(match self.firmware {
+            Firmware::SecureBoot => Setup { dhcp: Dhcp::Own, uefi: "shim" },
+            Firmware::OwnKey => Setup { dhcp: Dhcp::Foreign, uefi: "uki" },
+            _ => Setup { dhcp: Dhcp::Foreign, uefi: "ipxe" },
+        })?;
         let mut plans = Vec::new();
         for number in 1..=self.machines {
             plans.push(lab.machine(&format!("pc-{number}"), self.firmware).disk(scenarios::DISK_LEN)?);
@@ -335,22 +363,40 @@ impl Test {
         let start = Instant::now();
         let mut lab = Lab::start(dir)?;
         println!("array and boot set: {:.0} s", start.elapsed().as_secs_f64());
+        let chosen =
+            scenarios::ALL.iter().filter(|s| self.scenarios.is_empty() || self.scenarios.iter().any(|n| n == s.name));
+        let mut waiting: Vec<&Scenario> = chosen.collect();
         let mut failed = Vec::new();
-        for scenario in scenarios::ALL {
-            if !self.scenarios.is_empty() && !self.scenarios.iter().any(|n| n == scenario.name) {
-                continue;
-            }
-            let start = Instant::now();
-            let result = (scenario.run)(&mut lab);
-            let took = start.elapsed().as_secs_f64();
-            match result {
-                Ok(()) => println!("ok    {:24} {took:>4.0} s  {}", scenario.name, scenario.what),
-                Err(error) => {
-                    println!("FAIL  {:24} {took:>4.0} s  {error:#}", scenario.name);
-                    failed.push(scenario.name);
-                }
-            }
+        while let Some(first) = waiting.first() {
+            let setup = first.setup;
+            let (mut now, later): (Vec<&Scenario>, Vec<&Scenario>) =
+                waiting.into_iter().partition(|s| s.setup == setup);
+            waiting = later;
+            lab.serve(setup)?;
+            let alone: Vec<&Scenario> = now.extract_if(.., |s| s.is_alone).collect();
+            failed.extend(run_together(&lab, now));
+            failed.extend(alone.into_iter().filter(|s| !s.run_and_say(&lab)).map(|s| s.name));
         }
+        println!("lab: {:.1} minutes", start.elapsed().as_secs_f64() / 60.0);
         if failed.is_empty() { Ok(()) } else { bail!("{} failed", failed.join(", ")) }
     }
+}
+
+/// Run scenarios, some at a time; the answer is who failed. Machines wait for firmware and timeouts much of their time.
+fn run_together(lab: &Lab, scenarios: Vec<&'static Scenario>) -> Vec<&'static str> {
+    let (queue, failed) = (Mutex::new(scenarios.into_iter()), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..TOGETHER {
+            scope.spawn(|| {
+                loop {
+                    let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+                    let Some(scenario) = next else { return };
+                    if !scenario.run_and_say(lab) {
+                        failed.lock().unwrap_or_else(PoisonError::into_inner).push(scenario.name);
+                    }
+                }
+            });
+        }
+    });
+    failed.into_inner().unwrap_or_else(PoisonError::into_inner)
 }

@@ -3,10 +3,11 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 
-use super::{Dhcp, Firmware, Lab, VmPlan};
+use super::{Dhcp, Firmware, Lab, Setup, VmPlan};
 
 const MIB: u64 = 1 << 20;
 /// Larger than the image: its table must be fitted.
@@ -18,36 +19,65 @@ pub struct Scenario {
     pub name: &'static str,
     /// What it shows.
     pub what: &'static str,
-    /// Runs it.
-    pub run: fn(&mut Lab) -> anyhow::Result<()>,
+    /// How the boot server is set meanwhile.
+    pub setup: Setup,
+    /// Whether it changes what others need: stashes, or all of the processor.
+    pub is_alone: bool,
+    run: fn(&Lab) -> anyhow::Result<()>,
 }
 
-/// All of them.
+impl Scenario {
+    /// Run it, and say how it went. Whether it went well.
+    pub fn run_and_say(&self, lab: &Lab) -> bool {
+        let start = Instant::now();
+        let result = (self.run)(lab);
+        let took = start.elapsed().as_secs_f64();
+        match &result {
+            Ok(()) => println!("ok    {:24} {took:>4.0} s  {}", self.name, self.what),
+            Err(error) => println!("FAIL  {:24} {took:>4.0} s  {error:#}", self.name),
+        }
+        result.is_ok()
+    }
+}
+
+/// Beside another DHCP server, as most are; UEFI loads iPXE, which needs no signature of the organisation.
+const PROXY: Setup = Setup { dhcp: Dhcp::Foreign, uefi: "ipxe" };
+const PROXY_UKI: Setup = Setup { dhcp: Dhcp::Foreign, uefi: "auto" };
+const OWN: Setup = Setup { dhcp: Dhcp::Own, uefi: "auto" };
+
+const fn shared(name: &'static str, setup: Setup, what: &'static str, run: fn(&Lab) -> anyhow::Result<()>) -> Scenario {
+    Scenario { name, what, setup, is_alone: false, run }
+}
+
+const fn alone(name: &'static str, what: &'static str, run: fn(&Lab) -> anyhow::Result<()>) -> Scenario {
+    Scenario { name, what, setup: PROXY, is_alone: true, run }
+}
+
+/// All of them; the longest first.
 pub const ALL: &[Scenario] = &[
-    Scenario {
-        name: "bios-proxy",
-        what: "BIOS beside another DHCP server; its stash joins the array",
-        run: bios_proxy,
-    },
-    Scenario { name: "uefi-proxy", what: "UEFI beside another DHCP server", run: uefi_proxy },
-    Scenario { name: "uefi-http", what: "UEFI HTTP boot beside another DHCP server", run: uefi_http },
-    Scenario { name: "secure-boot", what: "Secure Boot, signed loaders, the boot server's own DHCP", run: secure_boot },
-    Scenario {
-        name: "unsigned-refused",
-        what: "under Secure Boot an unsigned loader does not start",
-        run: unsigned_refused,
-    },
-    Scenario { name: "unapproved", what: "a machine that nobody approved gets nothing", run: unapproved },
-    Scenario {
-        name: "two-disks",
-        what: "two disks: refuses, names both, writes nothing, and obeys a cancel",
-        run: two_disks,
-    },
-    Scenario { name: "power-cut", what: "power cut in the middle; resumed", run: power_cut },
-    Scenario { name: "write-errors", what: "a disk with write errors: reported, not installed", run: write_errors },
-    Scenario { name: "stashes-die", what: "as many stashes as may be lost are killed in the middle", run: stashes_die },
-    Scenario { name: "nvme-helps", what: "NVMe; the new machine's stash is needed for the next one", run: nvme_helps },
-    Scenario { name: "four-at-once", what: "four machines at the same time", run: four_at_once },
+    shared("power-cut", PROXY, "power cut in the middle; resumed", power_cut),
+    shared("bios-proxy", PROXY, "BIOS beside another DHCP server; its stash joins the array", bios_proxy),
+    shared("uefi-proxy", PROXY, "UEFI beside another DHCP server", uefi_proxy),
+    shared("uefi-http", PROXY, "UEFI HTTP boot beside another DHCP server", uefi_http),
+    shared(
+        "two-disks",
+        PROXY,
+        "two disks: refuses, names both, writes nothing; installs on the one that is chosen",
+        two_disks,
+    ),
+    shared("write-errors", PROXY, "a disk with write errors: reported, not installed", write_errors),
+    shared("unapproved", PROXY, "a machine that nobody approved gets nothing", unapproved),
+    shared("unsigned-refused", PROXY, "under Secure Boot an unsigned loader does not start", unsigned_refused),
+    alone("stashes-die", "as many stashes as may be lost are killed in the middle", stashes_die),
+    alone("nvme-helps", "NVMe; the new machine's stash is needed for the next one", nvme_helps),
+    alone("four-at-once", "four machines at the same time", four_at_once),
+    shared(
+        "signed-uki",
+        PROXY_UKI,
+        "Secure Boot beside another DHCP server, by the organisation's signature",
+        signed_uki,
+    ),
+    shared("secure-boot", OWN, "Secure Boot, Debian's signed loaders, the boot server's own DHCP", secure_boot),
 ];
 
 /// Know a machine, and plan its deployment.
@@ -96,8 +126,7 @@ fn install(lab: &Lab, vm: &VmPlan, seconds: u64) -> anyhow::Result<()> {
     check_disk(lab, &vm.disks[0].path)
 }
 
-fn bios_proxy(lab: &mut Lab) -> anyhow::Result<()> {
-    lab.serve(Dhcp::Foreign)?;
+fn bios_proxy(lab: &Lab) -> anyhow::Result<()> {
     let vm = lab.machine("bios", Firmware::Bios).disk(DISK_LEN)?;
     plan(lab, &vm, &["--stash", "128MiB"])?;
     let mut machine = vm.start()?;
@@ -112,22 +141,28 @@ fn bios_proxy(lab: &mut Lab) -> anyhow::Result<()> {
     check_disk(lab, &vm.disks[0].path)
 }
 
-fn uefi_proxy(lab: &mut Lab) -> anyhow::Result<()> {
-    lab.serve(Dhcp::Foreign)?;
+fn uefi_proxy(lab: &Lab) -> anyhow::Result<()> {
     let vm = lab.machine("uefi", Firmware::Uefi).disk(DISK_LEN)?;
     plan(lab, &vm, &[])?;
     install(lab, &vm, 180)
 }
 
-fn uefi_http(lab: &mut Lab) -> anyhow::Result<()> {
-    lab.serve(Dhcp::Foreign)?;
+fn uefi_http(lab: &Lab) -> anyhow::Result<()> {
     let vm = lab.machine("http", Firmware::UefiHttp).disk(DISK_LEN)?;
     plan(lab, &vm, &[])?;
     install(lab, &vm, 180)
 }
 
-fn secure_boot(lab: &mut Lab) -> anyhow::Result<()> {
-    lab.serve(Dhcp::Own)?;
+fn signed_uki(lab: &Lab) -> anyhow::Result<()> {
+    let vm = lab.machine("signed", Firmware::OwnKey).disk(DISK_LEN)?;
+    plan(lab, &vm, &[])?;
+    install(lab, &vm, 240)?;
+    let host = lab.ctl(&["host", "show", "signed"])?;
+    ensure!(host["firmware"] == "UEFI, Secure Boot", "the machine was not under Secure Boot: {}", host["firmware"]);
+    Ok(())
+}
+
+fn secure_boot(lab: &Lab) -> anyhow::Result<()> {
     let vm = lab.machine("secure", Firmware::SecureBoot).disk(DISK_LEN)?;
     plan(lab, &vm, &[])?;
     install(lab, &vm, 240)?;
@@ -136,8 +171,7 @@ fn secure_boot(lab: &mut Lab) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn unapproved(lab: &mut Lab) -> anyhow::Result<()> {
-    lab.serve(Dhcp::Foreign)?;
+fn unapproved(lab: &Lab) -> anyhow::Result<()> {
     let vm = lab.machine("stranger", Firmware::Bios).disk(DISK_LEN)?;
     let mut machine = vm.start()?;
     // The BIOS gives up on the network, and finds nothing on the empty disk.
@@ -153,8 +187,7 @@ fn unapproved(lab: &mut Lab) -> anyhow::Result<()> {
     deploy(lab, name, "micro:1", &[])
 }
 
-fn two_disks(lab: &mut Lab) -> anyhow::Result<()> {
-    lab.serve(Dhcp::Foreign)?;
+fn two_disks(lab: &Lab) -> anyhow::Result<()> {
     let vm = lab.machine("two-disks", Firmware::Bios).disk(DISK_LEN)?.disk(DISK_LEN)?;
     plan(lab, &vm, &[])?;
     let mut machine = vm.start()?;
@@ -163,7 +196,11 @@ fn two_disks(lab: &mut Lab) -> anyhow::Result<()> {
     ensure!(why.contains(&vm.disks[0].serial) && why.contains(&vm.disks[1].serial), "it does not say which: {why}");
     let all = lab.ctl(&["deploy", "list"])?;
     let mine = all.as_array().into_iter().flatten().find(|d| d["host"] == "two-disks").context("a deployment")?;
-    lab.ctl(&["deploy", "cancel", &mine["id"].to_string()])?;
+    let id = mine["id"].to_string();
+    lab.ctl(&["deploy", "retry", &id])?;
+    machine.expect_times("coe: STOPPED", 2, 60)?;
+    lab.wait_for_state("two-disks", "stopped", 10)?;
+    lab.ctl(&["deploy", "cancel", &id])?;
     machine.expect("coe: cancelled", 30)?;
     machine.power_off();
     for disk in &vm.disks {
@@ -171,11 +208,17 @@ fn two_disks(lab: &mut Lab) -> anyhow::Result<()> {
         File::open(&disk.path)?.read_exact_at(&mut start, 0)?;
         ensure!(start.iter().all(|b| *b == 0), "something was written to a disk that was refused");
     }
-    Ok(())
+    deploy(lab, "two-disks", "micro:1", &["--disk", &format!("serial={}", vm.disks[1].serial)])?;
+    let mut machine = vm.start()?;
+    machine.expect("coe: installed; starting", 150)?;
+    machine.power_off();
+    let mut start = vec![0; MIB as usize];
+    File::open(&vm.disks[0].path)?.read_exact_at(&mut start, 0)?;
+    ensure!(start.iter().all(|b| *b == 0), "the other disk was written to");
+    check_disk(lab, &vm.disks[1].path)
 }
 
-fn power_cut(lab: &mut Lab) -> anyhow::Result<()> {
-    lab.serve(Dhcp::Foreign)?;
+fn power_cut(lab: &Lab) -> anyhow::Result<()> {
     let vm = lab.machine("power-cut", Firmware::Bios).disk(DISK_LEN)?;
     plan_image(lab, &vm, "micro:large", &[])?;
     let mut machine = vm.start()?;
@@ -193,8 +236,7 @@ fn power_cut(lab: &mut Lab) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn stashes_die(lab: &mut Lab) -> anyhow::Result<()> {
-    lab.serve(Dhcp::Foreign)?;
+fn stashes_die(lab: &Lab) -> anyhow::Result<()> {
     let vm = lab.machine("orphan", Firmware::Bios).disk(DISK_LEN)?;
     plan(lab, &vm, &[])?;
     let mut machine = vm.start()?;
@@ -206,9 +248,8 @@ fn stashes_die(lab: &mut Lab) -> anyhow::Result<()> {
     check_disk(lab, &vm.disks[0].path)
 }
 
-fn unsigned_refused(lab: &mut Lab) -> anyhow::Result<()> {
-    // Beside another server and without a signed uki.efi, UEFI is offered iPXE, which nobody signed.
-    lab.serve(Dhcp::Foreign)?;
+fn unsigned_refused(lab: &Lab) -> anyhow::Result<()> {
+    // iPXE, which nobody signed.
     let vm = lab.machine("unsigned", Firmware::SecureBoot).disk(DISK_LEN)?;
     plan(lab, &vm, &[])?;
     let mut machine = vm.start()?;
@@ -225,8 +266,7 @@ fn sector_in_use(lab: &Lab, offset: u64) -> anyhow::Result<u64> {
     Ok(offset / 512 + found.context("the image is empty there")? as u64)
 }
 
-fn write_errors(lab: &mut Lab) -> anyhow::Result<()> {
-    lab.serve(Dhcp::Foreign)?;
+fn write_errors(lab: &Lab) -> anyhow::Result<()> {
     let mut vm = lab.machine("bad-disk", Firmware::Bios).disk(DISK_LEN)?;
     let bad = sector_in_use(lab, 60 * MIB)?;
     let rules = vm.disks[0].path.with_extension("rules");
@@ -246,8 +286,7 @@ fn write_errors(lab: &mut Lab) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn nvme_helps(lab: &mut Lab) -> anyhow::Result<()> {
-    lab.serve(Dhcp::Foreign)?;
+fn nvme_helps(lab: &Lab) -> anyhow::Result<()> {
     let mut first = lab.machine("nvme", Firmware::Bios).disk(DISK_LEN)?;
     first.disks[0].is_nvme = true;
     plan(lab, &first, &["--stash", "128MiB"])?;
@@ -280,8 +319,7 @@ fn nvme_helps(lab: &mut Lab) -> anyhow::Result<()> {
     lab.bring_back_stash(1)
 }
 
-fn four_at_once(lab: &mut Lab) -> anyhow::Result<()> {
-    lab.serve(Dhcp::Foreign)?;
+fn four_at_once(lab: &Lab) -> anyhow::Result<()> {
     let mut machines = Vec::new();
     for name in ["room-1", "room-2", "room-3", "room-4"] {
         let vm = lab.machine(name, Firmware::Bios).disk(DISK_LEN)?;

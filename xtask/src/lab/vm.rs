@@ -24,6 +24,8 @@ pub enum Firmware {
     UefiHttp,
     /// OVMF that enforces Secure Boot with Microsoft's keys.
     SecureBoot,
+    /// The same, and it knows the organisation's key, too.
+    OwnKey,
 }
 
 /// A disk of a machine.
@@ -86,13 +88,17 @@ impl VmPlan {
                 return Ok(());
             }
             Firmware::Uefi | Firmware::UefiHttp => ("OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"),
-            Firmware::SecureBoot => ("OVMF_CODE_4M.secboot.fd", "OVMF_VARS_4M.ms.fd"),
+            Firmware::SecureBoot | Firmware::OwnKey => ("OVMF_CODE_4M.secboot.fd", "OVMF_VARS_4M.ms.fd"),
+        };
+        let vars = match self.firmware {
+            Firmware::OwnKey => super::keys::variables(),
+            _ => Path::new("/usr/share/OVMF").join(vars),
         };
         let own = self.dir.join(format!("{}.vars", self.name));
         if !own.exists() {
-            fs::copy(Path::new("/usr/share/OVMF").join(vars), &own)?;
+            fs::copy(vars, &own)?;
         }
-        if self.firmware == Firmware::SecureBoot {
+        if matches!(self.firmware, Firmware::SecureBoot | Firmware::OwnKey) {
             command.args(["-machine", "q35,smm=on", "-global", "driver=cfi.pflash01,property=secure,value=on"]);
         } else {
             command.args(["-machine", "q35"]);
@@ -160,15 +166,27 @@ impl Vm {
         self.expect_any(&[words], seconds)
     }
 
+    /// Wait until these words were said so many times; the answer is the last line they are on.
+    ///
+    /// # Errors
+    /// If they do not come in time, or the machine stops.
+    pub fn expect_times(&mut self, words: &str, times: usize, seconds: u64) -> anyhow::Result<String> {
+        self.wait(&[words], times, seconds)
+    }
+
     /// Wait for any of these words; the answer is the line they are on.
     ///
     /// # Errors
     /// If they do not come in time, or the machine stops.
     pub fn expect_any(&mut self, words: &[&str], seconds: u64) -> anyhow::Result<String> {
+        self.wait(words, 1, seconds)
+    }
+
+    fn wait(&mut self, words: &[&str], times: usize, seconds: u64) -> anyhow::Result<String> {
         let start = Instant::now();
         loop {
             let console = self.console();
-            if let Some(at) = words.iter().find_map(|w| console.find(w)) {
+            if let Some((at, _)) = words.iter().find_map(|w| console.match_indices(w).nth(times - 1)) {
                 let line = console[at..].lines().next().unwrap_or_default();
                 return Ok(line.trim().to_string());
             }

@@ -2,6 +2,7 @@
 
 pub mod initramfs;
 pub mod modules;
+pub mod uki;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,10 +32,19 @@ const LOADERS: &[(&str, &str, &str)] = &[
 
 /// Build the boot set from Debian's packages: kernel, initramfs, signed loaders
 #[derive(Args)]
+#[command(
+    after_help = "Examples:\n  cargo xtask netboot\n  cargo xtask netboot --sign db.key --certificate db.crt\n\nThe same packages give the same bytes, but for uki.efi: a signature contains its time."
+)]
 pub struct Netboot {
     /// Kernel: amd64 has drivers for real hardware, cloud-amd64 only for virtual machines
     #[arg(long, default_value = "amd64", value_parser = ["amd64", "cloud-amd64"])]
     flavour: String,
+    /// Also make uki.efi, one file for machines under Secure Boot, signed with this key (PEM) which their firmware knows
+    #[arg(long, value_name = "KEY")]
+    sign: Option<PathBuf>,
+    /// The key's certificate (PEM) [default: beside the key, ending in .crt or .pem]
+    #[arg(long, value_name = "FILE", requires = "sign")]
+    certificate: Option<PathBuf>,
     /// Where the boot set goes
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -87,7 +97,7 @@ pub fn kernel(flavour: &str) -> anyhow::Result<(PathBuf, String)> {
 ///
 /// # Errors
 /// If a package is missing, or the initramfs is too large for real hardware.
-pub fn build(flavour: &str, out: &Path) -> anyhow::Result<()> {
+pub fn build(flavour: &str, signer: Option<&uki::Signer>, out: &Path) -> anyhow::Result<()> {
     setup::need(NEEDS)?;
     fs::create_dir_all(out)?;
     let bin = shell::build(true)?;
@@ -101,6 +111,15 @@ pub fn build(flavour: &str, out: &Path) -> anyhow::Result<()> {
     let len = fs::metadata(&initrd)?.len();
     if flavour == "amd64" && len > INITRAMFS_MAX {
         bail!("the initramfs has {len} bytes, more than {INITRAMFS_MAX}");
+    }
+    let uki = out.join("uki.efi");
+    match signer {
+        Some(signer) => {
+            setup::need(uki::NEEDS)?;
+            uki::build(&out.join("vmlinuz"), &initrd, signer, &uki)?;
+        }
+        // One that an earlier run left has another initramfs in it.
+        None => drop(fs::remove_file(uki)),
     }
     let mut sums = String::new();
     let mut names: Vec<PathBuf> =
@@ -121,7 +140,8 @@ impl Netboot {
     /// See [`build`].
     pub fn run(&self) -> anyhow::Result<()> {
         let out = self.out.clone().unwrap_or_else(|| shell::target_dir().join("boot-set"));
-        build(&self.flavour, &out)?;
+        let signer = self.sign.as_ref().map(|key| uki::Signer::new(key, self.certificate.as_deref())).transpose()?;
+        build(&self.flavour, signer.as_ref(), &out)?;
         print!("{}", fs::read_to_string(out.join("SHA256SUMS"))?);
         println!("boot set in {}; put it into the array: coe-ctl boot publish {}", out.display(), out.display());
         Ok(())

@@ -29,6 +29,7 @@ pub(super) async fn serve(listener: TcpListener, bootd: Arc<Bootd>) -> std::io::
     let boot_files = ServeDir::new(files::current(&bootd.folder)).append_index_html_on_directories(false);
     let router = Router::new()
         .route("/host/{mac}/boot.ipxe", get(host_script))
+        .route("/host/{mac}/options", get(host_options))
         .nest_service("/boot", boot_files)
         .with_state(bootd);
     axum::serve(listener, router).await
@@ -43,5 +44,21 @@ async fn host_script(State(bootd): State<Arc<Bootd>>, Path(mac): Path<String>) -
             script::IPXE_NOTHING.into()
         }
     };
+    plain(text)
+}
+
+/// For an installer that was started from a signed file.
+async fn host_options(State(bootd): State<Arc<Bootd>>, Path(mac): Path<String>) -> Response {
+    let Ok(mac) = mac.parse::<Mac>() else { return StatusCode::NOT_FOUND.into_response() };
+    match bootd.machines.take(mac).await {
+        Ok(ticket) => plain(format!("{}\n", script::options(&ticket))),
+        Err(error) => {
+            tracing::info!(%mac, error = format!("{error:#}"), "an installer has nothing to do");
+            StatusCode::NOT_FOUND.into_response()
+        }
+    }
+}
+
+fn plain(text: String) -> Response {
     ([(header::CONTENT_TYPE, "text/plain"), (header::CACHE_CONTROL, "no-store")], text).into_response()
 }

@@ -1,9 +1,12 @@
 //! `coe-installer deploy`: what runs on a machine that booted from the network, until it starts its own disk.
 
 mod boot_entry;
+mod boot_server;
 mod facts;
 mod finish;
 mod scan;
+
+pub use boot_server::boot_options;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -41,21 +44,13 @@ fn say(text: &str) {
     eprintln!("coe: {text}");
 }
 
-/// A word of the kernel's command line.
-fn option(line: &str, name: &str) -> Option<String> {
-    line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('=')).map(Into::into)
-}
-
 /// Become a member with the ticket of this boot, or go on as the member that an earlier try on this boot became.
-async fn member(home: &Path) -> anyhow::Result<Credentials> {
+async fn member(home: &Path, ticket: Option<Ticket>) -> anyhow::Result<Credentials> {
     let file = file_of(home, Role::Installer);
     if let Ok(member) = Credentials::load(&file) {
         return Ok(member);
     }
-    let line = std::fs::read_to_string("/proc/cmdline").context("read the kernel's command line")?;
-    let ticket = option(&line, "coe.ticket")
-        .context("no coe.ticket on the kernel's command line: was this booted by coe-bootd?")?;
-    let ticket: Ticket = ticket.parse()?;
+    let ticket = ticket.context("there is no ticket: was this machine booted by coe-bootd?")?;
     let start = Instant::now();
     let member = loop {
         match Credentials::join(&ticket).await {
@@ -89,8 +84,8 @@ async fn ask<C: protocol::message::Call + Clone>(link: &Link, message: C) -> any
 ///
 /// # Errors
 /// If the array cannot be asked what to do.
-pub async fn run(home: &Path) -> anyhow::Result<()> {
-    let member = member(home).await.context("join the array")?;
+pub async fn run(home: &Path, ticket: Option<Ticket>) -> anyhow::Result<()> {
+    let member = member(home, ticket).await.context("join the array")?;
     let link = Link::new(&member)?;
     let mut short_of_pieces = 0;
     loop {
