@@ -59,6 +59,8 @@ pub struct DeployRecord {
     pub disk: DiskPolicy,
     /// Whether all on that disk may be destroyed.
     pub wipe: bool,
+    /// Whether disk and partitions get new GUIDs.
+    pub new_guids: bool,
     /// The machine's name.
     pub hostname: Option<String>,
     /// cloud-init's `user-data`.
@@ -69,6 +71,8 @@ pub struct DeployRecord {
     pub rescue: bool,
     /// Not before this, seconds since 1970.
     pub not_before_unix_s: u64,
+    /// Whether the machine is still to be woken, once it is time.
+    pub wake: bool,
     /// Where it is.
     pub state: State,
     /// When that began.

@@ -8,13 +8,13 @@ use crate::deploy::{AutoApprove, DeployRecord};
 use crate::hosts::HostRecord;
 
 const HOSTS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("hosts1");
-const DEPLOYMENTS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("deployments1");
+const DEPLOYMENTS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("deployments2");
 /// Hash of a ticket's secret to the deployment that it is for.
 const GRANTS: TableDefinition<'_, [u8; 32], u32> = TableDefinition::new("grants1");
 /// Member to the deployment that it carries out, or came from.
 const CARRIERS: TableDefinition<'_, [u8; 16], u32> = TableDefinition::new("carriers1");
 /// One row at most.
-const AUTO: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("auto1");
+const AUTO: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("auto2");
 
 pub(super) fn create_all(transaction: &WriteTransaction) -> Result<()> {
     transaction.open_table(HOSTS)?;
@@ -172,6 +172,12 @@ impl Change<'_> {
     /// [`CatalogError`].
     pub fn put_grant(&self, ticket: [u8; 32], deployment: u32) -> Result<()> {
         self.0.open_table(GRANTS)?.insert(ticket, deployment)?;
+        Ok(())
+    }
+
+    /// Nobody can come with a ticket any more.
+    pub(super) fn remove_grant(&self, ticket: [u8; 32]) -> Result<()> {
+        self.0.open_table(GRANTS)?.remove(ticket)?;
         Ok(())
     }
 

@@ -114,6 +114,15 @@ impl Catalog {
         Ok(result)
     }
 
+    /// Tickets that expired before a time, seconds since 1970.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn tickets_from_before(&self, unix_s: u64) -> Result<Vec<[u8; 32]>> {
+        let all = self.all::<_, TicketRecord>(TICKETS)?;
+        Ok(all.into_iter().filter(|(_, ticket)| ticket.expires_unix_s < unix_s).map(|(hash, _)| hash).collect())
+    }
+
     fn get<K: redb::Key, R: serde::de::DeserializeOwned>(
         &self,
         table: redb::TableDefinition<'_, K, &'static [u8]>,
@@ -301,6 +310,19 @@ impl Change<'_> {
         let table = self.0.open_table(TICKETS)?;
         let found = table.get(hash)?.map(|v| wire::decode(v.value())).transpose()?;
         Ok(found)
+    }
+
+    /// Forget tickets, and what they were for.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn forget_tickets(&self, hashes: &[[u8; 32]]) -> Result<()> {
+        let mut table = self.0.open_table(TICKETS)?;
+        for hash in hashes {
+            table.remove(*hash)?;
+            self.remove_grant(*hash)?;
+        }
+        Ok(())
     }
 
     /// A segment is about to go to these members. Said before the first byte is sent, again when a member is added.

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use images::NodeId;
 use images::manifest::ImageName;
 use protocol::identity::{Identity, Role};
@@ -21,10 +22,13 @@ use crate::catalog::{CatalogError, TicketRecord};
 use crate::deploy::{AutoApprove, DeployRecord, State};
 use crate::hosts::{HostRecord, identify};
 
-/// Machines that may be known without anybody's word: a noisy network must not fill the catalog.
-const UNAPPROVED_MAX: usize = 2000;
+/// Machines that may be known without anybody's word, and that may become known in a day while new ones are welcome.
+const NEW_MAX: usize = 2000;
+const DAY_S: u64 = 24 * 3600;
 /// A machine's last request is noted this often.
 const NOTED_EVERY_S: u64 = 60;
+/// How often the controller looks whom to wake.
+const LOOK_WHOM_TO_WAKE: Duration = Duration::from_secs(10);
 /// A right to install, from the loader's request to the installer's first word.
 const INSTALL_TICKET_S: u64 = 15 * 60;
 /// A right to join, from the installation to the machine's first start.
@@ -87,14 +91,16 @@ impl Controller {
             let found = identify(&hosts, &facts);
             let known = hosts.iter().find(|(id, _)| Some(*id) == found).map(|(_, host)| host.clone());
             let is_new = known.is_none();
-            if is_new && hosts.iter().filter(|(_, h)| !h.approved).count() >= UNAPPROVED_MAX {
-                let why = "too many machines wait for approval: `coe-ctl host forget` those that are noise";
+            let auto = change.auto_approve()?.filter(|auto| is_new && now < auto.until_unix_s);
+            // A noisy network must not fill the catalog, not even while new machines are welcome.
+            let is_waiting = |h: &HostRecord| if auto.is_some() { h.first_unix_s + DAY_S > now } else { !h.approved };
+            if is_new && hosts.iter().filter(|(_, h)| is_waiting(h)).count() >= NEW_MAX {
+                let why = "too many new machines: `coe-ctl host forget` those that are noise";
                 return Err(CatalogError::Conflict(why.into()));
             }
             let mut host = known.unwrap_or_else(|| HostRecord { first_unix_s: now, ..HostRecord::default() });
             host.learn(&facts);
             host.last_unix_s = now;
-            let auto = change.auto_approve()?.filter(|auto| is_new && now < auto.until_unix_s);
             host.approved |= auto.is_some();
             let id = change.put_host(found, &host)?;
             if let Some(AutoApprove { plan, .. }) = auto {
@@ -219,6 +225,7 @@ impl Controller {
             image: record.image,
             disk: record.disk,
             wipe: record.wipe,
+            new_guids: record.new_guids,
             hostname: record.hostname,
             user_data: record.user_data,
             stash,
@@ -328,11 +335,52 @@ impl Controller {
     }
 }
 
+impl Controller {
+    /// Wake machines whose time has come, for ever.
+    pub async fn wake_regularly(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(LOOK_WHOM_TO_WAKE).await;
+            if let Err(error) = self.wake_due().await {
+                tracing::warn!(error = format!("{error:#}"), "machines were not woken");
+            }
+        }
+    }
+
+    /// Wake machines whose time has come, once each.
+    ///
+    /// # Errors
+    /// If the packets cannot be sent; then they are due still.
+    pub async fn wake_due(&self) -> anyhow::Result<()> {
+        let now = unix_s();
+        let is_due = |d: &DeployRecord| d.wake && d.state.wants_boot() && d.not_before_unix_s <= now;
+        let due: Vec<(u32, DeployRecord)> =
+            self.catalog.deployments()?.into_iter().filter(|(_, d)| is_due(d)).collect();
+        if due.is_empty() {
+            return Ok(());
+        }
+        let hosts = self.catalog.hosts()?;
+        let meant = hosts.into_iter().filter(|(id, _)| due.iter().any(|(_, d)| d.host == *id));
+        let macs: Vec<Mac> = meant.flat_map(|(_, host)| host.macs).collect();
+        wake(&macs).context("send wake-on-LAN packets")?;
+        tracing::info!(machines = due.len(), "woken");
+        let woken: Vec<u32> = due.into_iter().map(|(id, _)| id).collect();
+        let change = self.committer.change(move |change| {
+            woken.iter().try_for_each(|id| {
+                change.change_deployment(*id, |d| {
+                    d.wake = false;
+                    Ok(())
+                })
+            })
+        });
+        Ok(change.await?)
+    }
+}
+
 /// Wake machines: a packet that their network cards know, to the broadcast address of every network here.
 ///
 /// # Errors
 /// If it cannot be sent.
-pub fn wake(macs: &[Mac]) -> std::io::Result<()> {
+fn wake(macs: &[Mac]) -> std::io::Result<()> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     socket.set_broadcast(true)?;
     for mac in macs {

@@ -49,6 +49,7 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
     tracing::info!(array = %controller.array(), %listen, "controller serves");
 
     tokio::spawn(controller.clone().sweep_regularly());
+    tokio::spawn(controller.clone().wake_regularly());
     tokio::spawn(renew(controller.clone(), endpoint.clone(), https.acceptor()));
     let array = controller.array();
     let for_api = controller.clone();

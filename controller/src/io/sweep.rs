@@ -22,6 +22,8 @@ const EVERY: Duration = Duration::from_secs(60);
 const DELETE_WITHIN: Duration = Duration::from_secs(30);
 /// Fragments in one request.
 const DELETE_TOGETHER: usize = 1024;
+/// A ticket that expired is known for so long, for whoever asks why it is refused.
+const TICKETS_KEPT_S: u64 = 7 * 24 * 3600;
 /// Segments in one transaction.
 const CHANGE_TOGETHER: usize = 512;
 
@@ -74,6 +76,12 @@ impl Controller {
                     self.committer.change(move |change| some.iter().try_for_each(|id| change.reclaim(id).map(drop)));
                 reclaim.await.map_err(catalog_refusal)?;
             }
+        }
+        let expired = unix_s().saturating_sub(TICKETS_KEPT_S);
+        let tickets = self.catalog.tickets_from_before(expired).map_err(catalog_refusal)?;
+        if !tickets.is_empty() {
+            let forget = self.committer.change(move |change| change.forget_tickets(&tickets));
+            forget.await.map_err(catalog_refusal)?;
         }
         let before = self.catalog.trash().map_err(catalog_refusal)?.len() as u64;
         self.empty_trash().await;

@@ -135,6 +135,13 @@ impl RawHeader {
         new
     }
 
+    /// The same header with another GUID of the disk; [`RawHeader::placed`] makes its checksum.
+    pub(super) fn with_disk_guid(&self, guid: [u8; 16]) -> Self {
+        let mut new = self.clone();
+        new.bytes[56..72].copy_from_slice(&guid);
+        new
+    }
+
     /// One whole sector.
     pub(super) fn to_sector(&self) -> Vec<u8> {
         let mut sector = self.bytes.to_vec();

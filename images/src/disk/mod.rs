@@ -5,7 +5,7 @@ mod gpt_table;
 mod header;
 mod mbr_table;
 
-pub use fit::{Grow, Patch, fit_gpt};
+pub use fit::{Fitting, Grow, Move, Patch, fit_gpt};
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 

@@ -86,6 +86,8 @@ pub struct Deployment {
     pub disk: DiskPolicy,
     /// Whether all on that disk may be destroyed.
     pub wipe: bool,
+    /// Whether disk and partitions get new GUIDs.
+    pub new_guids: bool,
     /// The machine's name.
     pub hostname: Option<String>,
     /// cloud-init's `user-data`.

@@ -16,7 +16,7 @@ use protocol::io::credentials::default_home;
 use protocol::ticket::Ticket;
 
 use crate::io::deploy;
-use crate::io::install::{Outcome, Progress, install};
+use crate::io::install::{Fit, Outcome, Progress, install};
 use crate::io::source::{Source, credentials};
 use crate::io::target::{Consent, Target};
 
@@ -50,9 +50,13 @@ pub struct Cli {
     /// Folder of credentials
     #[arg(long, env = "COE_HOME", default_value_os_t = default_home(), value_name = "DIR")]
     home: PathBuf,
-    /// Let the last partition reach to the end of a larger disk; its file system is not touched
+    /// Let the last partition with files reach to the end of a larger disk, and move a recovery partition out of its way; file
+    /// systems are not touched
     #[arg(long)]
     grow: bool,
+    /// New GUIDs for the disk and its partitions; what finds them by the old ones must be told
+    #[arg(long)]
+    new_guids: bool,
     /// Check everything, write nothing
     #[arg(long)]
     dry_run: bool,
@@ -128,10 +132,12 @@ impl Cli {
             return Ok(());
         }
         let grow = if self.grow { Grow::Last } else { Grow::Keep };
+        let fit = Fit { grow, new_guids: self.new_guids };
+        fit.check(&source.root.disk)?;
         let progress = Arc::new(Progress::default());
         let bar = ProgressBar::new(source.root.totals.in_use.max(1));
         let ticker = tokio::spawn(show(progress.clone(), bar.clone(), source.root.disk_len));
-        let (outcome, report) = install(&source, target, grow, progress).await;
+        let (outcome, report) = install(&source, target, fit, progress).await;
         source.report(report).await;
         ticker.abort();
         bar.finish_and_clear();
@@ -188,6 +194,9 @@ fn print(o: &Outcome, disk: &std::path::Path) {
     }
     if o.fitted {
         println!("  table     fitted to the disk's {} bytes", o.disk_len);
+    }
+    for (old, new) in &o.renamed {
+        println!("  new GUID  {new}, which was {old}");
     }
     for h in &o.holders {
         if let Some(what) = &h.lied {

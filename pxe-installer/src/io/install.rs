@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use images::ContentDigest;
-use images::disk::{Grow, Patch, Table, fit_gpt};
+use images::disk::{Fitting, Grow, Layout, Table, fit_gpt};
 use images::fragment::assemble;
 use images::limits::SPAN_LEN;
 use images::manifest::Run;
@@ -29,6 +29,8 @@ use crate::gaps::{WINDOW_LEN, Written};
 /// Segments under way. Each takes up to three times its four megabytes: pieces, sealed bytes, chunk bytes. With the manifest's page
 /// and the transport's windows this stays well below 256 MiB.
 const TOGETHER: usize = 8;
+/// Type of a partition that every Windows disk has (Microsoft, "PARTITION_INFORMATION_GPT").
+const MICROSOFT_RESERVED: &str = "e3c9e316-0b5c-4db8-817d-f92df00215ae";
 /// Segments that are named when bytes are missing.
 const NAMED_MAX: usize = 5;
 
@@ -74,6 +76,36 @@ pub struct Holder {
     pub last_fault: Option<String>,
 }
 
+/// How the partition table becomes the disk's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fit {
+    /// What happens to the room that a larger disk has.
+    pub grow: Grow,
+    /// Whether disk and partitions get new GUIDs.
+    pub new_guids: bool,
+}
+
+impl Fit {
+    /// Only what must be: both copies of the table where they belong.
+    pub const KEEP: Self = Self { grow: Grow::Keep, new_guids: false };
+
+    /// Whether an image can be had this way.
+    ///
+    /// # Errors
+    /// Says why not.
+    pub fn check(&self, layout: &Layout) -> anyhow::Result<()> {
+        if self.new_guids && layout.table != Table::Gpt {
+            bail!("the image has no GPT, so there are no GUIDs to make new");
+        }
+        if self.new_guids && layout.partitions.iter().any(|p| p.kind.eq_ignore_ascii_case(MICROSOFT_RESERVED)) {
+            bail!(
+                "Windows finds its partitions by their GUIDs and would not start with new ones: install it without --new-guids"
+            );
+        }
+        Ok(())
+    }
+}
+
 /// Too few pieces could be had, for now: nothing is wrong with the disk, and the next try goes on from here.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -96,6 +128,8 @@ pub struct Outcome {
     pub disk_len: u64,
     /// Whether the GPT was fitted to a larger disk, or mended.
     pub fitted: bool,
+    /// Partitions' GUIDs that are new: old, new.
+    pub renamed: Vec<(uuid::Uuid, uuid::Uuid)>,
     /// Segments.
     pub segments: u64,
     /// Sealed bytes, of k pieces each.
@@ -144,7 +178,8 @@ struct Work {
     proof: Arc<Proof>,
     /// Contents to mark the disk with before the first of them is written; nothing is written where no piece can be had.
     unmarked: Mutex<Option<ContentDigest>>,
-    grow: Grow,
+    fit: Fit,
+    renamed: Mutex<Vec<(uuid::Uuid, uuid::Uuid)>>,
     progress: Arc<Progress>,
 }
 
@@ -155,12 +190,12 @@ struct Work {
 pub async fn install(
     source: &Source,
     target: Target,
-    grow: Grow,
+    fit: Fit,
     progress: Arc<Progress>,
 ) -> (anyhow::Result<Outcome>, Report) {
     let start = Instant::now();
     let mut report = Report { image: source.root.image.clone(), error: None, lied: Vec::new(), written: 0, took_ms: 0 };
-    let result = install_and_note(source, target, grow, progress, &mut report).await;
+    let result = install_and_note(source, target, fit, progress, &mut report).await;
     report.error = result.as_ref().err().map(|e| format!("{e:#}"));
     report.took_ms = start.elapsed().as_millis() as u64;
     (result, report)
@@ -169,11 +204,12 @@ pub async fn install(
 async fn install_and_note(
     source: &Source,
     target: Target,
-    grow: Grow,
+    fit: Fit,
     progress: Arc<Progress>,
     report: &mut Report,
 ) -> anyhow::Result<Outcome> {
     let start = Instant::now();
+    fit.check(&source.root.disk)?;
     let target = Arc::new(target);
     let proof = Arc::new(Proof::new(source, target.clone(), progress.clone()).await?);
     let work = Arc::new(Work {
@@ -185,7 +221,8 @@ async fn install_and_note(
         rebuilt: AtomicU64::new(0),
         proof,
         unmarked: Mutex::default(),
-        grow,
+        fit,
+        renamed: Mutex::default(),
         progress,
     });
     let result = run(source, &work).await;
@@ -202,6 +239,7 @@ async fn install_and_note(
         image_len: root.disk_len,
         disk_len: work.target.len(),
         fitted: times.fitted,
+        renamed: std::mem::take(&mut *work.renamed.lock().unwrap_or_else(PoisonError::into_inner)),
         segments: root.totals.segments,
         sealed: root.totals.sealed,
         pieces: fetched.peers.iter().map(|(_, r)| r.pieces).sum(),
@@ -432,14 +470,22 @@ impl Work {
 /// Fit the table, then write what makes the disk bootable: everything proven, nothing to lose. Says whether the table changed.
 fn finish(source: &Source, work: &Work, mut first: FirstBlocks) -> anyhow::Result<bool> {
     let (root, target) = (&source.root, &work.target);
-    let mut patches: Vec<Patch> = Vec::new();
+    let mut fitting = Fitting::default();
     if root.disk.table == Table::Gpt {
         let disk = target.reader()?;
         let overlay = Overlay { first: &first, disk: &disk, len: root.disk_len };
-        patches = fit_gpt(&overlay, root.disk.sector_size, target.len(), work.grow)?;
+        let mut new_guid = || uuid::Uuid::new_v4().to_bytes_le();
+        let guids = work.fit.new_guids.then_some(&mut new_guid as &mut dyn FnMut() -> [u8; 16]);
+        fitting = fit_gpt(&overlay, root.disk.sector_size, target.len(), work.fit.grow, guids)?;
     }
-    let fitted = !patches.is_empty();
-    let elsewhere = first.patch(patches);
+    if let Some(moved) = fitting.moved {
+        proof::move_range(target, moved).context("move the partition behind the last one with files")?;
+    }
+    let guid = uuid::Uuid::from_bytes_le;
+    *work.renamed.lock().unwrap_or_else(PoisonError::into_inner) =
+        fitting.renamed.iter().map(|(old, new)| (guid(*old), guid(*new))).collect();
+    let fitted = !fitting.patches.is_empty();
+    let elsewhere = first.patch(fitting.patches);
     for patch in &elsewhere {
         target.write(patch.offset, &patch.bytes)?;
     }

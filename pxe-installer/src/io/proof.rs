@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, bail};
-use images::disk::ReadAt as _;
+use images::disk::{Move, ReadAt as _};
 use images::limits::{BLOCK_LEN, SPAN_LEN};
 use images::manifest::Run;
 use images::span::{ContentHasher, Span, span_of};
@@ -276,6 +276,36 @@ pub(super) fn compare_first(
         disk.read_exact_at(patch.offset, &mut bytes).context("read back the disk")?;
         if bytes != patch.bytes {
             bail!("the disk did not keep what was written at byte {}. Replace the disk", patch.offset);
+        }
+    }
+    Ok(())
+}
+
+/// Bytes that are moved at a time.
+const MOVED_AT_ONCE: u64 = 4 << 20;
+
+/// Move a proven range towards the disk's end, and prove that it arrived. Both may overlap, so it goes from the end.
+///
+/// # Errors
+/// The medium's, or if the disk did not keep what was written.
+pub(super) fn move_range(target: &Target, moved: Move) -> anyhow::Result<()> {
+    let disk = target.reader()?;
+    let mut hashes = Vec::new();
+    let mut left = moved.len;
+    while left > 0 {
+        let len = left.min(MOVED_AT_ONCE);
+        left -= len;
+        let mut bytes = vec![0; len as usize];
+        disk.read_exact_at(moved.from + left, &mut bytes)?;
+        target.write(moved.to + left, &bytes)?;
+        hashes.push((moved.to + left, len, blake3::hash(&bytes)));
+    }
+    target.sync()?;
+    for (offset, len, hash) in hashes {
+        let mut bytes = vec![0; len as usize];
+        disk.read_exact_at(offset, &mut bytes).context("read back the disk")?;
+        if blake3::hash(&bytes) != hash {
+            bail!("the disk did not keep what was written at byte {offset}. Replace the disk");
         }
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! `cargo xtask lab`: a network of namespaces with somebody else's DHCP server, the product's programs, and virtual machines that
 //! boot from it.
 
+mod file_systems;
 mod keys;
 mod network;
 mod scenarios;
@@ -108,11 +109,12 @@ pub struct Lab {
 impl Lab {
     fn start(dir: &Path) -> anyhow::Result<Self> {
         let bin = shell::target_dir().join("release");
-        let plan = Plan { stashes: 4, size: "1GiB".into(), address: network::ADDRESS, ..Plan::default() };
+        let plan = Plan { stashes: 4, size: "2GiB".into(), address: network::ADDRESS, ..Plan::default() };
         let fleet = Fleet::start(&bin, &dir.join("array"), &plan)?;
         let image = shell::target_dir().join("micro.img");
         fleet.publish(&image, &["--name", "micro", "--tag", "1"])?;
         fleet.publish(&shell::target_dir().join("micro-large.img"), &["--name", "micro", "--tag", "large"])?;
+        fleet.publish(&debian(), &["--name", "debian", "--tag", "12"])?;
         let set = shell::target_dir().join("boot-set");
         fleet.ctl(&["boot", "publish", set.to_str().context("a path in UTF-8")?])?;
         let ticket = fleet.ticket(&["--boot"])?;
@@ -120,6 +122,12 @@ impl Lab {
         shell::output(join.args(["join", &ticket, "--dir"]).arg(dir.join("bootd")))?;
         let machines = AtomicU8::new(0);
         Ok(Self { dir: dir.into(), bin, fleet: RwLock::new(fleet), bootd: None, machines, image })
+    }
+
+    /// Where everything of this lab lies.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     fn fleet(&self) -> RwLockReadGuard<'_, Fleet> {
@@ -225,6 +233,11 @@ impl Drop for Lab {
     }
 }
 
+/// Debian's image; made once, because that takes two minutes.
+fn debian() -> PathBuf {
+    shell::target_dir().join("lab/debian.img")
+}
+
 /// Build whatever the scenarios need.
 fn prepare() -> anyhow::Result<()> {
     setup::need(NEEDS)?;
@@ -232,7 +245,8 @@ fn prepare() -> anyhow::Result<()> {
     let set = shell::target_dir().join("boot-set");
     netboot::build("amd64", Some(&keys::make()?), &set)?;
     coe_image::micro(&shell::target_dir().join("micro.img"), 0)?;
-    coe_image::micro(&shell::target_dir().join("micro-large.img"), 140_000_000)
+    coe_image::micro(&shell::target_dir().join("micro-large.img"), 90_000_000)?;
+    if debian().exists() { Ok(()) } else { coe_image::debian("cloud-amd64", &debian()) }
 }
 
 /// All scenarios, as a part of all tests. A machine that permits no lab says so.

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 
-use super::{Dhcp, Firmware, Lab, Setup, VmPlan};
+use super::{Dhcp, Firmware, Lab, Setup, Vm, VmPlan, file_systems};
 
 const MIB: u64 = 1 << 20;
 /// Larger than the image: its table must be fitted.
@@ -68,8 +68,13 @@ pub const ALL: &[Scenario] = &[
     shared("write-errors", PROXY, "a disk with write errors: reported, not installed", write_errors),
     shared("unapproved", PROXY, "a machine that nobody approved gets nothing", unapproved),
     shared("unsigned-refused", PROXY, "under Secure Boot an unsigned loader does not start", unsigned_refused),
-    alone("stashes-die", "as many stashes as may be lost are killed in the middle", stashes_die),
-    alone("nvme-helps", "NVMe; the new machine's stash is needed for the next one", nvme_helps),
+    shared("stashes-die", PROXY, "as many stashes as may be lost are killed in the middle", stashes_die),
+    shared("file-systems", PROXY, "XFS, btrfs and NTFS grow; a recovery partition moves", file_systems::grow),
+    alone(
+        "debian-helps",
+        "Debian on NVMe: grown, named, joined; its stash is needed for the next machine",
+        debian_helps,
+    ),
     alone("four-at-once", "four machines at the same time", four_at_once),
     shared(
         "signed-uki",
@@ -86,14 +91,24 @@ fn plan(lab: &Lab, vm: &VmPlan, more: &[&str]) -> anyhow::Result<()> {
 }
 
 fn plan_image(lab: &Lab, vm: &VmPlan, image: &str, more: &[&str]) -> anyhow::Result<()> {
-    let list = vm.disks[0].path.with_extension("csv");
-    std::fs::write(&list, format!("name,uuid\n{},{}\n", vm.name, vm.uuid))?;
-    lab.ctl(&["host", "import", list.to_str().context("a path in UTF-8")?])?;
+    know(lab, vm)?;
     deploy(lab, &vm.name, image, more)
 }
 
+/// Know a machine.
+pub fn know(lab: &Lab, vm: &VmPlan) -> anyhow::Result<()> {
+    let list = vm.disks[0].path.with_extension("csv");
+    std::fs::write(&list, format!("name,uuid\n{},{}\n", vm.name, vm.uuid))?;
+    lab.ctl(&["host", "import", list.to_str().context("a path in UTF-8")?]).map(drop)
+}
+
+/// Plan a deployment in which the installed system gets no name.
+pub fn deploy_unnamed(lab: &Lab, host: &str, image: &str, more: &[&str]) -> anyhow::Result<()> {
+    lab.ctl(&[&["deploy", image, "--host", host], more].concat()).map(drop)
+}
+
 fn deploy(lab: &Lab, host: &str, image: &str, more: &[&str]) -> anyhow::Result<()> {
-    lab.ctl(&[&["deploy", image, "--host", host, "--hostname", host], more].concat()).map(drop)
+    deploy_unnamed(lab, host, image, &[&["--hostname", host], more].concat())
 }
 
 /// Everything in front of the root, which is the machine's own by now, is the image's, byte for byte; and the table is fitted.
@@ -286,13 +301,42 @@ fn write_errors(lab: &Lab) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn nvme_helps(lab: &Lab) -> anyhow::Result<()> {
-    let mut first = lab.machine("nvme", Firmware::Bios).disk(DISK_LEN)?;
+/// What Debian does at its first start, and says: its name, its identity, the size of its root, its keys, its services.
+const USER_DATA: &str = r#"#cloud-config
+runcmd:
+  - [sh, -c, 'echo "coe-debian: $(hostname) id $(cat /etc/machine-id) root $(df -k --output=size / | tail -n 1) keys $(ls /etc/ssh/ssh_host_*_key | wc -l) ssh $(systemctl is-active ssh) disk $(findmnt -n -o SOURCE /)" > /dev/ttyS0']
+"#;
+
+/// Wait until Debian is up, and check what it says of itself.
+fn expect_debian(machine: &mut Vm, name: &str, root: &str) -> anyhow::Result<()> {
+    let said = machine.expect("coe-debian: ", 300)?;
+    let words: Vec<&str> = said.split_whitespace().collect();
+    let behind = |word: &str| words.iter().position(|w| *w == word).and_then(|at| words.get(at + 1)).copied();
+    ensure!(words.get(1) == Some(&name), "it is up under another name: {said}");
+    ensure!(behind("id").is_some_and(|id| id.len() == 32), "it has no identity: {said}");
+    let kib: u64 = behind("root").and_then(|n| n.parse().ok()).context("the root's size")?;
+    ensure!(kib > 14_000_000, "its root did not grow: {said}");
+    ensure!(behind("keys").is_some_and(|n| n != "0") && behind("ssh") == Some("active"), "it has no SSH: {said}");
+    ensure!(behind("disk") == Some(root), "it is on another disk: {said}");
+    Ok(())
+}
+
+fn debian_helps(lab: &Lab) -> anyhow::Result<()> {
+    let mut first = lab.machine("nvme", Firmware::Bios).disk(16 * DISK_LEN)?;
     first.disks[0].is_nvme = true;
-    plan(lab, &first, &["--stash", "128MiB"])?;
+    let user_data = first.disks[0].path.with_extension("yaml");
+    std::fs::write(&user_data, USER_DATA)?;
+    let user_data = user_data.to_str().context("a path in UTF-8")?;
+    plan_image(lab, &first, "debian:12", &["--stash", "128MiB", "--cloud-init", user_data])?;
     let mut helper = first.start()?;
-    helper.expect("coe-micro: UP nvme root /dev/nvme0n1p3", 240)?;
-    lab.wait_for_state("nvme", "deployed", 60)?;
+    helper.expect("coe: installed; starting", 240)?;
+    expect_debian(&mut helper, "nvme", "/dev/nvme0n1p3")?;
+    lab.wait_for_state("nvme", "deployed", 120)?;
+    println!(
+        "      {:24} deployed, with its stash, {} s after power-on",
+        first.name,
+        helper.started.elapsed().as_secs()
+    );
     lab.wait_until_up(5)?;
     // Four pieces of five are needed, one on each stash; one of the others dies, so the new one must give its own.
     let image = lab.image.with_file_name("micro-2.img");

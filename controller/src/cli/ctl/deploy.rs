@@ -46,6 +46,9 @@ pub struct Deploy {
     /// Which disk: serial=…, wwn=…, smallest-ssd, or only (the default: it must be the only one)
     #[arg(long, value_name = "WHICH")]
     disk: Option<String>,
+    /// New GUIDs for the disk and its partitions; files of the root that name partitions are changed
+    #[arg(long)]
+    new_guids: bool,
     /// The machine's name; {n} is its number, {n:02} with zeros, {name} what it is called here
     #[arg(long, value_name = "PATTERN")]
     hostname: Option<String>,
@@ -58,7 +61,7 @@ pub struct Deploy {
     /// Not before this time of day, here: the next 22:00
     #[arg(long, value_name = "HH:MM")]
     at: Option<String>,
-    /// Wake the machines now (wake-on-LAN)
+    /// Wake the machines, now or at the time of --at (wake-on-LAN)
     #[arg(long)]
     wake: bool,
     /// Give a shell on the machine's console if it fails
@@ -224,6 +227,7 @@ impl Deploy {
             auto_approve_s: self.auto_approve.then_some(self.minutes * 60),
             disk: self.disk,
             wipe: self.wipe,
+            new_guids: self.new_guids,
             hostname: self.hostname,
             user_data: self.cloud_init.map(read).transpose()?,
             stash_size: self.stash.unwrap_or(0),

@@ -15,7 +15,6 @@ use super::routes::{Answer, Shared};
 use crate::deploy::{self, AutoApprove, DeployRecord};
 use crate::hosts::{HostRecord, identify};
 use crate::io::controller::{Controller, catalog_refusal};
-use crate::io::machines::wake;
 use crate::io::unix_s;
 
 /// A machine that asked to boot from the network, or was imported.
@@ -88,6 +87,9 @@ pub struct DeployRequest {
     /// Whether all on that disk may be destroyed.
     #[serde(default)]
     pub wipe: bool,
+    /// Whether disk and partitions get new GUIDs.
+    #[serde(default)]
+    pub new_guids: bool,
     /// A pattern with `{n}`, `{n:02}` or `{name}`.
     pub hostname: Option<String>,
     /// cloud-init's `user-data`.
@@ -101,7 +103,7 @@ pub struct DeployRequest {
     /// Not before this, seconds since 1970.
     #[serde(default)]
     pub not_before_unix_s: u64,
-    /// Wake the machines.
+    /// Wake the machines when it is time.
     #[serde(default)]
     pub wake: bool,
 }
@@ -259,11 +261,13 @@ fn plan(request: &DeployRequest, image: &ImageName) -> Result<DeployRecord, Refu
         image: image.clone(),
         disk: deploy::parse_disk(request.disk.as_deref().unwrap_or("only")).map_err(Refusal::Invalid)?,
         wipe: request.wipe,
+        new_guids: request.new_guids,
         hostname: None,
         user_data: request.user_data.clone(),
         stash_size: request.stash_size,
         rescue: request.rescue,
         not_before_unix_s: request.not_before_unix_s,
+        wake: request.wake,
         state: deploy::State::Waiting,
         since_unix_s: unix_s(),
     })
@@ -308,11 +312,9 @@ pub(super) async fn deploy(State(c): Shared, Json(request): Json<DeployRequest>)
     };
     let plans: Vec<DeployRecord> = hosts.iter().enumerate().map(name_of).collect::<Result<_, _>>()?;
     let ids = c.deploy(plans).await?;
-    if request.wake {
-        let macs: Vec<_> = hosts.into_iter().flat_map(|(_, h)| h.macs).collect();
-        wake(&macs)
-            .map_err(|e| Refusal::Failed(format!("deployments are planned, but waking the machines failed: {e}")))?;
-    }
+    c.wake_due()
+        .await
+        .map_err(|e| Refusal::Failed(format!("deployments are planned, but no machine was woken: {e:#}")))?;
     Ok(Json(Numbers { ids }))
 }
 

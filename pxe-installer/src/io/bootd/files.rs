@@ -8,11 +8,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use images::bundle;
-use images::disk::Grow;
 use protocol::message::boot::BOOT_IMAGE;
 
 use super::Bootd;
-use crate::io::install::install;
+use crate::io::install::{Fit, install};
 use crate::io::source::Source;
 use crate::io::target::{Consent, Target};
 
@@ -64,7 +63,7 @@ async fn fetch(bootd: &Bootd, source: &Source) -> anyhow::Result<()> {
         let _ = fs::remove_file(&file);
         fs::File::create(&file)?.set_len(source.root.disk_len)?;
         let target = Target::open(&file, &source.root, &Consent { wipe: None })?;
-        let (result, _) = install(source, target, Grow::Keep, Arc::default()).await;
+        let (result, _) = install(source, target, Fit::KEEP, Arc::default()).await;
         result?;
         let unpacked = sets.join("unpacked");
         let _ = fs::remove_dir_all(&unpacked);

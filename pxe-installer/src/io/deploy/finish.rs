@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, bail};
+use images::disk::Layout;
 use protocol::message::boot::{Deployment, StashJoin};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
@@ -68,18 +69,22 @@ fn file_system(device: &Path) -> Option<&'static str> {
     found.map(|(.., name)| *name)
 }
 
-/// The partition that starts last, which the table let grow.
-fn last_partition(disk: &Path) -> Option<PathBuf> {
-    let start = |device: &Path| {
-        let sys = Path::new("/sys/class/block").join(device.file_name()?).join("start");
+/// The partition that is larger than in the image.
+fn grown_partition(disk: &Path, image: &Layout) -> Option<PathBuf> {
+    let number = |device: &Path, file: &str| {
+        let sys = Path::new("/sys/class/block").join(device.file_name()?).join(file);
         fs::read_to_string(sys).ok()?.trim().parse::<u64>().ok()
     };
-    partitions(disk).into_iter().max_by_key(|device| start(device))
+    partitions(disk).into_iter().find(|device| {
+        let (Some(id), Some(sectors)) = (number(device, "partition"), number(device, "size")) else { return false };
+        // The kernel counts in 512 bytes, whatever the disk's sectors are.
+        image.partitions.iter().any(|p| u64::from(p.number) == id && p.len < sectors * 512)
+    })
 }
 
-/// Let the last partition's file system have all of it.
-fn grow_file_system(disk: &Path) -> anyhow::Result<()> {
-    let Some(device) = last_partition(disk) else { return Ok(()) };
+/// Let the file system of the partition that grew have all of it.
+fn grow_file_system(disk: &Path, image: &Layout) -> anyhow::Result<()> {
+    let Some(device) = grown_partition(disk, image) else { return Ok(()) };
     let shown = device.display().to_string();
     match file_system(&device) {
         Some("ext4") => {
@@ -152,6 +157,37 @@ fn forget_identity() -> anyhow::Result<()> {
 const SSH_KEYS_UNIT: &str = "[Unit]\nDescription=Make this machine's own SSH host keys\nBefore=ssh.service\nConditionPathExists=!/etc/ssh/ssh_host_ed25519_key\n\n\
 [Service]\nType=oneshot\nExecStart=/usr/bin/ssh-keygen -A\n\n[Install]\nWantedBy=multi-user.target\n";
 
+/// What may name partitions by their GUIDs, below the root.
+const NAMING_PARTITIONS: [&str; 6] = [
+    "etc/fstab",
+    "etc/crypttab",
+    "etc/kernel/cmdline",
+    "etc/default/grub",
+    "boot/grub/grub.cfg",
+    "boot/grub2/grub.cfg",
+];
+
+/// Name partitions by their new GUIDs wherever this system names them.
+fn rename_partitions(renamed: &[(uuid::Uuid, uuid::Uuid)]) -> anyhow::Result<()> {
+    if renamed.is_empty() {
+        return Ok(());
+    }
+    let root = Path::new(ROOT);
+    let entries = fs::read_dir(root.join("boot/loader/entries")).into_iter().flatten().flatten().map(|e| e.path());
+    for path in NAMING_PARTITIONS.iter().map(|name| root.join(name)).chain(entries) {
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        let mut new = text.clone();
+        for (old, guid) in renamed {
+            let (old, guid) = (old.to_string(), guid.to_string());
+            new = new.replace(&old, &guid).replace(&old.to_uppercase(), &guid);
+        }
+        if new != text {
+            fs::write(&path, new).with_context(|| format!("write {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
 fn enable(unit: &str, target: &str) -> anyhow::Result<()> {
     let wants = Path::new(ROOT).join(format!("etc/systemd/system/{target}.wants"));
     fs::create_dir_all(&wants)?;
@@ -202,10 +238,15 @@ fn read_table_again(disk: &str) -> anyhow::Result<()> {
 }
 
 /// Make a proven disk this machine's own.
-pub(super) fn finish(disk: &Path, deployment: &Deployment) -> anyhow::Result<()> {
+pub(super) fn finish(
+    disk: &Path,
+    image: &Layout,
+    deployment: &Deployment,
+    renamed: &[(uuid::Uuid, uuid::Uuid)],
+) -> anyhow::Result<()> {
     let shown = disk.display().to_string();
     read_table_again(&shown)?;
-    grow_file_system(disk).context("let the last file system grow")?;
+    grow_file_system(disk, image).context("let the last file system grow")?;
     let is_asked = deployment.hostname.is_some() || deployment.user_data.is_some() || deployment.stash.is_some();
     let Some(mounted) = mount_root(disk) else {
         if is_asked {
@@ -214,6 +255,7 @@ pub(super) fn finish(disk: &Path, deployment: &Deployment) -> anyhow::Result<()>
         return Ok(());
     };
     forget_identity()?;
+    rename_partitions(renamed)?;
     if let Some(name) = &deployment.hostname {
         write("etc/hostname", &format!("{name}\n"), 0o644)?;
     }

@@ -23,7 +23,7 @@ use protocol::io::stage::process_cpu;
 use protocol::message::boot::{DeployStage, Deployment, GetDeployment, Limit, Progress as Said, Told};
 use protocol::ticket::Ticket;
 
-use super::install::{Progress, Shortage, install};
+use super::install::{Fit, Progress, Shortage, install};
 use super::source::Source;
 use super::target::{Consent, Target};
 use crate::disks::choose;
@@ -133,7 +133,8 @@ async fn attempt(link: &Link, member: &Credentials, deployment: &Deployment) -> 
     })?;
     let progress = Arc::new(Progress::default());
     let (result, mut report) = {
-        let installing = install(&source, target, Grow::Last, progress.clone());
+        let fit = Fit { grow: Grow::Last, new_guids: deployment.new_guids };
+        let installing = install(&source, target, fit, progress.clone());
         tokio::pin!(installing);
         let mut teller = Teller::new(source.root.totals.in_use, source.root.disk_len);
         loop {
@@ -161,7 +162,9 @@ async fn attempt(link: &Link, member: &Credentials, deployment: &Deployment) -> 
             let finishing = Said { stage: DeployStage::Finish, done: 1, total: 1, ..Said::default() };
             let _ = link.call(finishing).await;
             let (deployment, path) = (deployment.clone(), disk.path.clone());
-            tokio::task::spawn_blocking(move || finish::finish(Path::new(&path), &deployment)).await?
+            let (layout, renamed) = (source.root.disk.clone(), outcome.renamed);
+            tokio::task::spawn_blocking(move || finish::finish(Path::new(&path), &layout, &deployment, &renamed))
+                .await?
         }
         Err(error) => Err(error),
     };
