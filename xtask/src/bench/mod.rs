@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: measured, never asserted. Results go into `docs/benchmarks.md`.
 
+mod boot;
 mod delta;
 mod pipeline;
 
@@ -12,6 +13,8 @@ pub enum Bench {
     Pipeline(pipeline::Pipeline),
     /// A second version against casync
     Delta(delta::Delta),
+    /// Boot files over a shaped link
+    Boot(boot::Boot),
 }
 
 impl Bench {
@@ -23,6 +26,7 @@ impl Bench {
         match self {
             Self::Pipeline(args) => args.run(),
             Self::Delta(args) => args.run(),
+            Self::Boot(args) => args.run(),
         }
     }
 }

@@ -3,7 +3,7 @@
 
 mod file_systems;
 mod keys;
-mod network;
+pub mod network;
 mod scenarios;
 mod vm;
 
@@ -38,8 +38,6 @@ pub const NEEDS_FILES: &[(&str, &str)] =
     &[("/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf"), ("/usr/lib/ipxe/qemu/efi-virtio.rom", "ipxe-qemu")];
 /// Scenarios that run at the same time, where they share a network without being in each other's way.
 const TOGETHER: usize = 3;
-/// Says to the process inside the namespace that it is there.
-const INSIDE: &str = "COE_LAB_INSIDE";
 
 /// Virtual machines that boot from a network and install themselves
 #[derive(Subcommand)]
@@ -107,21 +105,32 @@ pub struct Lab {
 }
 
 impl Lab {
-    fn start(dir: &Path) -> anyhow::Result<Self> {
+    /// An array, and a boot server with this boot set.
+    ///
+    /// # Errors
+    /// If a program fails.
+    pub fn start(dir: &Path, set: &Path) -> anyhow::Result<Self> {
         let bin = shell::target_dir().join("release");
         let plan = Plan { stashes: 4, size: "2GiB".into(), address: network::ADDRESS, ..Plan::default() };
         let fleet = Fleet::start(&bin, &dir.join("array"), &plan)?;
         let image = shell::target_dir().join("micro.img");
-        fleet.publish(&image, &["--name", "micro", "--tag", "1"])?;
-        fleet.publish(&shell::target_dir().join("micro-large.img"), &["--name", "micro", "--tag", "large"])?;
-        fleet.publish(&debian(), &["--name", "debian", "--tag", "12"])?;
-        let set = shell::target_dir().join("boot-set");
         fleet.ctl(&["boot", "publish", set.to_str().context("a path in UTF-8")?])?;
         let ticket = fleet.ticket(&["--boot"])?;
         let mut join = fleet.command("coe-bootd");
         shell::output(join.args(["join", &ticket, "--dir"]).arg(dir.join("bootd")))?;
         let machines = AtomicU8::new(0);
         Ok(Self { dir: dir.into(), bin, fleet: RwLock::new(fleet), bootd: None, machines, image })
+    }
+
+    /// The same, with all images that scenarios install.
+    fn with_images(dir: &Path) -> anyhow::Result<Self> {
+        let lab = Self::start(dir, &shell::target_dir().join("boot-set"))?;
+        let large = shell::target_dir().join("micro-large.img");
+        for (image, name, tag) in [(&lab.image, "micro", "1"), (&large, "micro", "large"), (&debian(), "debian", "12")]
+        {
+            lab.fleet().publish(image, &["--name", name, "--tag", tag])?;
+        }
+        Ok(lab)
     }
 
     /// Where everything of this lab lies.
@@ -168,7 +177,10 @@ impl Lab {
     }
 
     /// Have this DHCP server on the network, and the boot server set to it.
-    fn serve(&mut self, setup: Setup) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    /// If the boot server does not start.
+    pub fn serve(&mut self, setup: Setup) -> anyhow::Result<()> {
         if self.bootd.as_ref().is_some_and(|(now, _)| *now == setup) {
             return Ok(());
         }
@@ -243,7 +255,7 @@ fn prepare() -> anyhow::Result<()> {
     setup::need(NEEDS)?;
     setup::need_files(NEEDS_FILES)?;
     let set = shell::target_dir().join("boot-set");
-    netboot::build("amd64", Some(&keys::make()?), &set)?;
+    netboot::build("amd64", false, Some(&keys::make()?), &set)?;
     coe_image::micro(&shell::target_dir().join("micro.img"), 0)?;
     coe_image::micro(&shell::target_dir().join("micro-large.img"), 90_000_000)?;
     if debian().exists() { Ok(()) } else { coe_image::debian("cloud-amd64", &debian()) }
@@ -266,23 +278,16 @@ pub fn check() -> anyhow::Result<()> {
     Test { scenarios: Vec::new(), list: false, dir: None }.run()
 }
 
-/// Build the network, and run this very program in it.
+/// Run `lab` with these arguments in the network, with whatever the scenarios need.
 fn inside(args: &[OsString]) -> anyhow::Result<()> {
-    if !setup::is_root() {
-        bail!("the lab makes network namespaces, and needs root for that");
-    }
+    network::require_root()?;
     prepare()?;
-    let _network = network::Network::build()?;
-    // By number: cargo may have put another program in this one's place since it was started.
-    let this = format!("/proc/{}/exe", std::process::id());
-    let mut command = Command::new("ip");
-    command.args(["netns", "exec", network::NAMESPACE, &this, "lab"]).args(args);
-    shell::run(command.env(INSIDE, "1"))
+    network::run_inside(&[&["lab".into()], args].concat())
 }
 
 impl Up {
     fn run(&self) -> anyhow::Result<()> {
-        if std::env::var_os(INSIDE).is_none() {
+        if !network::is_inside() {
             fs::create_dir_all(&self.dir)?;
             let firmware = self.firmware.to_possible_value().context("a firmware")?;
             let (machines, dir) = (self.machines.to_string(), fs::canonicalize(&self.dir)?);
@@ -293,7 +298,7 @@ impl Up {
         }
         let _ = fs::remove_dir_all(&self.dir);
         fs::create_dir_all(&self.dir)?;
-        let mut lab = Lab::start(&self.dir)?;
+        let mut lab = Lab::with_images(&self.dir)?;
         lab.serve(match self.firmware {
             Firmware::SecureBoot => Setup { dhcp: Dhcp::Own, uefi: "shim" },
             Firmware::OwnKey => Setup { dhcp: Dhcp::Foreign, uefi: "uki" },
@@ -350,7 +355,7 @@ impl Test {
         if let Some(unknown) = self.scenarios.iter().find(|n| !scenarios::ALL.iter().any(|s| s.name == **n)) {
             bail!("there is no scenario {unknown}: `cargo xtask lab test --list`");
         }
-        if std::env::var_os(INSIDE).is_some() {
+        if network::is_inside() {
             return self.run_inside();
         }
         let mut args = vec![OsString::from("test")];
@@ -375,7 +380,7 @@ impl Test {
     fn run_all(&self, dir: &Path) -> anyhow::Result<()> {
         let _capture = network::capture(&dir.join("network.pcap"))?;
         let start = Instant::now();
-        let mut lab = Lab::start(dir)?;
+        let mut lab = Lab::with_images(dir)?;
         println!("array and boot set: {:.0} s", start.elapsed().as_secs_f64());
         let chosen =
             scenarios::ALL.iter().filter(|s| self.scenarios.is_empty() || self.scenarios.iter().any(|n| n == s.name));

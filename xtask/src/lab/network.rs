@@ -1,25 +1,27 @@
 //! The lab's network: one namespace with a bridge for machines and services, one with somebody else's DHCP server.
 
+use std::ffi::OsString;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
-use crate::setup::tool;
+use crate::setup::{self, tool};
 use crate::shell;
 
 /// Where machines and services are.
 pub const NAMESPACE: &str = "coe-lab";
-const DHCP_NAMESPACE: &str = "coe-lab-dhcp";
+/// The host of somebody else's DHCP server, at the end of a cable.
+pub const OTHER_HOST: &str = "coe-lab-dhcp";
 /// The network all are on.
 pub const BRIDGE: &str = "br0";
 /// The host of controller, boot server and stashes.
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 /// What the boot server lends when it is the DHCP server.
 pub const OWN_RANGE: &str = "10.77.0.50-10.77.0.90";
-/// This end of the cable to the other DHCP server.
-const CABLE: &str = "to-dhcp";
+/// This end of the cable to the other host.
+pub const CABLE: &str = "to-dhcp";
 
 fn ip(args: &str) -> anyhow::Result<()> {
     shell::output(tool("ip").args(args.split_whitespace())).map(drop)
@@ -33,7 +35,7 @@ fn kill_all(namespace: &str) {
 }
 
 fn remove_all() {
-    for namespace in [NAMESPACE, DHCP_NAMESPACE] {
+    for namespace in [NAMESPACE, OTHER_HOST] {
         kill_all(namespace);
         let _ = ip(&format!("netns del {namespace}"));
     }
@@ -49,6 +51,40 @@ pub fn is_possible() -> bool {
     made.is_ok()
 }
 
+/// Says to the process inside the namespace that it is there.
+const INSIDE: &str = "COE_LAB_INSIDE";
+
+/// Whether this process runs in the network.
+#[must_use]
+pub fn is_inside() -> bool {
+    std::env::var_os(INSIDE).is_some()
+}
+
+/// Say so at once where namespaces cannot be made.
+///
+/// # Errors
+/// If this is not root.
+pub fn require_root() -> anyhow::Result<()> {
+    if !setup::is_root() {
+        bail!("this makes network namespaces, and needs root for that");
+    }
+    Ok(())
+}
+
+/// Build the network, and run this very program in it with these arguments.
+///
+/// # Errors
+/// If this is not root, or the program in there fails.
+pub fn run_inside(args: &[OsString]) -> anyhow::Result<()> {
+    require_root()?;
+    let _network = Network::build()?;
+    // By number: cargo may have put another program in this one's place since it was started.
+    let this = format!("/proc/{}/exe", std::process::id());
+    let mut command = tool("ip");
+    command.args(["netns", "exec", NAMESPACE, &this]).args(args);
+    shell::run(command.env(INSIDE, "1"))
+}
+
 /// The network; it goes when this is dropped, with everything that runs in it.
 pub struct Network {
     dhcp: Child,
@@ -59,20 +95,20 @@ impl Network {
     ///
     /// # Errors
     /// If namespaces are not permitted here.
-    pub fn build() -> anyhow::Result<Self> {
+    fn build() -> anyhow::Result<Self> {
         remove_all();
         for line in [
             &format!("netns add {NAMESPACE}"),
-            &format!("netns add {DHCP_NAMESPACE}"),
+            &format!("netns add {OTHER_HOST}"),
             &format!("-n {NAMESPACE} link set lo up"),
             &format!("-n {NAMESPACE} link add {BRIDGE} type bridge stp_state 0 mcast_snooping 0 forward_delay 0"),
             &format!("-n {NAMESPACE} addr add {ADDRESS}/24 dev {BRIDGE}"),
             &format!("-n {NAMESPACE} link set {BRIDGE} up"),
-            &format!("-n {NAMESPACE} link add {CABLE} type veth peer name eth0 netns {DHCP_NAMESPACE}"),
+            &format!("-n {NAMESPACE} link add {CABLE} type veth peer name eth0 netns {OTHER_HOST}"),
             &format!("-n {NAMESPACE} link set {CABLE} master {BRIDGE} up"),
-            &format!("-n {DHCP_NAMESPACE} link set lo up"),
-            &format!("-n {DHCP_NAMESPACE} addr add 10.77.0.2/24 dev eth0"),
-            &format!("-n {DHCP_NAMESPACE} link set eth0 up"),
+            &format!("-n {OTHER_HOST} link set lo up"),
+            &format!("-n {OTHER_HOST} addr add 10.77.0.2/24 dev eth0"),
+            &format!("-n {OTHER_HOST} link set eth0 up"),
         ] {
             ip(line).context("build the lab's network")?;
         }
@@ -80,7 +116,7 @@ impl Network {
         command.args([
             "netns",
             "exec",
-            DHCP_NAMESPACE,
+            OTHER_HOST,
             "dnsmasq",
             "--keep-in-foreground",
             "--conf-file=/dev/null",

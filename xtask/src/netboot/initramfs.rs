@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 
-use super::{SUITE, cache, modules};
+use super::{SUITE, cache, firmware, modules};
 use crate::shell;
 
 /// Debian packages in the initramfs, with what they depend on.
@@ -167,10 +167,13 @@ fn archive(roots: &[PathBuf], out: &mut impl io::Write) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// If a tool is missing or fails.
-pub fn build(kernel: &Path, release: &str, bin: &Path, to: &Path) -> anyhow::Result<()> {
+pub fn build(kernel: &Path, release: &str, free_only: bool, bin: &Path, to: &Path) -> anyhow::Result<()> {
     let userland = userland()?;
     let work = tempfile::Builder::new().prefix("coe-initramfs-").tempdir()?;
     overlay(kernel, release, bin, work.path())?;
+    if !free_only {
+        firmware::copy(work.path())?;
+    }
     write(&[userland, work.path().to_path_buf()], to)
 }
 

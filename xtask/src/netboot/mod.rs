@@ -1,5 +1,6 @@
 //! `cargo xtask netboot`: the boot set (kernel, initramfs, signed loaders) from Debian's packages. The same inputs give the same bytes.
 
+pub mod firmware;
 pub mod initramfs;
 pub mod modules;
 pub mod uki;
@@ -39,6 +40,9 @@ pub struct Netboot {
     /// Kernel: amd64 has drivers for real hardware, cloud-amd64 only for virtual machines
     #[arg(long, default_value = "amd64", value_parser = ["amd64", "cloud-amd64"])]
     flavour: String,
+    /// Leave out firmware that is not free; some network cards then stay silent
+    #[arg(long)]
+    free_only: bool,
     /// Also make uki.efi, one file for machines under Secure Boot, signed with this key (PEM) which their firmware knows
     #[arg(long, value_name = "KEY")]
     sign: Option<PathBuf>,
@@ -61,7 +65,11 @@ pub fn cache() -> PathBuf {
 /// # Errors
 /// If apt cannot get it.
 pub fn package(name: &str) -> anyhow::Result<PathBuf> {
-    let version = shell::output(Command::new("apt-cache").args(["policy", name]))?;
+    package_with(&[], name)
+}
+
+fn package_with(apt: &[String], name: &str) -> anyhow::Result<PathBuf> {
+    let version = shell::output(Command::new("apt-cache").args(apt).args(["policy", name]))?;
     let version = version.lines().find_map(|l| l.trim().strip_prefix("Candidate: ")).map(str::to_owned);
     let version =
         version.with_context(|| format!("apt knows no package {name}: is `apt-get update` done, is this Debian?"))?;
@@ -70,7 +78,7 @@ pub fn package(name: &str) -> anyhow::Result<PathBuf> {
         return Ok(folder);
     }
     let work = tempfile::Builder::new().prefix("coe-deb-").tempdir()?;
-    shell::output(Command::new("apt-get").args(["download", "-q", name]).current_dir(work.path()))?;
+    shell::output(Command::new("apt-get").args(apt).args(["download", "-q", name]).current_dir(work.path()))?;
     let deb =
         fs::read_dir(work.path())?.flatten().map(|e| e.path()).find(|p| p.extension().is_some_and(|e| e == "deb"));
     let deb = deb.with_context(|| format!("apt-get download {name} left no package"))?;
@@ -97,7 +105,7 @@ pub fn kernel(flavour: &str) -> anyhow::Result<(PathBuf, String)> {
 ///
 /// # Errors
 /// If a package is missing, or the initramfs is too large for real hardware.
-pub fn build(flavour: &str, signer: Option<&uki::Signer>, out: &Path) -> anyhow::Result<()> {
+pub fn build(flavour: &str, free_only: bool, signer: Option<&uki::Signer>, out: &Path) -> anyhow::Result<()> {
     setup::need(NEEDS)?;
     fs::create_dir_all(out)?;
     let bin = shell::build(true)?;
@@ -107,7 +115,7 @@ pub fn build(flavour: &str, signer: Option<&uki::Signer>, out: &Path) -> anyhow:
         fs::copy(package(from)?.join(file), out.join(name)).with_context(|| format!("{file} of {from}"))?;
     }
     let initrd = out.join("initrd.img");
-    initramfs::build(&kernel, &release, &bin, &initrd)?;
+    initramfs::build(&kernel, &release, free_only, &bin, &initrd)?;
     let len = fs::metadata(&initrd)?.len();
     if flavour == "amd64" && len > INITRAMFS_MAX {
         bail!("the initramfs has {len} bytes, more than {INITRAMFS_MAX}");
@@ -141,7 +149,7 @@ impl Netboot {
     pub fn run(&self) -> anyhow::Result<()> {
         let out = self.out.clone().unwrap_or_else(|| shell::target_dir().join("boot-set"));
         let signer = self.sign.as_ref().map(|key| uki::Signer::new(key, self.certificate.as_deref())).transpose()?;
-        build(&self.flavour, signer.as_ref(), &out)?;
+        build(&self.flavour, self.free_only, signer.as_ref(), &out)?;
         print!("{}", fs::read_to_string(out.join("SHA256SUMS"))?);
         println!("boot set in {}; put it into the array: coe-ctl boot publish {}", out.display(), out.display());
         Ok(())
