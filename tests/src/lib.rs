@@ -1,6 +1,7 @@
-//! The seeded world ([`world`]), and what tests with real processes share ([`hostile`], [`fleet`]).
+//! The seeded world ([`world`]), what tests with real processes share ([`hostile`], [`fleet`]), and what fuzzers run ([`fuzz`]).
 
 pub mod fleet;
+pub mod fuzz;
 pub mod gpt_4096;
 pub mod hostile;
 pub mod world;

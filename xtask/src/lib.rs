@@ -6,6 +6,7 @@ pub mod coe_image;
 pub mod compare;
 pub mod demo;
 pub mod fleet;
+pub mod fuzz;
 pub mod lab;
 pub mod netboot;
 pub mod sample;

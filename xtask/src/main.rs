@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{bench, ci, coe_image, demo, lab, netboot, sim, tidy};
+use xtask::{bench, ci, coe_image, demo, fuzz, lab, netboot, sim, tidy};
 
 /// Build, run, test and measure everything
 #[derive(Parser)]
@@ -19,6 +19,7 @@ enum Command {
     Ci(ci::Ci),
     Tidy(tidy::Tidy),
     Sim(sim::Sim),
+    Fuzz(fuzz::Fuzz),
     Netboot(netboot::Netboot),
     CoeImage(coe_image::CoeImage),
     #[command(subcommand)]
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Command::Ci(args) => args.run(),
         Command::Tidy(args) => args.run(),
         Command::Sim(args) => args.run(),
+        Command::Fuzz(args) => args.run(),
         Command::Netboot(args) => args.run(),
         Command::CoeImage(args) => args.run(),
         Command::Lab(args) => args.run(),
