@@ -1,7 +1,7 @@
 //! Deployments: what shall become of a machine, and how far that is.
 
 use images::manifest::ImageName;
-use protocol::message::boot::DiskPolicy;
+use protocol::message::boot::{DiskPolicy, Finishing};
 use serde::{Deserialize, Serialize};
 
 /// Where a deployment is.
@@ -73,6 +73,8 @@ pub struct DeployRecord {
     pub not_before_unix_s: u64,
     /// Whether the machine is still to be woken, once it is time.
     pub wake: bool,
+    /// The disk that an installation was about to make bootable.
+    pub finishing: Option<Finishing>,
     /// Where it is.
     pub state: State,
     /// When that began.

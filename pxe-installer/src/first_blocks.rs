@@ -8,6 +8,32 @@ use images::disk::{Patch, ReadAt};
 /// Bytes held back. A GPT with its entries, boot code behind an MBR, and the gap in front of the first partition all lie within.
 pub const FIRST_LEN: u64 = 1024 * 1024;
 
+/// What first blocks tell of an installation that was about to make a disk bootable when it was cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CutOff {
+    /// They are all there: it had come to its end.
+    AtTheEnd,
+    /// The very first are not: the disk has no table and was nobody else's since.
+    BeforeIt,
+    /// Somebody else wrote them.
+    SomebodyElses,
+}
+
+/// Bytes at the very beginning that are written last of all.
+pub const HEAD_LEN: usize = 4096;
+
+/// Look at first blocks; `last` is BLAKE3 of what they were to become.
+#[must_use]
+pub fn cut_off(now: &[u8], last: &[u8; 32]) -> CutOff {
+    if blake3::hash(now).as_bytes() == last {
+        CutOff::AtTheEnd
+    } else if now.iter().take(HEAD_LEN).all(|b| *b == 0) {
+        CutOff::BeforeIt
+    } else {
+        CutOff::SomebodyElses
+    }
+}
+
 /// The first blocks in memory, as they will be.
 pub struct FirstBlocks(Vec<u8>);
 
@@ -77,6 +103,21 @@ impl ReadAt for Overlay<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_disk_tells_where_its_installation_was_cut_off() {
+        let done: Vec<u8> = (0..20_000u32).map(|i| i as u8).collect();
+        let last = *blake3::hash(&done).as_bytes();
+        assert_eq!(cut_off(&done, &last), CutOff::AtTheEnd);
+        let mut half = done.clone();
+        half[..HEAD_LEN].fill(0);
+        assert_eq!(cut_off(&half, &last), CutOff::BeforeIt);
+        half[7] = 1;
+        assert_eq!(cut_off(&half, &last), CutOff::SomebodyElses);
+        let mut other = done;
+        other[10_000] ^= 1;
+        assert_eq!(cut_off(&other, &last), CutOff::SomebodyElses);
+    }
 
     #[test]
     fn splits_at_the_boundary_and_reads_through() {

@@ -229,6 +229,7 @@ impl Controller {
             hostname: record.hostname,
             user_data: record.user_data,
             stash,
+            finishing: record.finishing,
         })
     }
 
@@ -249,6 +250,15 @@ impl Controller {
         {
             tracing::warn!(deployment = id, why, "installation stopped");
             self.set_state(id, |s| s.is_open(), State::Stopped(why.clone())).await?;
+        }
+        if let Some(finishing) = progress.finishing.clone().filter(|f| record.finishing.as_ref() != Some(f)) {
+            let change = self.committer.change(move |change| {
+                change.change_deployment(id, |d| {
+                    d.finishing = Some(finishing.clone());
+                    Ok(())
+                })
+            });
+            change.await.map_err(catalog_refusal)?;
         }
         self.installations.with(|all| {
             let before = all.remove(&id);

@@ -66,6 +66,15 @@ pub struct StashJoin {
     pub size: u64,
 }
 
+/// A disk is about to become bootable. Whoever finds its first blocks like this later knows that all of it was done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finishing {
+    /// Serial number of the disk.
+    pub serial: String,
+    /// BLAKE3 of its first blocks.
+    pub first: [u8; 32],
+}
+
 /// The installer asks what to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct GetDeployment {
@@ -94,6 +103,8 @@ pub struct Deployment {
     pub user_data: Option<String>,
     /// How it becomes a member.
     pub stash: Option<StashJoin>,
+    /// What a try before this one was about to finish, if it was cut off after that.
+    pub finishing: Option<Finishing>,
 }
 
 /// What the installer is doing.
@@ -139,6 +150,8 @@ pub struct Progress {
     pub limit: Limit,
     /// Why it stopped.
     pub stopped: Option<String>,
+    /// The disk that it makes bootable next.
+    pub finishing: Option<Finishing>,
 }
 
 /// What the installer does next.

@@ -137,7 +137,7 @@ impl Cli {
         let progress = Arc::new(Progress::default());
         let bar = ProgressBar::new(source.root.totals.in_use.max(1));
         let ticker = tokio::spawn(show(progress.clone(), bar.clone(), source.root.disk_len));
-        let (outcome, report) = install(&source, target, fit, progress).await;
+        let (outcome, report) = install(&source, target, fit, None, progress).await;
         source.report(report).await;
         ticker.abort();
         bar.finish_and_clear();

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use images::ContentDigest;
-use images::disk::{Fitting, Grow, Layout, Table, fit_gpt};
+use images::disk::{Fitting, Grow, Layout, Patch, Table, fit_gpt, read_layout};
 use images::fragment::assemble;
 use images::limits::SPAN_LEN;
 use images::manifest::Run;
@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use super::proof::{self, Proof};
 use super::source::{Segment, Source};
 use super::target::Target;
-use crate::first_blocks::{FIRST_LEN, FirstBlocks, Overlay};
+use crate::first_blocks::{FIRST_LEN, FirstBlocks, HEAD_LEN, Overlay};
 use crate::gaps::{WINDOW_LEN, Written};
 
 /// Segments under way. Each takes up to three times its four megabytes: pieces, sealed bytes, chunk bytes. With the manifest's page
@@ -106,6 +106,19 @@ impl Fit {
     }
 }
 
+/// A disk that is proven, and fitted but for its first blocks.
+pub struct Proven<'a> {
+    /// Partitions as they will be.
+    pub layout: &'a Layout,
+    /// BLAKE3 of the first blocks as they will be, [`FIRST_LEN`] bytes or the whole of a shorter disk.
+    pub first: [u8; 32],
+    /// Partitions' GUIDs that are new: old, new.
+    pub renamed: &'a [(uuid::Uuid, uuid::Uuid)],
+}
+
+/// What is still to be done to a disk before it can boot. An error leaves it unbootable.
+pub type Prepare = Box<dyn FnOnce(&Proven<'_>) -> anyhow::Result<()> + Send>;
+
 /// Too few pieces could be had, for now: nothing is wrong with the disk, and the next try goes on from here.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -179,6 +192,7 @@ struct Work {
     /// Contents to mark the disk with before the first of them is written; nothing is written where no piece can be had.
     unmarked: Mutex<Option<ContentDigest>>,
     fit: Fit,
+    prepare: Mutex<Option<Prepare>>,
     renamed: Mutex<Vec<(uuid::Uuid, uuid::Uuid)>>,
     progress: Arc<Progress>,
 }
@@ -191,11 +205,12 @@ pub async fn install(
     source: &Source,
     target: Target,
     fit: Fit,
+    prepare: Option<Prepare>,
     progress: Arc<Progress>,
 ) -> (anyhow::Result<Outcome>, Report) {
     let start = Instant::now();
     let mut report = Report { image: source.root.image.clone(), error: None, lied: Vec::new(), written: 0, took_ms: 0 };
-    let result = install_and_note(source, target, fit, progress, &mut report).await;
+    let result = install_and_note(source, target, fit, prepare, progress, &mut report).await;
     report.error = result.as_ref().err().map(|e| format!("{e:#}"));
     report.took_ms = start.elapsed().as_millis() as u64;
     (result, report)
@@ -205,6 +220,7 @@ async fn install_and_note(
     source: &Source,
     target: Target,
     fit: Fit,
+    prepare: Option<Prepare>,
     progress: Arc<Progress>,
     report: &mut Report,
 ) -> anyhow::Result<Outcome> {
@@ -222,6 +238,7 @@ async fn install_and_note(
         proof,
         unmarked: Mutex::default(),
         fit,
+        prepare: Mutex::new(prepare),
         renamed: Mutex::default(),
         progress,
     });
@@ -467,7 +484,7 @@ impl Work {
     }
 }
 
-/// Fit the table, then write what makes the disk bootable: everything proven, nothing to lose. Says whether the table changed.
+/// Fit the table, do what else is to be done, then write what makes the disk bootable: everything proven, nothing to lose. Says whether the table changed.
 fn finish(source: &Source, work: &Work, mut first: FirstBlocks) -> anyhow::Result<bool> {
     let (root, target) = (&source.root, &work.target);
     let mut fitting = Fitting::default();
@@ -482,22 +499,33 @@ fn finish(source: &Source, work: &Work, mut first: FirstBlocks) -> anyhow::Resul
         proof::move_range(target, moved).context("move the partition behind the last one with files")?;
     }
     let guid = uuid::Uuid::from_bytes_le;
-    *work.renamed.lock().unwrap_or_else(PoisonError::into_inner) =
-        fitting.renamed.iter().map(|(old, new)| (guid(*old), guid(*new))).collect();
+    let renamed: Vec<_> = fitting.renamed.iter().map(|(old, new)| (guid(*old), guid(*new))).collect();
     let fitted = !fitting.patches.is_empty();
     let elsewhere = first.patch(fitting.patches);
     for patch in &elsewhere {
         target.write(patch.offset, &patch.bytes)?;
     }
     target.sync()?;
+    proof::compare_patches(target, &elsewhere)?;
+    if let Some(prepare) = work.prepare.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        let disk = target.reader()?;
+        let whole = Overlay { first: &first, disk: &disk, len: target.len() };
+        let layout = read_layout(&whole, Some(root.disk.sector_size))?;
+        target.release();
+        let first = *blake3::hash(first.bytes()).as_bytes();
+        let prepared = prepare(&Proven { layout: &layout, first, renamed: &renamed });
+        target.claim_again()?;
+        prepared?;
+    }
+    *work.renamed.lock().unwrap_or_else(PoisonError::into_inner) = renamed;
     // The very first sectors come last of all: until then there is no table.
-    let (head, rest) = first.bytes().split_at(first.bytes().len().min(4096));
+    let (head, rest) = first.bytes().split_at(first.bytes().len().min(HEAD_LEN));
     target.write(head.len() as u64, rest)?;
     target.sync()?;
     let last = || {
         target.write(0, head)?;
         target.sync()?;
-        proof::compare_first(target, &first, &elsewhere)
+        proof::compare_patches(target, &[Patch { offset: 0, bytes: first.bytes().to_vec() }])
     };
     if let Err(error) = last() {
         // Not proven, so not bootable.

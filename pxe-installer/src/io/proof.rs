@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, bail};
-use images::disk::{Move, ReadAt as _};
+use images::disk::{Move, Patch, ReadAt as _};
 use images::limits::{BLOCK_LEN, SPAN_LEN};
 use images::manifest::Run;
 use images::span::{ContentHasher, Span, span_of};
@@ -102,6 +102,19 @@ impl Proof {
             proven.extend(right.iter().map(|span| span.index));
             lock(&self.read).extend(right.into_iter().map(|span| (span.index, Some(span))));
         }
+        // The first span is there in part only, and the last may be; both are written once more. What else is in them is made empty.
+        let (len, target) = (source.root.disk_len, self.target.clone());
+        let empty = move || {
+            for edge in
+                [FIRST_LEN.min(len)..SPAN_LEN.min(len), (len / SPAN_LEN * SPAN_LEN).max(FIRST_LEN.min(len))..len]
+            {
+                if !edge.is_empty() {
+                    target.zero(edge)?;
+                }
+            }
+            Ok::<_, std::io::Error>(())
+        };
+        spawn_blocking(empty).await?.context("zero the disk")?;
         Ok(proven)
     }
 
@@ -259,19 +272,13 @@ impl Proof {
     }
 }
 
-/// Compare the first blocks, which were written last, and whatever was patched elsewhere.
+/// Compare what was written beside the image's own bytes, or last.
 ///
 /// # Errors
 /// If they differ.
-pub(super) fn compare_first(
-    target: &Target,
-    first: &FirstBlocks,
-    patched: &[images::disk::Patch],
-) -> anyhow::Result<()> {
+pub(super) fn compare_patches(target: &Target, patches: &[Patch]) -> anyhow::Result<()> {
     let disk = target.reader()?;
-    let head = images::disk::Patch { offset: 0, bytes: first.bytes().to_vec() };
-    debug_assert!(head.bytes.len() as u64 <= FIRST_LEN);
-    for patch in std::iter::once(&head).chain(patched) {
+    for patch in patches {
         let mut bytes = vec![0; patch.bytes.len()];
         disk.read_exact_at(patch.offset, &mut bytes).context("read back the disk")?;
         if bytes != patch.bytes {

@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, bail};
 use images::ContentDigest;
@@ -40,6 +41,8 @@ pub struct Consent {
 /// A disk that may be written.
 pub struct Target {
     file: File,
+    /// Keeps others away from a disk.
+    claim: Mutex<Option<File>>,
     path: PathBuf,
     len: u64,
     is_block_device: bool,
@@ -165,13 +168,8 @@ impl Target {
             Some(sys) => refuse_block_device(path, sys)?,
             None => refuse_file(path)?,
         }
-        let mut options = OpenOptions::new();
-        options.read(true).write(true);
-        if is_block_device {
-            // With O_EXCL the kernel itself refuses a disk that is mounted or built on, and keeps others away meanwhile.
-            options.custom_flags(OFlags::EXCL.bits().cast_signed());
-        }
-        let file = options.open(path).with_context(|| format!("open {shown} for writing: is it in use?"))?;
+        let claim = Mutex::new(if is_block_device { Some(claim(path)?) } else { None });
+        let file = OpenOptions::new().read(true).write(true).open(path).with_context(|| format!("open {shown}"))?;
         let len = DiskFile::from_file(file.try_clone()?)?.len();
         if len < root.disk_len {
             bail!("{shown} is too small: {} needs {} bytes, it has {len}", root.image, root.disk_len);
@@ -179,7 +177,7 @@ impl Target {
         if let Some(sys) = &sys {
             check_sectors(path, sys, root)?;
         }
-        let mut target = Self { file, path: path.into(), len, is_block_device, interrupted: None };
+        let mut target = Self { file, claim, path: path.into(), len, is_block_device, interrupted: None };
         target.interrupted = target.read_mark().with_context(|| format!("read {shown}"))?;
         target.check_wipe(serial(path, sys.as_deref()).as_deref(), consent)?;
         Ok(target)
@@ -313,6 +311,22 @@ impl Target {
         Ok(())
     }
 
+    /// Let others use what is on a disk for a while, such as mount its partitions, until [`Target::claim_again`].
+    pub fn release(&self) {
+        self.claim.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Keep others away again.
+    ///
+    /// # Errors
+    /// If the disk is still in use.
+    pub fn claim_again(&self) -> anyhow::Result<()> {
+        if self.is_block_device {
+            *self.claim.lock().unwrap_or_else(PoisonError::into_inner) = Some(claim(&self.path)?);
+        }
+        Ok(())
+    }
+
     /// Write.
     ///
     /// # Errors
@@ -354,6 +368,13 @@ impl Target {
     pub fn reader(&self) -> io::Result<DiskFile> {
         DiskFile::from_file(self.file.try_clone()?)
     }
+}
+
+/// With O_EXCL the kernel itself refuses a disk that is mounted or built on, and keeps others away as long as the file is open.
+fn claim(path: &Path) -> anyhow::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(OFlags::EXCL.bits().cast_signed());
+    options.open(path).with_context(|| format!("open {} for writing: is it in use?", path.display()))
 }
 
 fn check_sectors(path: &Path, sys: &Path, root: &Root) -> anyhow::Result<()> {

@@ -55,7 +55,7 @@ const fn alone(name: &'static str, what: &'static str, run: fn(&Lab) -> anyhow::
 
 /// All of them; the longest first.
 pub const ALL: &[Scenario] = &[
-    shared("power-cut", PROXY, "power cut in the middle; resumed", power_cut),
+    shared("power-cut", PROXY, "power cut in the middle, and while the machine is named; resumed", power_cut),
     shared("bios-proxy", PROXY, "BIOS beside another DHCP server; its stash joins the array", bios_proxy),
     shared("uefi-proxy", PROXY, "UEFI beside another DHCP server", uefi_proxy),
     shared("uefi-http", PROXY, "UEFI HTTP boot beside another DHCP server", uefi_http),
@@ -233,6 +233,13 @@ fn two_disks(lab: &Lab) -> anyhow::Result<()> {
     check_disk(lab, &vm.disks[1].path)
 }
 
+fn ensure_unbootable(vm: &VmPlan) -> anyhow::Result<()> {
+    let mut first = [0; 512];
+    File::open(&vm.disks[0].path)?.read_exact_at(&mut first, 0)?;
+    ensure!(first.iter().all(|b| *b == 0), "the disk could boot although not all of it is done");
+    Ok(())
+}
+
 fn power_cut(lab: &Lab) -> anyhow::Result<()> {
     let vm = lab.machine("power-cut", Firmware::Bios).disk(DISK_LEN)?;
     plan_image(lab, &vm, "micro:large", &[])?;
@@ -240,9 +247,12 @@ fn power_cut(lab: &Lab) -> anyhow::Result<()> {
     // From half to nine tenths, whenever it is looked at.
     machine.expect_any(&["install  5", "install  6", "install  7", "install  8"], 150)?;
     machine.power_off();
-    let mut first = [0; 512];
-    File::open(&vm.disks[0].path)?.read_exact_at(&mut first, 0)?;
-    ensure!(first.iter().all(|b| *b == 0), "the disk could boot although it is not proven");
+    ensure_unbootable(&vm)?;
+    // Once more, while it is named.
+    let mut machine = vm.start()?;
+    machine.expect("coe: proven; it is named", 180)?;
+    machine.power_off();
+    ensure_unbootable(&vm)?;
     let mut machine = vm.start()?;
     let proven = machine.expect("written and proven in", 180)?;
     ensure!(proven.contains("of it from before"), "it began from the start: {proven}");
@@ -295,10 +305,7 @@ fn write_errors(lab: &Lab) -> anyhow::Result<()> {
     println!("      {:24} {said}", vm.name);
     lab.wait_for_state("bad-disk", "stopped", 10)?;
     machine.power_off();
-    let mut first = [0; 512];
-    File::open(&vm.disks[0].path)?.read_exact_at(&mut first, 0)?;
-    ensure!(first.iter().all(|b| *b == 0), "the disk could boot although it is not proven");
-    Ok(())
+    ensure_unbootable(&vm)
 }
 
 /// What Debian does at its first start, and says: its name, its identity, the size of its root, its keys, its services.

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 
-use super::{SUITE, cache, firmware, modules};
+use super::{SUITE, cache, firmware, modules, package};
 use crate::shell;
 
 /// Debian packages in the initramfs, with what they depend on.
@@ -102,6 +102,7 @@ fn overlay(kernel: &Path, release: &str, bin: &Path, to: &Path) -> anyhow::Resul
     fs::create_dir_all(to.join("usr/bin"))?;
     fs::copy(ours.join("init"), to.join("init"))?;
     fs::copy(ours.join("udhcpc.script"), to.join("etc/udhcpc.script"))?;
+    fs::copy(package("util-linux")?.join("usr/bin/addpart"), to.join("usr/bin/addpart"))?;
     strip(&bin.join("coe-installer"), &to.join("usr/bin/coe-installer"))?;
     strip(&bin.join("coe-stash"), &to.join("usr/bin/coe-stash"))
 }

@@ -268,6 +268,7 @@ fn plan(request: &DeployRequest, image: &ImageName) -> Result<DeployRecord, Refu
         rescue: request.rescue,
         not_before_unix_s: request.not_before_unix_s,
         wake: request.wake,
+        finishing: None,
         state: deploy::State::Waiting,
         since_unix_s: unix_s(),
     })

@@ -63,7 +63,7 @@ async fn fetch(bootd: &Bootd, source: &Source) -> anyhow::Result<()> {
         let _ = fs::remove_file(&file);
         fs::File::create(&file)?.set_len(source.root.disk_len)?;
         let target = Target::open(&file, &source.root, &Consent { wipe: None })?;
-        let (result, _) = install(source, target, Fit::KEEP, Arc::default()).await;
+        let (result, _) = install(source, target, Fit::KEEP, None, Arc::default()).await;
         result?;
         let unpacked = sets.join("unpacked");
         let _ = fs::remove_dir_all(&unpacked);

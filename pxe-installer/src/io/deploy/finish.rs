@@ -5,6 +5,8 @@ use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::first_blocks::FIRST_LEN;
+use crate::io::install::Proven;
 use anyhow::{Context as _, bail};
 use images::disk::Layout;
 use protocol::message::boot::{Deployment, StashJoin};
@@ -224,7 +226,7 @@ fn leave_cloud_init(deployment: &Deployment, user_data: &str) -> anyhow::Result<
 }
 
 /// Have the kernel see the new partitions. udev may look at the disk at the same moment, which keeps it busy.
-fn read_table_again(disk: &str) -> anyhow::Result<()> {
+pub(super) fn read_table_again(disk: &str) -> anyhow::Result<()> {
     let mut tries = 0;
     loop {
         tool("udevadm", &["settle", "--timeout=20"])?;
@@ -237,15 +239,47 @@ fn read_table_again(disk: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Make a proven disk this machine's own.
+/// Have the kernel know partitions of a disk that has no table yet (`addpart` of util-linux: BLKPG, in sectors of 512 bytes).
+fn show_partitions(disk: &str, layout: &Layout) -> anyhow::Result<()> {
+    read_table_again(disk)?;
+    for p in &layout.partitions {
+        let [number, start, len] = [u64::from(p.number), p.offset / 512, p.len / 512].map(|n| n.to_string());
+        tool("addpart", &[disk, &number, &start, &len])?;
+    }
+    tool("udevadm", &["settle", "--timeout=20"])
+}
+
+/// Whether an image can be named before it can boot: not if its root begins in what is held back to the end.
+pub(super) fn can_come_first(image: &Layout) -> bool {
+    let root = image.partitions.iter().max_by_key(|p| p.len);
+    root.is_some_and(|p| p.offset >= FIRST_LEN)
+}
+
+/// Make a proven disk this machine's own before it can boot.
+pub(super) fn prepare(disk: &Path, image: &Layout, deployment: &Deployment, proven: &Proven<'_>) -> anyhow::Result<()> {
+    let shown = disk.display().to_string();
+    show_partitions(&shown, proven.layout)?;
+    name(disk, image, deployment, proven.renamed)?;
+    tool("udevadm", &["settle", "--timeout=20"])
+}
+
+/// The same where the disk can boot already.
 pub(super) fn finish(
     disk: &Path,
     image: &Layout,
     deployment: &Deployment,
     renamed: &[(uuid::Uuid, uuid::Uuid)],
 ) -> anyhow::Result<()> {
-    let shown = disk.display().to_string();
-    read_table_again(&shown)?;
+    read_table_again(&disk.display().to_string())?;
+    name(disk, image, deployment, renamed)
+}
+
+fn name(
+    disk: &Path,
+    image: &Layout,
+    deployment: &Deployment,
+    renamed: &[(uuid::Uuid, uuid::Uuid)],
+) -> anyhow::Result<()> {
     grow_file_system(disk, image).context("let the last file system grow")?;
     let is_asked = deployment.hostname.is_some() || deployment.user_data.is_some() || deployment.stash.is_some();
     let Some(mounted) = mount_root(disk) else {
@@ -267,5 +301,5 @@ pub(super) fn finish(
     }
     drop(mounted);
     rustix::fs::sync();
-    tool("blockdev", &["--flushbufs", &shown])
+    tool("blockdev", &["--flushbufs", &disk.display().to_string()])
 }

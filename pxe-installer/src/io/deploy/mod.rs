@@ -8,25 +8,28 @@ mod scan;
 
 pub use boot_server::boot_options;
 
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use images::disk::Grow;
+use images::disk::{Grow, Layout};
 use protocol::identity::Role;
 use protocol::io::credentials::{Credentials, file_of};
 use protocol::io::link::Link;
 use protocol::io::rpc::CallError;
 use protocol::io::stage::process_cpu;
-use protocol::message::boot::{DeployStage, Deployment, GetDeployment, Limit, Progress as Said, Told};
+use protocol::message::boot::{DeployStage, Deployment, Finishing, GetDeployment, Limit, Progress as Said, Told};
+use protocol::message::image::Report;
 use protocol::ticket::Ticket;
 
-use super::install::{Fit, Progress, Shortage, install};
+use super::install::{Fit, Prepare, Progress, Shortage, install};
 use super::source::Source;
 use super::target::{Consent, Target};
-use crate::disks::choose;
+use crate::disks::{DiskFacts, choose};
+use crate::first_blocks::{CutOff, FIRST_LEN, cut_off};
 
 /// How often the controller and the console hear how far it is.
 const SAY_EVERY: Duration = Duration::from_secs(2);
@@ -36,6 +39,8 @@ const ASK_EVERY: Duration = Duration::from_secs(5);
 const TRIES_WITHOUT_PIECES: u32 = 20;
 /// And the time between them.
 const AGAIN_AFTER: Duration = Duration::from_secs(15);
+/// How long a controller may take to hear that a disk is about to become bootable.
+const TELL_WITHIN: Duration = Duration::from_secs(15);
 /// A controller that restarts is waited for.
 const CONTROLLER_BACK_WITHIN: Duration = Duration::from_secs(300);
 
@@ -86,7 +91,7 @@ async fn ask<C: protocol::message::Call + Clone>(link: &Link, message: C) -> any
 /// If the array cannot be asked what to do.
 pub async fn run(home: &Path, ticket: Option<Ticket>) -> anyhow::Result<()> {
     let member = member(home, ticket).await.context("join the array")?;
-    let link = Link::new(&member)?;
+    let link = Arc::new(Link::new(&member)?);
     let mut short_of_pieces = 0;
     loop {
         let deployment = ask(&link, GetDeployment { facts: facts::of_this_machine() }).await?;
@@ -117,13 +122,48 @@ pub async fn run(home: &Path, ticket: Option<Ticket>) -> anyhow::Result<()> {
     }
 }
 
-async fn attempt(link: &Link, member: &Credentials, deployment: &Deployment) -> anyhow::Result<()> {
+/// What a try before this one left on the disk that it was about to finish.
+fn left_before(disk: &DiskFacts, deployment: &Deployment, image_len: u64) -> anyhow::Result<Option<CutOff>> {
+    let Some(finishing) = deployment.finishing.as_ref().filter(|f| disk.serial.as_ref() == Some(&f.serial)) else {
+        return Ok(None);
+    };
+    let mut first = vec![0; image_len.min(FIRST_LEN) as usize];
+    std::fs::File::open(&disk.path)?.read_exact_at(&mut first, 0).context("read the disk")?;
+    Ok(Some(cut_off(&first, &finishing.first)))
+}
+
+/// What is done to a proven disk while it cannot boot yet: it is named, and the controller hears that only its first blocks are missing.
+fn prepare(link: &Arc<Link>, deployment: &Deployment, disk: &DiskFacts, image: &Layout) -> Prepare {
+    let runtime = tokio::runtime::Handle::current();
+    let (link, deployment, disk, image) = (link.clone(), deployment.clone(), disk.clone(), image.clone());
+    Box::new(move |proven| {
+        say("proven; it is named before it can boot");
+        finish::prepare(Path::new(&disk.path), &image, &deployment, proven)?;
+        let finishing = disk.serial.map(|serial| Finishing { serial, first: proven.first });
+        let said = Said { stage: DeployStage::Finish, done: 1, total: 1, finishing, ..Said::default() };
+        // A controller that is away hears the result later. Only if the power goes in just that time, the admin is asked.
+        let told = runtime.block_on(tokio::time::timeout(TELL_WITHIN, link.call(said)));
+        if !matches!(told, Ok(Ok(_))) {
+            say("the controller does not answer; finishing without it");
+        }
+        Ok(())
+    })
+}
+
+async fn attempt(link: &Arc<Link>, member: &Credentials, deployment: &Deployment) -> anyhow::Result<()> {
     let image = &deployment.image;
     let source = Source::open(member, image.name(), Some(image.tag().into())).await?;
     let disks = scan::disks().await;
     let disk = choose(&disks, &deployment.disk, source.root.disk_len).map_err(anyhow::Error::msg)?;
     say(&format!("disk {}", disk.describe()));
-    let consent = Consent { wipe: deployment.wipe.then(|| disk.serial.clone()).flatten() };
+    let left = left_before(disk, deployment, source.root.disk_len)?;
+    if left == Some(CutOff::AtTheEnd) {
+        say("the try before this one had come to its end when it was cut off");
+        let report = Report { image: image.clone(), error: None, lied: Vec::new(), written: 0, took_ms: 0 };
+        return conclude(&source, report, disk).await;
+    }
+    let may_wipe = deployment.wipe || left == Some(CutOff::BeforeIt);
+    let consent = Consent { wipe: may_wipe.then(|| disk.serial.clone()).flatten() };
     let path = Path::new(&disk.path);
     // Whether there is something to lose is asked first; only then consent counts.
     let target = Target::open(path, &source.root, &Consent { wipe: None }).or_else(|refused| match consent.wipe {
@@ -134,7 +174,9 @@ async fn attempt(link: &Link, member: &Credentials, deployment: &Deployment) -> 
     let progress = Arc::new(Progress::default());
     let (result, mut report) = {
         let fit = Fit { grow: Grow::Last, new_guids: deployment.new_guids };
-        let installing = install(&source, target, fit, progress.clone());
+        let first = finish::can_come_first(&source.root.disk);
+        let prepare = first.then(|| prepare(link, deployment, disk, &source.root.disk));
+        let installing = install(&source, target, fit, prepare, progress.clone());
         tokio::pin!(installing);
         let mut teller = Teller::new(source.root.totals.in_use, source.root.disk_len);
         loop {
@@ -159,12 +201,14 @@ async fn attempt(link: &Link, member: &Credentials, deployment: &Deployment) -> 
                     String::new()
                 }
             ));
-            let finishing = Said { stage: DeployStage::Finish, done: 1, total: 1, ..Said::default() };
-            let _ = link.call(finishing).await;
-            let (deployment, path) = (deployment.clone(), disk.path.clone());
-            let (layout, renamed) = (source.root.disk.clone(), outcome.renamed);
-            tokio::task::spawn_blocking(move || finish::finish(Path::new(&path), &layout, &deployment, &renamed))
-                .await?
+            if finish::can_come_first(&source.root.disk) {
+                Ok(())
+            } else {
+                let (deployment, path) = (deployment.clone(), disk.path.clone());
+                let (layout, renamed) = (source.root.disk.clone(), outcome.renamed);
+                let finish = move || finish::finish(Path::new(&path), &layout, &deployment, &renamed);
+                tokio::task::spawn_blocking(finish).await?
+            }
         }
         Err(error) => Err(error),
     };
@@ -173,7 +217,12 @@ async fn attempt(link: &Link, member: &Credentials, deployment: &Deployment) -> 
         source.report(report).await;
         return Err(error);
     }
-    // Until the controller knows, it would install this machine again at its next start, over whatever somebody did on it by then.
+    conclude(&source, report, disk).await
+}
+
+/// Everything is done: the controller hears it, and the firmware.
+async fn conclude(source: &Source, report: Report, disk: &DiskFacts) -> anyhow::Result<()> {
+    // Until the controller knows, the machine is not started: it would install it again, over whatever somebody did on it by then.
     while let Err(error) = source.deliver(report.clone()).await {
         if matches!(error, CallError::Refused(_)) {
             return Err(error.into());
@@ -182,7 +231,8 @@ async fn attempt(link: &Link, member: &Credentials, deployment: &Deployment) -> 
         tokio::time::sleep(ASK_EVERY).await;
     }
     let (path, layout) = (disk.path.clone(), source.root.disk.clone());
-    match tokio::task::spawn_blocking(move || boot_entry::make(Path::new(&path), &layout)).await? {
+    let entry = move || finish::read_table_again(&path).and_then(|()| boot_entry::make(Path::new(&path), &layout));
+    match tokio::task::spawn_blocking(entry).await? {
         Ok(true) => say("boot entry made; the next start is from the disk"),
         Ok(false) => {}
         // Every image boots without one, from the path that firmware tries by itself.
@@ -225,7 +275,7 @@ impl Teller {
         };
         let rate = done.saturating_sub(done_before) as f64 / wall_s;
         self.last = (Instant::now(), process_cpu(), done);
-        (Said { stage, done, total, limit, stopped: None }, rate)
+        (Said { stage, done, total, limit, ..Said::default() }, rate)
     }
 
     async fn tell(&mut self, link: &Link, progress: &Progress) -> Option<Told> {
