@@ -81,6 +81,14 @@ pub struct DeployRecord {
     pub since_unix_s: u64,
 }
 
+impl DeployRecord {
+    /// Whether the machine is to be installed at this time, seconds since 1970.
+    #[must_use]
+    pub fn is_due(&self, now_unix_s: u64) -> bool {
+        self.state.wants_boot() && self.not_before_unix_s <= now_unix_s
+    }
+}
+
 /// Whoever asks to boot is approved and installed: for a room of new machines, and for a limited time.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AutoApprove {

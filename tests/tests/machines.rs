@@ -7,7 +7,9 @@ use protocol::io::credentials::Credentials;
 use protocol::io::rpc::{self, CallError};
 use protocol::io::{endpoint, tls};
 use protocol::machine::{Facts, Firmware, Mac, Uuid};
-use protocol::message::boot::{AskBoot, BootOrder, DeployStage, DiskPolicy, GetDeployment, Progress, TakeBoot, Told};
+use protocol::message::boot::{
+    AskBoot, BootOrder, DeployStage, DiskPolicy, Finishing, GetDeployment, Progress, TakeBoot, Told,
+};
 use protocol::message::image::{GetImage, Report};
 use protocol::message::{Call, Refusal};
 use protocol::ticket::Ticket;
@@ -103,6 +105,13 @@ async fn from_the_first_request_to_a_joined_stash() {
     assert!(!ask(&boot, request(1)).await.unwrap().install, "it waits for the admin's word");
     t.fleet.ctl(&["deploy", "retry", "1"]).unwrap();
     assert_eq!(ask(&installer, stopped).await.unwrap(), Told::Again);
+
+    // Cut off at the very end, it hears at its next start what it was about to finish.
+    let finishing = Finishing { serial: "S1".into(), first: [7; 32] };
+    let said = Progress { stage: DeployStage::Finish, finishing: Some(finishing.clone()), ..Progress::default() };
+    assert_eq!(ask(&installer, said).await.unwrap(), Told::GoOn);
+    let deployment = ask(&installer, GetDeployment { facts: machine(1) }).await.unwrap();
+    assert_eq!(deployment.finishing, Some(finishing));
 
     // Installed when it says so; deployed when the machine's stash has joined.
     let deployment = ask(&installer, GetDeployment { facts: machine(1) }).await.unwrap();

@@ -131,8 +131,7 @@ impl Controller {
         let Some((id, host)) = known else {
             return Ok(BootOrder { host: "a machine that nobody knows".into(), install: false });
         };
-        let due = |d: &DeployRecord| d.state.wants_boot() && d.not_before_unix_s <= unix_s();
-        let install = host.approved && self.open_deployment(id)?.is_some_and(|(_, d)| due(&d));
+        let install = host.approved && self.open_deployment(id)?.is_some_and(|(_, d)| d.is_due(unix_s()));
         Ok(BootOrder { host: host.name, install })
     }
 
@@ -362,9 +361,8 @@ impl Controller {
     /// If the packets cannot be sent; then they are due still.
     pub async fn wake_due(&self) -> anyhow::Result<()> {
         let now = unix_s();
-        let is_due = |d: &DeployRecord| d.wake && d.state.wants_boot() && d.not_before_unix_s <= now;
-        let due: Vec<(u32, DeployRecord)> =
-            self.catalog.deployments()?.into_iter().filter(|(_, d)| is_due(d)).collect();
+        let all = self.catalog.deployments()?;
+        let due: Vec<(u32, DeployRecord)> = all.into_iter().filter(|(_, d)| d.wake && d.is_due(now)).collect();
         if due.is_empty() {
             return Ok(());
         }
@@ -391,12 +389,17 @@ impl Controller {
 /// # Errors
 /// If it cannot be sent.
 fn wake(macs: &[Mac]) -> std::io::Result<()> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    socket.set_broadcast(true)?;
-    for mac in macs {
-        let mut packet = vec![0xff; 6];
-        packet.extend(mac.0.repeat(16));
-        socket.send_to(&packet, (Ipv4Addr::BROADCAST, 9))?;
+    for interface in if_addrs::get_if_addrs()?.into_iter().filter(|i| !i.is_loopback()) {
+        let if_addrs::IfAddr::V4(network) = interface.addr else { continue };
+        // An interface may have no broadcast address set; its network has one all the same.
+        let everybody = Ipv4Addr::from(u32::from(network.ip) | !u32::from(network.netmask));
+        let socket = UdpSocket::bind((network.ip, 0))?;
+        socket.set_broadcast(true)?;
+        for mac in macs {
+            let mut packet = vec![0xff; 6];
+            packet.extend(mac.0.repeat(16));
+            socket.send_to(&packet, (everybody, 9))?;
+        }
     }
     Ok(())
 }

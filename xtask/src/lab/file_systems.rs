@@ -9,7 +9,7 @@ use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
 use super::scenarios::{DISK_LEN, deploy_unnamed, know};
-use super::{Firmware, Lab};
+use super::{DiskKind, Firmware, Lab};
 use crate::setup::{self, tool};
 use crate::{sample, shell};
 
@@ -172,7 +172,8 @@ pub fn grow(lab: &Lab) -> anyhow::Result<()> {
     let mut machines = Vec::new();
     for (kind, image) in ["xfs", "btrfs", "windows"].into_iter().zip(images(lab.dir())?) {
         lab.ctl(&["publish", image.to_str().context("a path in UTF-8")?, "--name", kind, "--tag", "1"])?;
-        let vm = lab.machine(kind, Firmware::Bios).disk(DISK_LEN)?;
+        let disk = if kind == "xfs" { DiskKind::Scsi } else { DiskKind::Sata };
+        let vm = lab.machine(kind, Firmware::Bios).disk_on(disk, DISK_LEN)?;
         know(lab, &vm)?;
         deploy_unnamed(lab, kind, &format!("{kind}:1"), if kind == "windows" { &[] } else { &["--new-guids"] })?;
         let machine = vm.start()?;

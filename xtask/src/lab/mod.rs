@@ -22,7 +22,7 @@ use crate::fleet::{Fleet, Plan};
 use crate::{coe_image, netboot, setup, shell};
 
 use scenarios::Scenario;
-pub use vm::{Firmware, Vm, VmPlan};
+pub use vm::{DiskKind, Firmware, Vm, VmPlan};
 
 /// (program, package) for the lab.
 pub const NEEDS: &[(&str, &str)] = &[

@@ -20,6 +20,8 @@ pub const BRIDGE: &str = "br0";
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 /// What the boot server lends when it is the DHCP server.
 pub const OWN_RANGE: &str = "10.77.0.50-10.77.0.90";
+/// Beginning of the Ethernet addresses of machines to whom the other DHCP server names the boot server as next-server.
+pub const TOLD_NEXT_SERVER: &str = "52:54:00:78";
 /// This end of the cable to the other host.
 pub const CABLE: &str = "to-dhcp";
 
@@ -128,6 +130,11 @@ impl Network {
             "--dhcp-range=10.77.0.100,10.77.0.200,1h",
             "--dhcp-option=3",
         ]);
+        // Some machines are told of the boot server as their next-server, as an admin can do it on any DHCP server.
+        command.args([
+            format!("--dhcp-host={TOLD_NEXT_SERVER}:*:*,set:next"),
+            format!("--dhcp-boot=tag:next,,,{ADDRESS}"),
+        ]);
         command.args(["--dhcp-leasefile=/dev/null", "--dhcp-authoritative", "--pid-file=", "--user=root"]);
         let dhcp = command
             .stdin(Stdio::null())
@@ -176,7 +183,7 @@ pub fn capture(file: &Path) -> anyhow::Result<Capture> {
     let mut command = tool("tcpdump");
     command.args(["-q", "-U", "-i", BRIDGE, "-s", "600", "-Z", "root", "-w"]).arg(file);
     command.args([
-        "udp port 67 or udp port 68 or udp port 69 or udp port 4011 or tcp port 7480 and tcp[tcpflags] & tcp-syn != 0",
+        "udp port 67 or udp port 68 or udp port 69 or udp port 4011 or udp port 9 or (tcp port 7480 and tcp[tcpflags] & tcp-syn != 0)",
     ]);
     let child =
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().context("start tcpdump")?;

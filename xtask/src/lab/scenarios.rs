@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 
-use super::{Dhcp, Firmware, Lab, Setup, Vm, VmPlan, file_systems};
+use super::{Dhcp, DiskKind, Firmware, Lab, Setup, Vm, VmPlan, file_systems, network};
 
 const MIB: u64 = 1 << 20;
 /// Larger than the image: its table must be fitted.
@@ -42,6 +42,7 @@ impl Scenario {
 
 /// Beside another DHCP server, as most are; UEFI loads iPXE, which needs no signature of the organisation.
 const PROXY: Setup = Setup { dhcp: Dhcp::Foreign, uefi: "ipxe" };
+const PROXY_SHIM: Setup = Setup { dhcp: Dhcp::Foreign, uefi: "shim" };
 const PROXY_UKI: Setup = Setup { dhcp: Dhcp::Foreign, uefi: "auto" };
 const OWN: Setup = Setup { dhcp: Dhcp::Own, uefi: "auto" };
 
@@ -82,6 +83,7 @@ pub const ALL: &[Scenario] = &[
         "Secure Boot beside another DHCP server, by the organisation's signature",
         signed_uki,
     ),
+    shared("next-server", PROXY_SHIM, "Secure Boot beside another DHCP server that names the boot server", next_server),
     shared("secure-boot", OWN, "Secure Boot, Debian's signed loaders, the boot server's own DHCP", secure_boot),
 ];
 
@@ -177,6 +179,16 @@ fn signed_uki(lab: &Lab) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn next_server(lab: &Lab) -> anyhow::Result<()> {
+    let mut vm = lab.machine("next-server", Firmware::SecureBoot).disk(DISK_LEN)?;
+    vm.mac.replace_range(..network::TOLD_NEXT_SERVER.len(), network::TOLD_NEXT_SERVER);
+    plan(lab, &vm, &[])?;
+    install(lab, &vm, 240)?;
+    let host = lab.ctl(&["host", "show", "next-server"])?;
+    ensure!(host["firmware"] == "UEFI, Secure Boot", "the machine was not under Secure Boot: {}", host["firmware"]);
+    Ok(())
+}
+
 fn secure_boot(lab: &Lab) -> anyhow::Result<()> {
     let vm = lab.machine("secure", Firmware::SecureBoot).disk(DISK_LEN)?;
     plan(lab, &vm, &[])?;
@@ -199,7 +211,15 @@ fn unapproved(lab: &Lab) -> anyhow::Result<()> {
     let refused = deploy(lab, name, "micro:1", &[]);
     ensure!(refused.is_err_and(|e| format!("{e:#}").contains("not approved")), "it can be deployed without approval");
     lab.ctl(&["host", "approve", &vm.mac])?;
-    deploy(lab, name, "micro:1", &[])
+    deploy(lab, name, "micro:1", &["--wake"])?;
+    machine.power_off();
+    // The packet that wakes it: six times 0xff, sixteen times its address.
+    let address: Vec<u8> = vm.mac.split(':').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<_, _>>()?;
+    let wanted = [&[0xff; 6][..], &address.repeat(16)].concat();
+    let packets = lab.dir().join("network.pcap");
+    crate::fleet::wait_for("the packet that wakes the machine", || {
+        std::fs::read(&packets).is_ok_and(|bytes| bytes.windows(wanted.len()).any(|w| w == wanted))
+    })
 }
 
 fn two_disks(lab: &Lab) -> anyhow::Result<()> {
@@ -262,7 +282,9 @@ fn power_cut(lab: &Lab) -> anyhow::Result<()> {
 }
 
 fn stashes_die(lab: &Lab) -> anyhow::Result<()> {
-    let vm = lab.machine("orphan", Firmware::Bios).disk(DISK_LEN)?;
+    // A stick that somebody forgot is no reason to ask, and is left alone.
+    let vm =
+        lab.machine("orphan", Firmware::Bios).disk_on(DiskKind::Sata, DISK_LEN)?.disk_on(DiskKind::Usb, DISK_LEN)?;
     plan(lab, &vm, &[])?;
     let mut machine = vm.start()?;
     machine.expect("coe: disk ", 90)?;
@@ -329,8 +351,7 @@ fn expect_debian(machine: &mut Vm, name: &str, root: &str) -> anyhow::Result<()>
 }
 
 fn debian_helps(lab: &Lab) -> anyhow::Result<()> {
-    let mut first = lab.machine("nvme", Firmware::Bios).disk(16 * DISK_LEN)?;
-    first.disks[0].is_nvme = true;
+    let first = lab.machine("nvme", Firmware::Bios).disk_on(DiskKind::Nvme, 16 * DISK_LEN)?;
     let user_data = first.disks[0].path.with_extension("yaml");
     std::fs::write(&user_data, USER_DATA)?;
     let user_data = user_data.to_str().context("a path in UTF-8")?;

@@ -28,14 +28,29 @@ pub enum Firmware {
     OwnKey,
 }
 
+/// How a disk is connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskKind {
+    /// virtio-blk.
+    Virtio,
+    /// NVMe.
+    Nvme,
+    /// SATA, on the chipset's AHCI.
+    Sata,
+    /// SCSI, on virtio-scsi.
+    Scsi,
+    /// A stick on USB.
+    Usb,
+}
+
 /// A disk of a machine.
 pub struct VmDisk {
     /// The file.
     pub path: PathBuf,
     /// Serial number.
     pub serial: String,
-    /// As NVMe instead of virtio.
-    pub is_nvme: bool,
+    /// How it is connected.
+    pub kind: DiskKind,
     /// As QEMU takes it after `file=`, where it is not the plain file.
     pub through: Option<String>,
 }
@@ -73,11 +88,19 @@ impl VmPlan {
     ///
     /// # Errors
     /// The file system's.
-    pub fn disk(mut self, len: u64) -> anyhow::Result<Self> {
+    pub fn disk(self, len: u64) -> anyhow::Result<Self> {
+        self.disk_on(DiskKind::Virtio, len)
+    }
+
+    /// Add an empty disk that is connected like this.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn disk_on(mut self, kind: DiskKind, len: u64) -> anyhow::Result<Self> {
         let serial = format!("DISK-{}-{}", self.number, self.disks.len());
         let path = self.dir.join(format!("{}-{}.img", self.name, self.disks.len()));
         sample::empty(&path, len)?;
-        self.disks.push(VmDisk { path, serial, is_nvme: false, through: None });
+        self.disks.push(VmDisk { path, serial, kind, through: None });
         Ok(self)
     }
 
@@ -132,8 +155,20 @@ impl VmPlan {
         for (i, disk) in self.disks.iter().enumerate() {
             let file = disk.through.clone().unwrap_or_else(|| disk.path.display().to_string());
             command.arg("-drive").arg(format!("if=none,id=d{i},format=raw,file={file}"));
-            let kind = if disk.is_nvme { "nvme" } else { "virtio-blk-pci" };
-            command.arg("-device").arg(format!("{kind},drive=d{i},serial={},bootindex={}", disk.serial, i + 1));
+            let device = match disk.kind {
+                DiskKind::Virtio => "virtio-blk-pci",
+                DiskKind::Nvme => "nvme",
+                DiskKind::Sata => "ide-hd",
+                DiskKind::Scsi => {
+                    command.args(["-device", "virtio-scsi-pci"]);
+                    "scsi-hd"
+                }
+                DiskKind::Usb => {
+                    command.args(["-device", "qemu-xhci"]);
+                    "usb-storage"
+                }
+            };
+            command.arg("-device").arg(format!("{device},drive=d{i},serial={},bootindex={}", disk.serial, i + 1));
         }
         command.arg("-serial").arg(format!("file:{}", serial.display()));
         let _ = fs::remove_file(&serial);
