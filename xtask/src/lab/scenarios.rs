@@ -46,45 +46,52 @@ const PROXY_SHIM: Setup = Setup { dhcp: Dhcp::Foreign, uefi: "shim" };
 const PROXY_UKI: Setup = Setup { dhcp: Dhcp::Foreign, uefi: "auto" };
 const OWN: Setup = Setup { dhcp: Dhcp::Own, uefi: "auto" };
 
-const fn shared(name: &'static str, setup: Setup, what: &'static str, run: fn(&Lab) -> anyhow::Result<()>) -> Scenario {
+const fn scenario(
+    name: &'static str,
+    setup: Setup,
+    what: &'static str,
+    run: fn(&Lab) -> anyhow::Result<()>,
+) -> Scenario {
     Scenario { name, what, setup, is_alone: false, run }
-}
-
-const fn alone(name: &'static str, what: &'static str, run: fn(&Lab) -> anyhow::Result<()>) -> Scenario {
-    Scenario { name, what, setup: PROXY, is_alone: true, run }
 }
 
 /// All of them; the longest first.
 pub const ALL: &[Scenario] = &[
-    shared("power-cut", PROXY, "power cut in the middle, and while the machine is named; resumed", power_cut),
-    shared("bios-proxy", PROXY, "BIOS beside another DHCP server; its stash joins the array", bios_proxy),
-    shared("uefi-proxy", PROXY, "UEFI beside another DHCP server", uefi_proxy),
-    shared("uefi-http", PROXY, "UEFI HTTP boot beside another DHCP server", uefi_http),
-    shared(
+    scenario(
+        "debian-helps",
+        PROXY,
+        "Debian on NVMe: grown, named, joined; its stash is needed for the next machine",
+        debian_helps,
+    ),
+    scenario("power-cut", PROXY, "power cut in the middle, and while the machine is named; resumed", power_cut),
+    scenario("bios-proxy", PROXY, "BIOS beside another DHCP server; its root grows", bios_proxy),
+    scenario("uefi-proxy", PROXY, "UEFI beside another DHCP server", uefi_proxy),
+    scenario("uefi-http", PROXY, "UEFI HTTP boot beside another DHCP server", uefi_http),
+    scenario(
         "two-disks",
         PROXY,
         "two disks: refuses, names both, writes nothing; installs on the one that is chosen",
         two_disks,
     ),
-    shared("write-errors", PROXY, "a disk with write errors: reported, not installed", write_errors),
-    shared("unapproved", PROXY, "a machine that nobody approved gets nothing", unapproved),
-    shared("unsigned-refused", PROXY, "under Secure Boot an unsigned loader does not start", unsigned_refused),
-    shared("stashes-die", PROXY, "as many stashes as may be lost are killed in the middle", stashes_die),
-    shared("file-systems", PROXY, "XFS, btrfs and NTFS grow; a recovery partition moves", file_systems::grow),
-    alone(
-        "debian-helps",
-        "Debian on NVMe: grown, named, joined; its stash is needed for the next machine",
-        debian_helps,
-    ),
-    alone("four-at-once", "four machines at the same time", four_at_once),
-    shared(
+    scenario("write-errors", PROXY, "a disk with write errors: reported, not installed", write_errors),
+    scenario("unapproved", PROXY, "a machine that nobody approved gets nothing", unapproved),
+    scenario("unsigned-refused", PROXY, "under Secure Boot an unsigned loader does not start", unsigned_refused),
+    scenario("stashes-die", PROXY, "as many stashes as may be lost are killed in the middle", stashes_die),
+    scenario("file-systems", PROXY, "XFS, btrfs and NTFS grow; a recovery partition moves", file_systems::grow),
+    Scenario { is_alone: true, ..scenario("four-at-once", PROXY, "four machines at the same time", four_at_once) },
+    scenario(
         "signed-uki",
         PROXY_UKI,
         "Secure Boot beside another DHCP server, by the organisation's signature",
         signed_uki,
     ),
-    shared("next-server", PROXY_SHIM, "Secure Boot beside another DHCP server that names the boot server", next_server),
-    shared("secure-boot", OWN, "Secure Boot, Debian's signed loaders, the boot server's own DHCP", secure_boot),
+    scenario(
+        "next-server",
+        PROXY_SHIM,
+        "Secure Boot beside another DHCP server that names the boot server",
+        next_server,
+    ),
+    scenario("secure-boot", OWN, "Secure Boot, Debian's signed loaders, the boot server's own DHCP", secure_boot),
 ];
 
 /// Know a machine, and plan its deployment.
@@ -126,34 +133,43 @@ fn check_disk(lab: &Lab, disk: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Seconds from power-on until the installer has its disk and begins to fetch, and until all of it is proven.
+fn times_of_install(machine: &mut Vm, seconds: u64) -> anyhow::Result<(u64, u64)> {
+    machine.expect("coe: disk ", seconds)?;
+    let begun = machine.started.elapsed().as_secs();
+    machine.expect("coe: installed; starting", seconds)?;
+    Ok((begun, machine.started.elapsed().as_secs()))
+}
+
+fn say_times(name: &str, (begun, proven): (u64, u64), machine: &Vm) {
+    let up = machine.started.elapsed().as_secs();
+    println!(
+        "      {name:24} seconds after power-on: begins to fetch {begun}, installed {proven}, up from its disk {up}"
+    );
+}
+
 /// Power on, and wait until the installed system says that it is up under its name.
 fn install(lab: &Lab, vm: &VmPlan, seconds: u64) -> anyhow::Result<()> {
     let mut machine = vm.start()?;
-    machine.expect("coe: installed; starting", seconds)?;
-    let proven = machine.started.elapsed().as_secs();
+    let times = times_of_install(&mut machine, seconds)?;
     let up = machine.expect("coe-micro: UP", 120)?;
     ensure!(up.contains(&format!("UP {} ", vm.name)), "it is up under another name: {up}");
     machine.expect("coe-micro: READY", 60)?;
-    println!(
-        "      {:24} installed {proven} s after power-on, up from its disk after {} s",
-        vm.name,
-        machine.started.elapsed().as_secs()
-    );
+    say_times(&vm.name, times, &machine);
     machine.power_off();
     check_disk(lab, &vm.disks[0].path)
 }
 
 fn bios_proxy(lab: &Lab) -> anyhow::Result<()> {
     let vm = lab.machine("bios", Firmware::Bios).disk(DISK_LEN)?;
-    plan(lab, &vm, &["--stash", "128MiB"])?;
+    plan(lab, &vm, &[])?;
     let mut machine = vm.start()?;
-    machine.expect("coe: installed; starting", 150)?;
+    let times = times_of_install(&mut machine, 150)?;
     lab.wait_for_state("bios", "installed", 10)?;
     let up = machine.expect("coe-micro: UP bios ", 90)?;
     let blocks: u64 = up.rsplit(' ').next().and_then(|n| n.parse().ok()).context("the root's size")?;
     ensure!(blocks > 700_000, "the root file system did not grow: {blocks} KiB");
-    lab.wait_for_state("bios", "deployed", 60)?;
-    println!("      {:24} deployed, with its stash, {} s after power-on", vm.name, machine.started.elapsed().as_secs());
+    say_times(&vm.name, times, &machine);
     machine.power_off();
     check_disk(lab, &vm.disks[0].path)
 }
@@ -282,6 +298,7 @@ fn power_cut(lab: &Lab) -> anyhow::Result<()> {
 }
 
 fn stashes_die(lab: &Lab) -> anyhow::Result<()> {
+    let _stashes = lab.own_stashes();
     // A stick that somebody forgot is no reason to ask, and is left alone.
     let vm =
         lab.machine("orphan", Firmware::Bios).disk_on(DiskKind::Sata, DISK_LEN)?.disk_on(DiskKind::Usb, DISK_LEN)?;
@@ -302,6 +319,12 @@ fn unsigned_refused(lab: &Lab) -> anyhow::Result<()> {
     let mut machine = vm.start()?;
     machine.expect_any(&["Access Denied", "Security Violation"], 90)?;
     machine.power_off();
+    let log = lab.dir().join("bootd.log");
+    let said = || {
+        std::fs::read_to_string(&log)
+            .is_ok_and(|log| log.contains("was given iPXE and was not heard again: if it has Secure Boot"))
+    };
+    crate::fleet::wait_for("the boot server's warning", said)?;
     lab.wait_for_state("unsigned", "waiting", 5).map(drop)
 }
 
@@ -351,6 +374,7 @@ fn expect_debian(machine: &mut Vm, name: &str, root: &str) -> anyhow::Result<()>
 }
 
 fn debian_helps(lab: &Lab) -> anyhow::Result<()> {
+    let _stashes = lab.own_stashes();
     let first = lab.machine("nvme", Firmware::Bios).disk_on(DiskKind::Nvme, 16 * DISK_LEN)?;
     let user_data = first.disks[0].path.with_extension("yaml");
     std::fs::write(&user_data, USER_DATA)?;

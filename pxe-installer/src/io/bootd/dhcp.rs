@@ -6,12 +6,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use dhcproto::Encodable as _;
 use dhcproto::v4::{DhcpOption, Message, MessageType, OptionCode};
+use protocol::machine::Mac;
 use socket2::Type;
 use tokio::net::UdpSocket;
 use tokio::sync::Semaphore;
 
 use super::{Bootd, Interface, socket_on};
-use crate::boot::dhcp::{Asked, decode, mac_of, understand};
+use crate::boot::dhcp::{Asked, Client, decode, mac_of, understand};
 use crate::boot::leases::{LEASE_S, Leases};
 
 const SERVER_PORT: u16 = 67;
@@ -93,7 +94,7 @@ fn destination(reply: &Message, from: SocketAddr, is_boot_port: bool) -> SocketA
 }
 
 /// The boot file for a machine that has something to do.
-async fn boot_file(bootd: &Bootd, asked: &Asked) -> Option<String> {
+async fn boot_file(bootd: &Arc<Bootd>, asked: &Asked) -> Option<String> {
     let order = match bootd.machines.ask(asked, false).await {
         Ok(order) => order,
         Err(error) => {
@@ -109,6 +110,13 @@ async fn boot_file(bootd: &Bootd, asked: &Asked) -> Option<String> {
     match bootd.config().boot_file(asked) {
         Ok(file) => {
             tracing::info!(host = %order.host, %mac, client = ?asked.client, %file, "boots the installer");
+            match asked.client {
+                Client::Ipxe => bootd.machines.runs_ipxe(*mac),
+                Client::Uefi64 | Client::Http64 if file.ends_with("snponly.efi") => {
+                    tokio::spawn(warn_if_silent(bootd.clone(), *mac, order.host));
+                }
+                _ => {}
+            }
             Some(file)
         }
         Err(why) => {
@@ -118,7 +126,14 @@ async fn boot_file(bootd: &Bootd, asked: &Asked) -> Option<String> {
     }
 }
 
-async fn answer(bootd: &Bootd, leases: &Mutex<Leases>, message: &Message, is_boot_port: bool) -> Option<Message> {
+async fn warn_if_silent(bootd: Arc<Bootd>, mac: Mac, host: String) {
+    if bootd.machines.stays_silent(mac).await {
+        tracing::warn!(%host, %mac,
+            "was given iPXE and was not heard again: if it has Secure Boot, it needs a signed uki.efi, see docs/network-boot.md");
+    }
+}
+
+async fn answer(bootd: &Arc<Bootd>, leases: &Mutex<Leases>, message: &Message, is_boot_port: bool) -> Option<Message> {
     let asked = understand(message);
     if bootd.range.is_none() || is_boot_port {
         let asked = asked?;
