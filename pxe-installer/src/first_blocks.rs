@@ -4,6 +4,7 @@
 use std::io;
 
 use images::disk::{Patch, ReadAt};
+use protocol::message::boot::Finishing;
 
 /// Bytes held back. A GPT with its entries, boot code behind an MBR, and the gap in front of the first partition all lie within.
 pub const FIRST_LEN: u64 = 1024 * 1024;
@@ -13,7 +14,7 @@ pub const FIRST_LEN: u64 = 1024 * 1024;
 pub enum CutOff {
     /// They are all there: it had come to its end.
     AtTheEnd,
-    /// The very first are not: the disk has no table and was nobody else's since.
+    /// Only the very first are not.
     BeforeIt,
     /// Somebody else wrote them.
     SomebodyElses,
@@ -22,10 +23,20 @@ pub enum CutOff {
 /// Bytes at the very beginning that are written last of all.
 pub const HEAD_LEN: usize = 4096;
 
-/// Look at first blocks; `last` is BLAKE3 of what they were to become.
+/// BLAKE3 of the head of first blocks, and of what is behind it.
 #[must_use]
-pub fn cut_off(now: &[u8], last: &[u8; 32]) -> CutOff {
-    if blake3::hash(now).as_bytes() == last {
+pub fn digests(first: &[u8]) -> ([u8; 32], [u8; 32]) {
+    let (head, rest) = first.split_at(first.len().min(HEAD_LEN));
+    (*blake3::hash(head).as_bytes(), *blake3::hash(rest).as_bytes())
+}
+
+/// Look at first blocks; `finishing` says what they were to become.
+#[must_use]
+pub fn cut_off(now: &[u8], finishing: &Finishing) -> CutOff {
+    let (head, rest) = digests(now);
+    if rest != finishing.rest {
+        CutOff::SomebodyElses
+    } else if head == finishing.head {
         CutOff::AtTheEnd
     } else if now.iter().take(HEAD_LEN).all(|b| *b == 0) {
         CutOff::BeforeIt
@@ -107,7 +118,8 @@ mod tests {
     #[test]
     fn a_disk_tells_where_its_installation_was_cut_off() {
         let done: Vec<u8> = (0..20_000u32).map(|i| i as u8).collect();
-        let last = *blake3::hash(&done).as_bytes();
+        let (head, rest) = digests(&done);
+        let last = Finishing { serial: "S".into(), head, rest };
         assert_eq!(cut_off(&done, &last), CutOff::AtTheEnd);
         let mut half = done.clone();
         half[..HEAD_LEN].fill(0);
@@ -117,6 +129,8 @@ mod tests {
         let mut other = done;
         other[10_000] ^= 1;
         assert_eq!(cut_off(&other, &last), CutOff::SomebodyElses);
+        other[..HEAD_LEN].fill(0);
+        assert_eq!(cut_off(&other, &last), CutOff::SomebodyElses, "a file system may lie behind empty sectors");
     }
 
     #[test]

@@ -280,7 +280,9 @@ fn an_interrupted_installation_goes_on_where_it_was() {
     use std::os::unix::fs::MetadataExt as _;
     let t = start(3);
     let image = t.file("disk.img");
-    fs::write(&image, sample::noise(21, 400_000_000)).unwrap();
+    let mut contents = sample::noise(21, 400_000_000);
+    contents[200_000_000..300_000_000].fill(0);
+    fs::write(&image, contents).unwrap();
     t.fleet.publish(&image, &[]).unwrap();
     let target = t.file("target.img");
     sample::empty(&target, 500_000_000).unwrap();
@@ -293,6 +295,8 @@ fn an_interrupted_installation_goes_on_where_it_was() {
     // What it wrote and was damaged meanwhile is not believed.
     let file = fs::OpenOptions::new().write(true).open(&target).unwrap();
     file.write_all_at(b"damage", 40 * MIB).unwrap();
+    // Nor is what something wrote where the image has nothing, as growing a file system does.
+    file.write_all_at(b"more", 250_000_000).unwrap();
     let mut again = t.fleet.command("coe-installer");
     again.args(["--json", "--image", "disk:1", "--disk"]).arg(&target);
     let again: serde_json::Value = serde_json::from_str(&shell::output(&mut again).unwrap()).unwrap();

@@ -107,7 +107,7 @@ async fn from_the_first_request_to_a_joined_stash() {
     assert_eq!(ask(&installer, stopped).await.unwrap(), Told::Again);
 
     // Cut off at the very end, it hears at its next start what it was about to finish.
-    let finishing = Finishing { serial: "S1".into(), first: [7; 32] };
+    let finishing = Finishing { serial: "S1".into(), head: [7; 32], rest: [8; 32] };
     let said = Progress { stage: DeployStage::Finish, finishing: Some(finishing.clone()), ..Progress::default() };
     assert_eq!(ask(&installer, said).await.unwrap(), Told::GoOn);
     let deployment = ask(&installer, GetDeployment { facts: machine(1) }).await.unwrap();

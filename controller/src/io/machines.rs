@@ -389,17 +389,26 @@ impl Controller {
 /// # Errors
 /// If it cannot be sent.
 fn wake(macs: &[Mac]) -> std::io::Result<()> {
+    // One network that cannot be reached is no reason to leave those on others asleep.
+    let (mut sent, mut failed) = (false, None);
     for interface in if_addrs::get_if_addrs()?.into_iter().filter(|i| !i.is_loopback()) {
         let if_addrs::IfAddr::V4(network) = interface.addr else { continue };
         // An interface may have no broadcast address set; its network has one all the same.
         let everybody = Ipv4Addr::from(u32::from(network.ip) | !u32::from(network.netmask));
-        let socket = UdpSocket::bind((network.ip, 0))?;
-        socket.set_broadcast(true)?;
-        for mac in macs {
-            let mut packet = vec![0xff; 6];
-            packet.extend(mac.0.repeat(16));
-            socket.send_to(&packet, (everybody, 9))?;
+        let send = || {
+            let socket = UdpSocket::bind((network.ip, 0))?;
+            socket.set_broadcast(true)?;
+            for mac in macs {
+                let mut packet = vec![0xff; 6];
+                packet.extend(mac.0.repeat(16));
+                socket.send_to(&packet, (everybody, 9))?;
+            }
+            Ok(())
+        };
+        match send() {
+            Ok(()) => sent = true,
+            Err(error) => failed = Some(error),
         }
     }
-    Ok(())
+    failed.filter(|_| !sent).map_or(Ok(()), Err)
 }

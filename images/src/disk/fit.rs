@@ -149,7 +149,10 @@ pub fn fit_gpt(
     let no_gpt = || DiskError::damaged(Table::Gpt, "there is none to fit");
     let found = headers(image, sector)?.ok_or_else(no_gpt)?;
     let healthy = found.primary.is_some() && found.backup.is_some();
-    let found_backup = found.backup.is_some();
+    let old_backup = found.backup.as_ref().map(|(header, _)| {
+        let entries = header.entries_lba()..header.entries_lba() + header.entries_sectors();
+        [entries, header.my_lba()..header.my_lba() + 1]
+    });
     let (mut header, mut entries) = found.primary.or(found.backup).ok_or_else(no_gpt)?;
     if disk_len < image.len() {
         return Err(DiskError::Truncated { table: Table::Gpt, needed: image.len(), have: disk_len });
@@ -187,12 +190,11 @@ pub fn fit_gpt(
     let backup = header.placed(last, 1, backup_entries, backup_entries - 1);
 
     let patches = &mut fitting.patches;
-    if found_backup && old_last < backup_entries {
-        // The old backup must go, tools that scan for headers would find two; but not what has moved to its place.
-        let len = (header.entries_sectors() + 1) * bytes;
-        let old = (old_last + 1) * bytes - len..(old_last + 1) * bytes;
-        let taken = fitting.moved.map_or(0..0, |m| m.to..m.to + m.len);
-        for range in without(old, taken).into_iter().filter(|range| !range.is_empty()) {
+    // The old backup must go, tools that scan for headers would find two; but not what has moved to its place.
+    let taken = fitting.moved.map_or(0..0, |m| m.to..m.to + m.len);
+    for old in old_backup.into_iter().flatten().filter(|_| old_last < backup_entries) {
+        let old = old.start * bytes..old.end * bytes;
+        for range in without(old, taken.clone()).into_iter().filter(|range| !range.is_empty()) {
             patches.push(Patch { offset: range.start, bytes: vec![0; (range.end - range.start) as usize] });
         }
     }

@@ -71,8 +71,10 @@ pub struct StashJoin {
 pub struct Finishing {
     /// Serial number of the disk.
     pub serial: String,
-    /// BLAKE3 of its first blocks.
-    pub first: [u8; 32],
+    /// BLAKE3 of its very first bytes, which are written last of all.
+    pub head: [u8; 32],
+    /// BLAKE3 of its first blocks behind them.
+    pub rest: [u8; 32],
 }
 
 /// The installer asks what to do.

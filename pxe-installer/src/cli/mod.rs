@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Parser, Subcommand};
+use images::ArrayId;
 use images::disk::Grow;
 use images::manifest::ImageName;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -78,6 +79,9 @@ struct Deploy {
     /// The ticket that the boot server gave to this machine
     #[arg(long, env = "COE_TICKET")]
     ticket: Option<Ticket>,
+    /// Refuse tickets of any other array than this
+    #[arg(long, env = "COE_ARRAY", value_name = "ID")]
+    array: Option<ArrayId>,
     /// Folder of credentials
     #[arg(long, env = "COE_HOME", default_value_os_t = default_home(), value_name = "DIR")]
     home: PathBuf,
@@ -109,7 +113,7 @@ impl Cli {
     /// What went wrong, for a person.
     pub async fn run(self) -> anyhow::Result<()> {
         match self.command {
-            Some(Command::Deploy(args)) => return deploy::run(&args.home, args.ticket).await,
+            Some(Command::Deploy(args)) => return deploy::run(&args.home, args.ticket, args.array).await,
             Some(Command::BootOptions(args)) => {
                 let options = tokio::task::spawn_blocking(move || deploy::boot_options(&args.interface)).await??;
                 println!("{options}");

@@ -15,6 +15,7 @@ use images::parity::{Codec, Geometry};
 use images::segment;
 use protocol::getter::Shortfall;
 use protocol::io::stage::{Stage, StageReport, process_cpu};
+use protocol::message::boot::Finishing;
 use protocol::message::image::Report;
 use serde::Serialize;
 use tokio::sync::Semaphore;
@@ -23,7 +24,7 @@ use tokio::task::JoinSet;
 use super::proof::{self, Proof};
 use super::source::{Segment, Source};
 use super::target::Target;
-use crate::first_blocks::{FIRST_LEN, FirstBlocks, HEAD_LEN, Overlay};
+use crate::first_blocks::{FIRST_LEN, FirstBlocks, HEAD_LEN, Overlay, digests};
 use crate::gaps::{WINDOW_LEN, Written};
 
 /// Segments under way. Each takes up to three times its four megabytes: pieces, sealed bytes, chunk bytes. With the manifest's page
@@ -110,10 +111,19 @@ impl Fit {
 pub struct Proven<'a> {
     /// Partitions as they will be.
     pub layout: &'a Layout,
-    /// BLAKE3 of the first blocks as they will be, [`FIRST_LEN`] bytes or the whole of a shorter disk.
-    pub first: [u8; 32],
+    /// First blocks as they will be, [`FIRST_LEN`] bytes or the whole of a shorter disk.
+    pub first: &'a [u8],
     /// Partitions' GUIDs that are new: old, new.
     pub renamed: &'a [(uuid::Uuid, uuid::Uuid)],
+}
+
+impl Proven<'_> {
+    /// What the controller is told of it.
+    #[must_use]
+    pub fn finishing(&self, serial: String) -> Finishing {
+        let (head, rest) = digests(self.first);
+        Finishing { serial, head, rest }
+    }
 }
 
 /// What is still to be done to a disk before it can boot. An error leaves it unbootable.
@@ -512,10 +522,10 @@ fn finish(source: &Source, work: &Work, mut first: FirstBlocks) -> anyhow::Resul
         let whole = Overlay { first: &first, disk: &disk, len: target.len() };
         let layout = read_layout(&whole, Some(root.disk.sector_size))?;
         target.release();
-        let first = *blake3::hash(first.bytes()).as_bytes();
-        let prepared = prepare(&Proven { layout: &layout, first, renamed: &renamed });
-        target.claim_again()?;
+        let prepared = prepare(&Proven { layout: &layout, first: first.bytes(), renamed: &renamed });
+        let claimed = target.claim_again();
         prepared?;
+        claimed?;
     }
     *work.renamed.lock().unwrap_or_else(PoisonError::into_inner) = renamed;
     // The very first sectors come last of all: until then there is no table.

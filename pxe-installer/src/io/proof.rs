@@ -78,11 +78,17 @@ impl Proof {
     /// The answer is the proven ones.
     pub(super) async fn resume(self: &Arc<Self>, source: &Source) -> anyhow::Result<BTreeSet<u64>> {
         let mut proven = BTreeSet::new();
-        for index in 0..source.root.span_pages.len() {
-            let expected: BTreeMap<u64, Span> =
-                source.spans(index).await?.spans.into_iter().map(|span| (span.index, span)).collect();
+        let (count, pages) = (source.root.disk_len.div_ceil(SPAN_LEN), source.root.span_pages.len());
+        let mut at = 0;
+        for index in 0..pages.max(1) {
+            let spans = if index < pages { source.spans(index).await?.spans } else { Vec::new() };
+            let expected: BTreeMap<u64, Span> = spans.into_iter().map(|span| (span.index, span)).collect();
+            // Spans that are all zero are on no page, and must be looked at, too: a machine that was being grown and named wrote there.
+            let last = expected.last_key_value().map_or(at, |(index, _)| index + 1);
+            let end = if index + 1 >= pages { count } else { last };
             let is_whole = |i: &u64| *i > 0 && (*i + 1) * SPAN_LEN <= source.root.disk_len;
-            let which: Vec<u64> = expected.keys().copied().filter(is_whole).collect();
+            let which: Vec<u64> = (at..end).filter(is_whole).collect();
+            at = end;
             let proof = self.clone();
             let found = spawn_blocking(move || {
                 let found = proof.target.reader()?.spans(&which, &proof.progress.compared, &proof.stage)?;

@@ -370,6 +370,19 @@ impl Target {
     }
 }
 
+/// The beginning of a disk as the medium has it, whatever memory holds of it.
+///
+/// # Errors
+/// The medium's.
+pub fn read_from_medium(path: &Path, len: u64) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    file.sync_all()?;
+    fadvise(&file, 0, None, Advice::DontNeed)?;
+    let mut bytes = vec![0; len as usize];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
 /// With O_EXCL the kernel itself refuses a disk that is mounted or built on, and keeps others away as long as the file is open.
 fn claim(path: &Path) -> anyhow::Result<File> {
     let mut options = OpenOptions::new();

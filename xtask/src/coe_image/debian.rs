@@ -10,6 +10,8 @@ use super::{MIB, NEEDS, assemble, grub_config};
 use crate::netboot::SUITE;
 use crate::{setup, shell};
 
+/// What an image is made by: another text may make another image.
+pub const DEBIAN_RECIPE: &str = include_str!("debian.rs");
 /// Packages beside the kernel and what `minbase` has.
 const PACKAGES: &str = "ca-certificates,cloud-init,dbus,e2fsprogs,iproute2,libgcc-s1,openssh-server,systemd-sysv,systemd-resolved,udev,zstd";
 /// Nobody reads these on a sample.
@@ -82,5 +84,7 @@ pub fn debian(flavour: &str, out: &Path) -> anyhow::Result<()> {
     let used: u64 =
         used.split_whitespace().next().and_then(|n| n.parse().ok()).context("the size of the image's files")?;
     let root_len = (used + used / 4 + SPARE).next_multiple_of(MIB);
-    assemble(out, &root, root_len, &grub_config(&kernel, &initrd), work.path())
+    let new = out.with_extension("new");
+    assemble(&new, &root, root_len, &grub_config(&kernel, &initrd), work.path())?;
+    Ok(fs::rename(new, out)?)
 }

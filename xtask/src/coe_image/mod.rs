@@ -3,7 +3,7 @@
 mod debian;
 mod micro;
 
-pub use debian::debian;
+pub use debian::{DEBIAN_RECIPE, debian};
 pub use micro::micro;
 
 use std::fs::{self, OpenOptions};

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::scenarios::{DISK_LEN, deploy_unnamed, know};
 use super::{DiskKind, Firmware, Lab};
-use crate::setup::{self, tool};
+use crate::setup::tool;
 use crate::{sample, shell};
 
 const MIB: u64 = 1 << 20;
@@ -21,7 +21,7 @@ const WINDOWS: [&str; 3] = [
     "DE94BBA4-06D1-4D40-A16A-BFD50179D6AC",
 ];
 /// (program, package) for making and checking them.
-const NEEDS: &[(&str, &str)] = &[
+pub const NEEDS: &[(&str, &str)] = &[
     ("mkfs.xfs", "xfsprogs"),
     ("mkfs.btrfs", "btrfs-progs"),
     ("mkfs.ntfs", "ntfs-3g"),
@@ -55,16 +55,24 @@ fn ntfs(path: &Path, len: u64, file: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// Images with XFS, with btrfs, and laid out as Windows does it.
-fn images(dir: &Path) -> anyhow::Result<[PathBuf; 3]> {
+///
+/// # Errors
+/// If a tool fails.
+pub fn images(dir: &Path) -> anyhow::Result<[PathBuf; 3]> {
     let work = tempfile::tempdir_in(dir)?;
     let (folder, file) = (work.path().join("files"), work.path().join("files/file"));
-    fs::create_dir_all(&folder)?;
+    // As a root has them.
+    fs::create_dir_all(folder.join("etc"))?;
+    fs::create_dir_all(folder.join("usr"))?;
     fs::write(&file, sample::noise(2, 3_000_000))?;
     let [xfs, btrfs, windows] = ["xfs.img", "btrfs.img", "windows.img"].map(|name| dir.join(name));
     let part = |name: &str| work.path().join(name);
     sample::empty(&part("xfs"), 320 * MIB)?;
     let files = part("xfs-files");
-    fs::write(&files, format!("none\n0 0\nd--755 0 0\nfile ---644 0 0 {}\n$\n", file.display()))?;
+    fs::write(
+        &files,
+        format!("none\n0 0\nd--755 0 0\nfile ---644 0 0 {}\netc d--755 0 0\n$\nusr d--755 0 0\n$\n$\n", file.display()),
+    )?;
     shell::output(tool("mkfs.xfs").arg("-q").arg("-p").arg(&files).arg(part("xfs")))?;
     disk(&xfs, &[("L", 320, Some(part("xfs")))])?;
     sample::empty(&part("btrfs"), 160 * MIB)?;
@@ -168,10 +176,9 @@ fn check_recovery(image: &Path, disk: &Path) -> anyhow::Result<()> {
 
 /// Install all three at the same time, each on a larger disk.
 pub fn grow(lab: &Lab) -> anyhow::Result<()> {
-    setup::need(NEEDS)?;
     let mut machines = Vec::new();
-    for (kind, image) in ["xfs", "btrfs", "windows"].into_iter().zip(images(lab.dir())?) {
-        lab.ctl(&["publish", image.to_str().context("a path in UTF-8")?, "--name", kind, "--tag", "1"])?;
+    for kind in ["xfs", "btrfs", "windows"] {
+        let image = lab.dir().join(kind).with_extension("img");
         let disk = if kind == "xfs" { DiskKind::Scsi } else { DiskKind::Sata };
         let vm = lab.machine(kind, Firmware::Bios).disk_on(disk, DISK_LEN)?;
         know(lab, &vm)?;

@@ -45,5 +45,5 @@ pub fn make() -> anyhow::Result<Signer> {
         shell::output(enroll.args(["--add-db", OWNER]).arg(&certificate))?;
         fs::rename(new, variables())?;
     }
-    Signer::new(&key, Some(&certificate))
+    Signer::new(&key, Some(&certificate), None)
 }

@@ -139,6 +139,10 @@ impl Lab {
         {
             lab.fleet().publish(image, &["--name", name, "--tag", tag])?;
         }
+        for image in file_systems::images(dir)? {
+            let name = image.file_stem().and_then(|name| name.to_str()).context("a name in UTF-8")?;
+            lab.fleet().publish(&image, &["--name", name, "--tag", "1"])?;
+        }
         Ok(lab)
     }
 
@@ -267,12 +271,18 @@ fn debian() -> PathBuf {
 /// Build whatever the scenarios need.
 fn prepare() -> anyhow::Result<()> {
     setup::need(NEEDS)?;
+    setup::need(file_systems::NEEDS)?;
     setup::need_files(NEEDS_FILES)?;
     let set = shell::target_dir().join("boot-set");
     netboot::build("amd64", false, Some(&keys::make()?), &set)?;
     coe_image::micro(&shell::target_dir().join("micro.img"), 0)?;
     coe_image::micro(&shell::target_dir().join("micro-large.img"), 60_000_000)?;
-    if debian().exists() { Ok(()) } else { coe_image::debian("cloud-amd64", &debian()) }
+    let (recipe, made) = (debian().with_extension("recipe"), fs::read_to_string(debian().with_extension("recipe")));
+    if !debian().exists() || made.is_ok_and(|made| made != coe_image::DEBIAN_RECIPE) {
+        coe_image::debian("cloud-amd64", &debian())?;
+        fs::write(recipe, coe_image::DEBIAN_RECIPE)?;
+    }
+    Ok(())
 }
 
 /// All scenarios, as a part of all tests. A machine that permits no lab says so.

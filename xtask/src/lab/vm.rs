@@ -145,7 +145,18 @@ impl VmPlan {
         let serial = self.dir.join(format!("{}.serial", self.name));
         let log = File::options().create(true).append(true).open(self.dir.join(format!("{}.qemu", self.name)))?;
         let mut command = Command::new("qemu-system-x86_64");
-        command.args(["-accel", "tcg", "-cpu", "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+aes,+pclmulqdq", "-m", "768", "-display", "none", "-monitor", "none"]);
+        command.args([
+            "-accel",
+            "tcg",
+            "-cpu",
+            "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+aes,+pclmulqdq",
+            "-m",
+            "768",
+            "-display",
+            "none",
+            "-monitor",
+            "none",
+        ]);
         command.args(["-uuid", &self.uuid, "-smbios"]).arg(format!("type=1,serial=LAB-{},product=lab", self.number));
         self.firmware_args(&mut command)?;
         command.args(["-device", "virtio-rng-pci"]);

@@ -61,6 +61,7 @@ fn userland() -> anyhow::Result<PathBuf> {
     if folder.exists() && fs::read_to_string(&stamp).is_ok_and(|s| s == PACKAGES) {
         return Ok(folder);
     }
+    let _ = fs::remove_file(&stamp);
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(cache())?;
     let mut command = Command::new("mmdebstrap");

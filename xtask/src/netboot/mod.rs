@@ -49,6 +49,9 @@ pub struct Netboot {
     /// The key's certificate (PEM) [default: beside the key, ending in .crt or .pem]
     #[arg(long, value_name = "FILE", requires = "sign")]
     certificate: Option<PathBuf>,
+    /// Machines that start the signed file take tickets of this array only, whoever answers them (id: `coe-ctl status`)
+    #[arg(long, value_name = "ID", requires = "sign")]
+    array: Option<String>,
     /// Where the boot set goes
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -148,7 +151,8 @@ impl Netboot {
     /// See [`build`].
     pub fn run(&self) -> anyhow::Result<()> {
         let out = self.out.clone().unwrap_or_else(|| shell::target_dir().join("boot-set"));
-        let signer = self.sign.as_ref().map(|key| uki::Signer::new(key, self.certificate.as_deref())).transpose()?;
+        let (certificate, array) = (self.certificate.as_deref(), self.array.as_deref());
+        let signer = self.sign.as_ref().map(|key| uki::Signer::new(key, certificate, array)).transpose()?;
         build(&self.flavour, self.free_only, signer.as_ref(), &out)?;
         print!("{}", fs::read_to_string(out.join("SHA256SUMS"))?);
         println!("boot set in {}; put it into the array: coe-ctl boot publish {}", out.display(), out.display());

@@ -21,6 +21,8 @@ const ALIGN: u64 = 4096;
 pub struct Signer {
     key: PathBuf,
     certificate: PathBuf,
+    /// The only array whose tickets machines take that start the signed file.
+    array: Option<String>,
 }
 
 impl Signer {
@@ -28,7 +30,7 @@ impl Signer {
     ///
     /// # Errors
     /// If a file is not there.
-    pub fn new(key: &Path, certificate: Option<&Path>) -> anyhow::Result<Self> {
+    pub fn new(key: &Path, certificate: Option<&Path>, array: Option<&str>) -> anyhow::Result<Self> {
         ensure!(key.exists(), "there is no key {}", key.display());
         let beside =
             || ["crt", "pem"].map(|ending| key.with_extension(ending)).into_iter().find(|p| p != key && p.exists());
@@ -37,7 +39,9 @@ impl Signer {
             format!("which certificate belongs to {}? Give --certificate FILE (PEM)", key.display())
         })?;
         ensure!(certificate.exists(), "there is no certificate {}", certificate.display());
-        Ok(Self { key: key.into(), certificate })
+        let is_id = |id: &str| id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit());
+        ensure!(array.is_none_or(is_id), "an array's id is 64 hexadecimal digits, as `coe-ctl status` shows them");
+        Ok(Self { key: key.into(), certificate, array: array.map(Into::into) })
     }
 }
 
@@ -62,13 +66,13 @@ pub fn build(kernel: &Path, initrd: &Path, signer: &Signer, to: &Path) -> anyhow
     let work = tempfile::Builder::new().prefix("coe-uki-").tempdir()?;
     let osrel = work.path().join("osrel");
     fs::write(&osrel, "ID=coe-installer\nPRETTY_NAME=coe-installer\n")?;
-    let sections = [
-        (".osrel", osrel),
-        // The same for every machine: what one is told, its installer asks the boot server for.
-        (".cmdline", shell::root().join("pxe-installer/initramfs/kernel-options")),
-        (".linux", kernel.to_path_buf()),
-        (".initrd", initrd.to_path_buf()),
-    ];
+    // The same for every machine: what one is told, its installer asks the boot server for.
+    let options = work.path().join("options");
+    let for_all = fs::read_to_string(shell::root().join("pxe-installer/initramfs/kernel-options"))?;
+    let array = signer.array.as_ref().map_or(String::new(), |id| format!(" coe.array={id}"));
+    fs::write(&options, format!("{}{array}", for_all.trim()))?;
+    let sections =
+        [(".osrel", osrel), (".cmdline", options), (".linux", kernel.to_path_buf()), (".initrd", initrd.to_path_buf())];
     let unsigned = work.path().join("uki.efi");
     let mut objcopy = Command::new("objcopy");
     let mut at = end_of(&stub)?;

@@ -313,9 +313,8 @@ pub(super) async fn deploy(State(c): Shared, Json(request): Json<DeployRequest>)
     };
     let plans: Vec<DeployRecord> = hosts.iter().enumerate().map(name_of).collect::<Result<_, _>>()?;
     let ids = c.deploy(plans).await?;
-    c.wake_due()
-        .await
-        .map_err(|e| Refusal::Failed(format!("deployments are planned, but no machine was woken: {e:#}")))?;
+    let woken = if request.wake { c.wake_due().await } else { Ok(()) };
+    woken.map_err(|e| Refusal::Failed(format!("deployments are planned, but no machine was woken: {e:#}")))?;
     Ok(Json(Numbers { ids }))
 }
 

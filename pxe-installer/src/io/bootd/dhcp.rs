@@ -135,7 +135,9 @@ async fn warn_if_silent(bootd: Arc<Bootd>, mac: Mac, host: String) {
 
 async fn answer(bootd: &Arc<Bootd>, leases: &Mutex<Leases>, message: &Message, is_boot_port: bool) -> Option<Message> {
     let asked = understand(message);
-    if bootd.range.is_none() || is_boot_port {
+    // An installer has its address, and its question must not shorten the lease.
+    let is_installer = asked.as_ref().is_some_and(|asked| asked.client == Client::Installer);
+    if bootd.range.is_none() || is_boot_port || is_installer {
         let asked = asked?;
         // Whom the other server was meant for is not ours to look up.
         if !is_boot_port && message.opts().msg_type() != Some(MessageType::Discover) {

@@ -37,6 +37,15 @@ impl Mounted {
     }
 }
 
+impl Mounted {
+    /// Have everything on the disk, and let go. Only here does a disk that failed meanwhile say so.
+    fn finish(self) -> anyhow::Result<()> {
+        rustix::fs::syncfs(fs::File::open(ROOT)?)
+            .context("make the file system durable: the disk reports write errors")?;
+        unmount(ROOT, UnmountFlags::empty()).context("unmount the file system")
+    }
+}
+
 impl Drop for Mounted {
     fn drop(&mut self) {
         let _ = unmount(ROOT, UnmountFlags::empty());
@@ -98,12 +107,14 @@ fn grow_file_system(disk: &Path, image: &Layout) -> anyhow::Result<()> {
             tool("resize2fs", &[&shown])
         }
         Some("xfs") => {
-            let _mounted = Mounted::new(&device, "xfs")?;
-            tool("xfs_growfs", &[ROOT])
+            let mounted = Mounted::new(&device, "xfs")?;
+            tool("xfs_growfs", &[ROOT])?;
+            mounted.finish()
         }
         Some("btrfs") => {
-            let _mounted = Mounted::new(&device, "btrfs")?;
-            tool("btrfs", &["filesystem", "resize", "max", ROOT])
+            let mounted = Mounted::new(&device, "btrfs")?;
+            tool("btrfs", &["filesystem", "resize", "max", ROOT])?;
+            mounted.finish()
         }
         Some("ntfs") => tool("ntfsresize", &["--force", "--force", "--no-progress-bar", &shown]),
         _ => Ok(()),
@@ -159,24 +170,41 @@ fn forget_identity() -> anyhow::Result<()> {
 const SSH_KEYS_UNIT: &str = "[Unit]\nDescription=Make this machine's own SSH host keys\nBefore=ssh.service\nConditionPathExists=!/etc/ssh/ssh_host_ed25519_key\n\n\
 [Service]\nType=oneshot\nExecStart=/usr/bin/ssh-keygen -A\n\n[Install]\nWantedBy=multi-user.target\n";
 
-/// What may name partitions by their GUIDs, below the root.
-const NAMING_PARTITIONS: [&str; 6] = [
+/// What may name partitions by their GUIDs, below a root, a `/boot` or a system partition.
+const NAMING_PARTITIONS: [&str; 8] = [
     "etc/fstab",
     "etc/crypttab",
     "etc/kernel/cmdline",
     "etc/default/grub",
     "boot/grub/grub.cfg",
     "boot/grub2/grub.cfg",
+    "grub/grub.cfg",
+    "grub2/grub.cfg",
 ];
+/// Folders in which each file may.
+const NAMING_FOLDERS: [&str; 4] = ["etc/default/grub.d", "boot/loader/entries", "loader/entries", "EFI/debian"];
+/// File systems in which that can be.
+const NAMING_FILE_SYSTEMS: [&str; 4] = ["ext4", "xfs", "btrfs", "vfat"];
 
-/// Name partitions by their new GUIDs wherever this system names them.
-fn rename_partitions(renamed: &[(uuid::Uuid, uuid::Uuid)]) -> anyhow::Result<()> {
+/// Name partitions by their new GUIDs wherever this disk's systems name them.
+fn rename_partitions(disk: &Path, renamed: &[(uuid::Uuid, uuid::Uuid)]) -> anyhow::Result<()> {
     if renamed.is_empty() {
         return Ok(());
     }
+    for device in partitions(disk) {
+        let mounted = NAMING_FILE_SYSTEMS.iter().find_map(|kind| Mounted::new(&device, kind).ok());
+        let Some(mounted) = mounted else { continue };
+        rename_in_mounted(renamed)?;
+        mounted.finish()?;
+    }
+    Ok(())
+}
+
+fn rename_in_mounted(renamed: &[(uuid::Uuid, uuid::Uuid)]) -> anyhow::Result<()> {
     let root = Path::new(ROOT);
-    let entries = fs::read_dir(root.join("boot/loader/entries")).into_iter().flatten().flatten().map(|e| e.path());
-    for path in NAMING_PARTITIONS.iter().map(|name| root.join(name)).chain(entries) {
+    let in_folder = |folder: &&str| fs::read_dir(root.join(folder)).into_iter().flatten().flatten().map(|e| e.path());
+    let files = NAMING_PARTITIONS.iter().map(|name| root.join(name)).chain(NAMING_FOLDERS.iter().flat_map(in_folder));
+    for path in files {
         let Ok(text) = fs::read_to_string(&path) else { continue };
         let mut new = text.clone();
         for (old, guid) in renamed {
@@ -249,10 +277,9 @@ fn show_partitions(disk: &str, layout: &Layout) -> anyhow::Result<()> {
     tool("udevadm", &["settle", "--timeout=20"])
 }
 
-/// Whether an image can be named before it can boot: not if its root begins in what is held back to the end.
+/// Whether an image can be named before it can boot: not if a partition begins in what is held back to the end.
 pub(super) fn can_come_first(image: &Layout) -> bool {
-    let root = image.partitions.iter().max_by_key(|p| p.len);
-    root.is_some_and(|p| p.offset >= FIRST_LEN)
+    !image.partitions.is_empty() && image.partitions.iter().all(|p| p.offset >= FIRST_LEN)
 }
 
 /// Make a proven disk this machine's own before it can boot.
@@ -282,14 +309,19 @@ fn name(
 ) -> anyhow::Result<()> {
     grow_file_system(disk, image).context("let the last file system grow")?;
     let is_asked = deployment.hostname.is_some() || deployment.user_data.is_some() || deployment.stash.is_some();
+    rename_partitions(disk, renamed)?;
     let Some(mounted) = mount_root(disk) else {
+        if !renamed.is_empty() {
+            bail!(
+                "no Linux root file system was found on it, so nobody knows what names its partitions: deploy without --new-guids"
+            );
+        }
         if is_asked {
             bail!("the image was installed, but no Linux root file system was found on it to name the machine in");
         }
         return Ok(());
     };
     forget_identity()?;
-    rename_partitions(renamed)?;
     if let Some(name) = &deployment.hostname {
         write("etc/hostname", &format!("{name}\n"), 0o644)?;
     }
@@ -299,7 +331,7 @@ fn name(
     if let Some(stash) = &deployment.stash {
         leave_stash(stash)?;
     }
-    drop(mounted);
+    mounted.finish()?;
     rustix::fs::sync();
     tool("blockdev", &["--flushbufs", &disk.display().to_string()])
 }

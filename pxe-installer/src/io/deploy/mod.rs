@@ -8,26 +8,26 @@ mod scan;
 
 pub use boot_server::boot_options;
 
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use images::ArrayId;
 use images::disk::{Grow, Layout};
 use protocol::identity::Role;
 use protocol::io::credentials::{Credentials, file_of};
 use protocol::io::link::Link;
 use protocol::io::rpc::CallError;
 use protocol::io::stage::process_cpu;
-use protocol::message::boot::{DeployStage, Deployment, Finishing, GetDeployment, Limit, Progress as Said, Told};
+use protocol::message::boot::{DeployStage, Deployment, GetDeployment, Limit, Progress as Said, Told};
 use protocol::message::image::Report;
 use protocol::ticket::Ticket;
 
 use super::install::{Fit, Prepare, Progress, Shortage, install};
 use super::source::Source;
-use super::target::{Consent, Target};
+use super::target::{Consent, Target, read_from_medium};
 use crate::disks::{DiskFacts, choose};
 use crate::first_blocks::{CutOff, FIRST_LEN, cut_off};
 
@@ -50,12 +50,18 @@ fn say(text: &str) {
 }
 
 /// Become a member with the ticket of this boot, or go on as the member that an earlier try on this boot became.
-async fn member(home: &Path, ticket: Option<Ticket>) -> anyhow::Result<Credentials> {
+async fn member(home: &Path, ticket: Option<Ticket>, array: Option<ArrayId>) -> anyhow::Result<Credentials> {
     let file = file_of(home, Role::Installer);
     if let Ok(member) = Credentials::load(&file) {
         return Ok(member);
     }
     let ticket = ticket.context("there is no ticket: was this machine booted by coe-bootd?")?;
+    if array.is_some_and(|array| array != ticket.array) {
+        bail!(
+            "the ticket is of array {}, and this boot file was signed for another: somebody else answers here",
+            ticket.array
+        );
+    }
     let start = Instant::now();
     let member = loop {
         match Credentials::join(&ticket).await {
@@ -89,8 +95,8 @@ async fn ask<C: protocol::message::Call + Clone>(link: &Link, message: C) -> any
 ///
 /// # Errors
 /// If the array cannot be asked what to do.
-pub async fn run(home: &Path, ticket: Option<Ticket>) -> anyhow::Result<()> {
-    let member = member(home, ticket).await.context("join the array")?;
+pub async fn run(home: &Path, ticket: Option<Ticket>, array: Option<ArrayId>) -> anyhow::Result<()> {
+    let member = member(home, ticket, array).await.context("join the array")?;
     let link = Arc::new(Link::new(&member)?);
     let mut short_of_pieces = 0;
     loop {
@@ -127,9 +133,8 @@ fn left_before(disk: &DiskFacts, deployment: &Deployment, image_len: u64) -> any
     let Some(finishing) = deployment.finishing.as_ref().filter(|f| disk.serial.as_ref() == Some(&f.serial)) else {
         return Ok(None);
     };
-    let mut first = vec![0; image_len.min(FIRST_LEN) as usize];
-    std::fs::File::open(&disk.path)?.read_exact_at(&mut first, 0).context("read the disk")?;
-    Ok(Some(cut_off(&first, &finishing.first)))
+    let first = read_from_medium(Path::new(&disk.path), image_len.min(FIRST_LEN)).context("read the disk")?;
+    Ok(Some(cut_off(&first, finishing)))
 }
 
 /// What is done to a proven disk while it cannot boot yet: it is named, and the controller hears that only its first blocks are missing.
@@ -139,13 +144,18 @@ fn prepare(link: &Arc<Link>, deployment: &Deployment, disk: &DiskFacts, image: &
     Box::new(move |proven| {
         say("proven; it is named before it can boot");
         finish::prepare(Path::new(&disk.path), &image, &deployment, proven)?;
-        let finishing = disk.serial.map(|serial| Finishing { serial, first: proven.first });
+        let finishing = disk.serial.map(|serial| proven.finishing(serial));
         let said = Said { stage: DeployStage::Finish, done: 1, total: 1, finishing, ..Said::default() };
         // A controller that is away hears the result later. Only if the power goes in just that time, the admin is asked.
         let told = runtime.block_on(tokio::time::timeout(TELL_WITHIN, link.call(said)));
-        if !matches!(told, Ok(Ok(_))) {
-            say("the controller does not answer; finishing without it");
+        match told {
+            Ok(Ok((Told::Cancelled, _)) | Err(CallError::Refused(_))) => {
+                bail!("cancelled; the disk was left unbootable")
+            }
+            Ok(Ok(_)) => {}
+            _ => say("the controller does not answer; finishing without it"),
         }
+        say("named; it can boot next");
         Ok(())
     })
 }
