@@ -278,7 +278,7 @@ fn prepare() -> anyhow::Result<()> {
     coe_image::micro(&shell::target_dir().join("micro.img"), 0)?;
     coe_image::micro(&shell::target_dir().join("micro-large.img"), 60_000_000)?;
     let (recipe, made) = (debian().with_extension("recipe"), fs::read_to_string(debian().with_extension("recipe")));
-    if !debian().exists() || made.is_ok_and(|made| made != coe_image::DEBIAN_RECIPE) {
+    if !debian().exists() || made.ok().is_none_or(|made| made != coe_image::DEBIAN_RECIPE) {
         coe_image::debian("cloud-amd64", &debian())?;
         fs::write(recipe, coe_image::DEBIAN_RECIPE)?;
     }
