@@ -1,3 +1,4 @@
+//! libFuzzer on `tests::fuzz::dhcp`.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tests::fuzz::dhcp(bytes));
