@@ -32,11 +32,19 @@ pub const NEEDS: &[(&str, &str)] = &[
 /// A partition: its type, its length in MiB, its file system as a file.
 type Part = (&'static str, u64, Option<PathBuf>);
 
-fn disk(path: &Path, parts: &[Part]) -> anyhow::Result<()> {
+/// A partition in the first MiB, as some tools put one for a PC BIOS: such a disk is named only after its first blocks are written.
+const EARLY: &str = "start=34, size=2014, type=21686148-6449-6E6F-744E-656564454649\n";
+
+fn disk(path: &Path, early: &str, parts: &[Part]) -> anyhow::Result<()> {
     let len: u64 = parts.iter().map(|(_, len, _)| len).sum();
     sample::empty(path, (len + 2) * MIB)?;
-    let lines = parts.iter().map(|(kind, len, _)| format!("size={len}MiB, type={kind}\n"));
-    sample::partition(path, &format!("label: gpt\n{}", lines.collect::<String>()))?;
+    let mut start = 1;
+    let lines = parts.iter().map(|(kind, len, _)| {
+        let line = format!("start={start}MiB, size={len}MiB, type={kind}\n");
+        start += len;
+        line
+    });
+    sample::partition(path, &format!("label: gpt\nfirst-lba: 34\n{early}{}", lines.collect::<String>()))?;
     let mut at = MIB;
     for (_, len, contents) in parts {
         if let Some(file) = contents {
@@ -74,13 +82,13 @@ pub fn images(dir: &Path) -> anyhow::Result<[PathBuf; 3]> {
         format!("none\n0 0\nd--755 0 0\nfile ---644 0 0 {}\netc d--755 0 0\n$\nusr d--755 0 0\n$\n$\n", file.display()),
     )?;
     shell::output(tool("mkfs.xfs").arg("-q").arg("-p").arg(&files).arg(part("xfs")))?;
-    disk(&xfs, &[("L", 320, Some(part("xfs")))])?;
+    disk(&xfs, "", &[("L", 320, Some(part("xfs")))])?;
     sample::empty(&part("btrfs"), 160 * MIB)?;
     shell::output(tool("mkfs.btrfs").args(["-q", "--rootdir"]).arg(&folder).arg(part("btrfs")))?;
-    disk(&btrfs, &[("L", 160, Some(part("btrfs")))])?;
+    disk(&btrfs, EARLY, &[("L", 160, Some(part("btrfs")))])?;
     let (data, recovery) = (ntfs(&part("data"), 96, &file)?, ntfs(&part("recovery"), 24, &file)?);
     let [reserved, basic, winre] = WINDOWS;
-    disk(&windows, &[(reserved, 16, None), (basic, 96, Some(data)), (winre, 24, Some(recovery))])?;
+    disk(&windows, "", &[(reserved, 16, None), (basic, 96, Some(data)), (winre, 24, Some(recovery))])?;
     Ok([xfs, btrfs, windows])
 }
 
@@ -118,7 +126,7 @@ fn number_behind(text: &str, word: &str) -> anyhow::Result<u64> {
 }
 
 fn check(kind: &str, image: &Path, disk: &Path) -> anyhow::Result<()> {
-    let number = if kind == "windows" { 2 } else { 1 };
+    let number = if kind == "xfs" { 1 } else { 2 };
     let verdict = shell::output(tool("sgdisk").arg("--verify").arg(disk))?;
     ensure!(verdict.contains("No problems found"), "{kind}: the table is wrong: {verdict}");
     let file = disk.with_extension("part");

@@ -4,6 +4,7 @@ mod boot_entry;
 mod boot_server;
 mod facts;
 mod finish;
+mod partitions;
 mod scan;
 
 pub use boot_server::boot_options;
@@ -241,7 +242,7 @@ async fn conclude(source: &Source, report: Report, disk: &DiskFacts) -> anyhow::
         tokio::time::sleep(ASK_EVERY).await;
     }
     let (path, layout) = (disk.path.clone(), source.root.disk.clone());
-    let entry = move || finish::read_table_again(&path).and_then(|()| boot_entry::make(Path::new(&path), &layout));
+    let entry = move || partitions::read_table_again(&path).and_then(|()| boot_entry::make(Path::new(&path), &layout));
     match tokio::task::spawn_blocking(entry).await? {
         Ok(true) => say("boot entry made; the next start is from the disk"),
         Ok(false) => {}
