@@ -131,10 +131,12 @@ impl Network {
             "--dhcp-option=3",
         ]);
         // Some machines are told of the boot server as their next-server, as an admin can do it on any DHCP server.
-        command.args([
-            format!("--dhcp-host={TOLD_NEXT_SERVER}:*:*,set:next"),
-            format!("--dhcp-boot=tag:next,,,{ADDRESS}"),
-        ]);
+        command.arg(format!("--dhcp-boot=tag:next,,,{ADDRESS}"));
+        // dnsmasq may offer one address to two machines that ask in the same second, and then answers one of them only.
+        for number in 1..50 {
+            command.arg(format!("--dhcp-host=52:54:00:77:00:{number:02x},10.77.0.{}", 100 + number));
+            command.arg(format!("--dhcp-host={TOLD_NEXT_SERVER}:00:{number:02x},set:next,10.77.0.{}", 150 + number));
+        }
         command.args(["--dhcp-leasefile=/dev/null", "--dhcp-authoritative", "--pid-file=", "--user=root"]);
         let dhcp = command
             .stdin(Stdio::null())

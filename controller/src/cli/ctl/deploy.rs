@@ -1,6 +1,6 @@
 //! `coe-ctl deploy`
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -87,7 +87,7 @@ struct List {
     common: Common,
 }
 
-/// Watch deployments until all are over
+/// Watch deployments that are not over yet, until all are
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  coe-ctl deploy watch\n\nExit code 0: all are deployed (or installed, where no stash joins). 1: one stopped or was cancelled."
@@ -178,8 +178,13 @@ impl Watch {
         let bars = MultiProgress::new();
         let style = ProgressStyle::with_template("{prefix:16} [{bar:32}] {percent:>3}%  {msg}")?.progress_chars("=> ");
         let mut shown: HashMap<u32, ProgressBar> = HashMap::new();
+        let is_over = |d: &DeployInfo| ["installed", "deployed", "cancelled"].contains(&d.state.as_str());
+        let mut over_before: Option<HashSet<u32>> = None;
         let all = loop {
-            let all: Vec<DeployInfo> = client.get("/v1/deployments").await?;
+            let mut all: Vec<DeployInfo> = client.get("/v1/deployments").await?;
+            // What was over before anybody watched is history.
+            let before = over_before.get_or_insert_with(|| all.iter().filter(|d| is_over(d)).map(|d| d.id).collect());
+            all.retain(|d| !before.contains(&d.id));
             for d in &all {
                 let bar = shown.entry(d.id).or_insert_with(|| {
                     bars.add(ProgressBar::new(1)).with_style(style.clone()).with_prefix(d.host.clone())
@@ -200,6 +205,8 @@ impl Watch {
         shown.values().for_each(ProgressBar::abandon);
         if self.common.json {
             println!("{}", serde_json::to_string(&all)?);
+        } else if all.is_empty() {
+            println!("nothing is under way; `coe-ctl deploy list` shows what was");
         } else {
             all.iter().for_each(|d| println!("{:16} {}", d.host, what(d)));
         }
