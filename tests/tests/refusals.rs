@@ -173,6 +173,14 @@ async fn tickets_work_once_in_time_and_in_their_own_array() {
     assert!(error.as_ref().is_some_and(|e| e.contains("another array")), "{error:?}");
     Credentials::join(&there).await.unwrap();
 
+    // So is a ticket of another array by a boot file that was signed for one; nothing is told to that array, whose ticket stays good.
+    let foreign = other.fleet.ticket(&["--installer"]).unwrap();
+    let mut deploy = t.fleet.command("coe-installer");
+    deploy.args(["deploy", "--array", &astray.array.to_string(), "--ticket", &foreign, "--home"]);
+    let out = deploy.arg(t.file("installer")).output().unwrap();
+    assert!(!out.status.success() && String::from_utf8_lossy(&out.stderr).contains("signed for another"), "{out:?}");
+    Credentials::join(&foreign.parse().unwrap()).await.unwrap();
+
     // A ticket for one role does not give another.
     let installer = t.fleet.ticket(&["--installer"]).unwrap();
     let mut join = t.fleet.command("coe-stash");

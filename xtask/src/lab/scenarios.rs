@@ -174,44 +174,40 @@ fn bios_proxy(lab: &Lab) -> anyhow::Result<()> {
     check_disk(lab, &vm.disks[0].path)
 }
 
+/// Install a machine that is new.
+fn install_new(lab: &Lab, vm: &VmPlan) -> anyhow::Result<()> {
+    plan(lab, vm, &[])?;
+    install(lab, vm, 240)
+}
+
+/// The same, and the machine says that it started under Secure Boot.
+fn install_secure(lab: &Lab, vm: &VmPlan) -> anyhow::Result<()> {
+    install_new(lab, vm)?;
+    let host = lab.ctl(&["host", "show", &vm.name])?;
+    ensure!(host["firmware"] == "UEFI, Secure Boot", "the machine was not under Secure Boot: {}", host["firmware"]);
+    Ok(())
+}
+
 fn uefi_proxy(lab: &Lab) -> anyhow::Result<()> {
-    let vm = lab.machine("uefi", Firmware::Uefi).disk(DISK_LEN)?;
-    plan(lab, &vm, &[])?;
-    install(lab, &vm, 180)
+    install_new(lab, &lab.machine("uefi", Firmware::Uefi).disk(DISK_LEN)?)
 }
 
 fn uefi_http(lab: &Lab) -> anyhow::Result<()> {
-    let vm = lab.machine("http", Firmware::UefiHttp).disk(DISK_LEN)?;
-    plan(lab, &vm, &[])?;
-    install(lab, &vm, 180)
+    install_new(lab, &lab.machine("http", Firmware::UefiHttp).disk(DISK_LEN)?)
 }
 
 fn signed_uki(lab: &Lab) -> anyhow::Result<()> {
-    let vm = lab.machine("signed", Firmware::OwnKey).disk(DISK_LEN)?;
-    plan(lab, &vm, &[])?;
-    install(lab, &vm, 240)?;
-    let host = lab.ctl(&["host", "show", "signed"])?;
-    ensure!(host["firmware"] == "UEFI, Secure Boot", "the machine was not under Secure Boot: {}", host["firmware"]);
-    Ok(())
+    install_secure(lab, &lab.machine("signed", Firmware::OwnKey).disk(DISK_LEN)?)
 }
 
 fn next_server(lab: &Lab) -> anyhow::Result<()> {
     let mut vm = lab.machine("next-server", Firmware::SecureBoot).disk(DISK_LEN)?;
     vm.mac.replace_range(..network::TOLD_NEXT_SERVER.len(), network::TOLD_NEXT_SERVER);
-    plan(lab, &vm, &[])?;
-    install(lab, &vm, 240)?;
-    let host = lab.ctl(&["host", "show", "next-server"])?;
-    ensure!(host["firmware"] == "UEFI, Secure Boot", "the machine was not under Secure Boot: {}", host["firmware"]);
-    Ok(())
+    install_secure(lab, &vm)
 }
 
 fn secure_boot(lab: &Lab) -> anyhow::Result<()> {
-    let vm = lab.machine("secure", Firmware::SecureBoot).disk(DISK_LEN)?;
-    plan(lab, &vm, &[])?;
-    install(lab, &vm, 240)?;
-    let host = lab.ctl(&["host", "show", "secure"])?;
-    ensure!(host["firmware"] == "UEFI, Secure Boot", "the machine was not under Secure Boot: {}", host["firmware"]);
-    Ok(())
+    install_secure(lab, &lab.machine("secure", Firmware::SecureBoot).disk(DISK_LEN)?)
 }
 
 fn unapproved(lab: &Lab) -> anyhow::Result<()> {

@@ -53,16 +53,20 @@ fn say(text: &str) {
 /// Become a member with the ticket of this boot, or go on as the member that an earlier try on this boot became.
 async fn member(home: &Path, ticket: Option<Ticket>, array: Option<ArrayId>) -> anyhow::Result<Credentials> {
     let file = file_of(home, Role::Installer);
+    let expect = |found: ArrayId| match array {
+        Some(array) if array != found => {
+            bail!(
+                "the ticket is of array {found}, and this boot file was signed for another: somebody else answers here"
+            )
+        }
+        _ => Ok(()),
+    };
     if let Ok(member) = Credentials::load(&file) {
+        expect(member.identity.array)?;
         return Ok(member);
     }
     let ticket = ticket.context("there is no ticket: was this machine booted by coe-bootd?")?;
-    if array.is_some_and(|array| array != ticket.array) {
-        bail!(
-            "the ticket is of array {}, and this boot file was signed for another: somebody else answers here",
-            ticket.array
-        );
-    }
+    expect(ticket.array)?;
     let start = Instant::now();
     let member = loop {
         match Credentials::join(&ticket).await {
