@@ -7,5 +7,6 @@ pub mod cli;
 pub mod format;
 pub mod io;
 pub mod limits;
+pub mod release;
 pub mod storage;
 pub mod store;

@@ -1,21 +1,26 @@
-//! From a publisher's draft to a signed manifest: fragments, groups and keys come from the catalog, in one transaction with
-//! the references that keep the segments.
+//! From a publisher's draft to a manifest's pages: fragments, groups and keys come from the catalog.
 
 use std::collections::BTreeSet;
 
 use images::disk::Layout as DiskLayout;
 use images::keys::ManifestKey;
-use images::limits::{PAGE_LEN_MAX, ROOT_LEN_MAX};
-use images::manifest::{
-    ArrayKey, ImageName, PageError, PageRef, Root, SegmentEntry, SegmentPage, SpanPage, Totals, Version,
-};
-use images::parity::Geometry;
+use images::limits::PAGE_LEN_MAX;
+use images::manifest::{ImageName, PageError, PageRef, Root, SegmentEntry, SegmentPage, SpanPage, Totals, Version};
 use images::span::{ContentHasher, Span};
-use images::{ArrayId, ContentDigest};
-use protocol::message::image::MANIFEST_PURPOSE;
-use protocol::message::publish::{DraftSegment, Published};
+use images::{ArrayId, ContentDigest, SegmentId};
+use protocol::message::publish::DraftSegment;
 
-use crate::catalog::{CatalogError, Change, ImageRecord, keys_of};
+use crate::catalog::{Catalog, CatalogError, not_here};
+
+/// A manifest's pages.
+pub struct Pages {
+    /// Of segments.
+    pub segments: Vec<Vec<u8>>,
+    /// Of read-back digests.
+    pub spans: Vec<Vec<u8>>,
+    /// What they add up to.
+    pub totals: Totals,
+}
 
 /// All that a publisher said of an image.
 pub struct Draft {
@@ -39,8 +44,6 @@ pub struct Draft {
     pub run_pages: Vec<Vec<DraftSegment>>,
     /// Read-back digests, page by page.
     pub span_pages: Vec<Vec<Span>>,
-    /// Segments that are protected less than was asked for.
-    pub weaker: u64,
     /// Seals the segment keys.
     pub key: ManifestKey,
 }
@@ -50,15 +53,24 @@ fn invalid(error: &PageError) -> CatalogError {
 }
 
 impl Draft {
-    /// Publish it.
+    /// The pages, encoded. Nothing may be deleted from the catalog until they are published.
     ///
     /// # Errors
-    /// [`CatalogError::Conflict`] if the name is taken, a segment is missing, or the draft contradicts itself.
-    pub fn publish(&self, change: &Change<'_>, array_key: &ArrayKey) -> Result<Published, CatalogError> {
+    /// [`CatalogError::Conflict`] if a segment is missing, or the draft contradicts itself.
+    pub fn pages(&self, catalog: &Catalog) -> Result<Pages, CatalogError> {
         let mut totals = Totals { in_use: self.in_use, ..Totals::default() };
-        let segment_pages = self.put_segment_pages(change, &mut totals)?;
-        let span_pages = self.put_span_pages(change)?;
-        let root = Root {
+        let segments = self.segment_pages(catalog, &mut totals)?;
+        let pages = Pages { segments, spans: self.encode_spans()?, totals };
+        if pages.segments.iter().chain(&pages.spans).any(|bytes| bytes.len() > PAGE_LEN_MAX) {
+            return Err(CatalogError::Conflict("a manifest page is too long".into()));
+        }
+        Ok(pages)
+    }
+
+    /// The root over pages that are stored.
+    #[must_use]
+    pub fn root(&self, totals: Totals, segment_pages: Vec<PageRef>, span_pages: Vec<PageRef>) -> Root {
+        Root {
             version: Version::V1,
             array: self.array,
             image: self.image.clone(),
@@ -70,32 +82,24 @@ impl Draft {
             totals,
             segment_pages,
             span_pages,
-        };
-        let bytes = root.encode();
-        if bytes.len() > ROOT_LEN_MAX {
-            return Err(CatalogError::Conflict("the manifest's root is too long".into()));
         }
-        let signed = array_key.sign(MANIFEST_PURPOSE, bytes);
-        let manifest = root.id();
-        let record = ImageRecord { number: 0, manifest, signed, key: self.key.clone() };
-        change.put_image(&self.image, &record)?;
-        Ok(Published {
-            image: self.image.clone(),
-            manifest,
-            segments: totals.segments,
-            sealed: totals.sealed,
-            weaker: self.weaker,
-        })
     }
 
-    fn put_segment_pages(&self, change: &Change<'_>, totals: &mut Totals) -> Result<Vec<PageRef>, CatalogError> {
+    /// Segments that the image refers to, as often as it does.
+    pub fn segments(&self) -> impl Iterator<Item = SegmentId> {
+        self.run_pages.iter().flatten().map(|s| s.id)
+    }
+
+    fn segment_pages(&self, catalog: &Catalog, totals: &mut Totals) -> Result<Vec<Vec<u8>>, CatalogError> {
+        let groups = catalog.groups()?;
         let mut seen = BTreeSet::new();
         let mut pages = Vec::with_capacity(self.run_pages.len());
         for (index, draft) in self.run_pages.iter().enumerate() {
-            let records = draft.iter().map(|s| change.refer(&s.id)).collect::<Result<Vec<_>, _>>()?;
-            let mut entries = Vec::with_capacity(draft.len());
-            for (segment, record) in draft.iter().zip(&records) {
-                let geometry = geometry_of(change, record.group)?;
+            let (mut entries, mut keys) = (Vec::with_capacity(draft.len()), Vec::with_capacity(draft.len()));
+            for segment in draft {
+                let record = catalog.segment(&segment.id)?.ok_or_else(|| not_here(&segment.id))?;
+                let group = groups.get(&record.group);
+                let group = group.ok_or_else(|| CatalogError::Conflict("a segment without a group".into()))?;
                 if seen.insert(segment.id) {
                     totals.segments += 1;
                     totals.data += u64::from(record.data_len);
@@ -106,45 +110,32 @@ impl Draft {
                     sealed_len: record.sealed_len,
                     data_len: record.data_len,
                     group: record.group,
-                    geometry,
-                    fragments: record.fragments.clone(),
+                    geometry: group.geometry,
+                    fragments: record.fragments,
                     runs: segment.runs.clone(),
                 });
+                keys.push(record.key);
             }
-            let bytes = SegmentPage::seal(index as u32, entries, &keys_of(&records), &self.key).encode();
+            let bytes = SegmentPage::seal(index as u32, entries, &keys, &self.key).encode();
             // What an installer would refuse must not be published.
             SegmentPage::decode(&bytes, index as u32, self.disk_len).map_err(|e| invalid(&e))?;
-            pages.push(put_page(change, &bytes)?);
+            pages.push(bytes);
         }
         Ok(pages)
     }
 
-    fn put_span_pages(&self, change: &Change<'_>) -> Result<Vec<PageRef>, CatalogError> {
+    fn encode_spans(&self) -> Result<Vec<Vec<u8>>, CatalogError> {
         let mut content = ContentHasher::new(self.disk_len);
         let mut pages = Vec::with_capacity(self.span_pages.len());
         for spans in &self.span_pages {
             spans.iter().for_each(|span| content.push(span));
             let bytes = SpanPage { spans: spans.clone() }.encode();
             SpanPage::decode(&bytes).map_err(|e| invalid(&e))?;
-            pages.push(put_page(change, &bytes)?);
+            pages.push(bytes);
         }
         if content.finish() != self.content {
             return Err(CatalogError::Conflict("the draft's digests contradict each other".into()));
         }
         Ok(pages)
     }
-}
-
-fn put_page(change: &Change<'_>, bytes: &[u8]) -> Result<PageRef, CatalogError> {
-    if bytes.len() > PAGE_LEN_MAX {
-        return Err(CatalogError::Conflict("a manifest page is too long".into()));
-    }
-    let page = PageRef::of(bytes);
-    change.put_page(&page.digest, bytes)?;
-    Ok(page)
-}
-
-fn geometry_of(change: &Change<'_>, group: images::GroupId) -> Result<Geometry, CatalogError> {
-    let group = change.group(group)?.ok_or_else(|| CatalogError::Conflict("a segment without a group".into()))?;
-    Ok(group.geometry)
 }

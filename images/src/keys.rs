@@ -8,6 +8,7 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
+use crate::ids::ManifestId;
 use crate::limits::TAG_LEN;
 
 /// A ciphertext that this key did not seal, or that was changed since.
@@ -50,6 +51,31 @@ impl OwnerKey {
         let mut hasher = blake3::Hasher::new_derive_key("coe 2026 segment key v1");
         hasher.update(&self.0).update(content.as_bytes());
         SegmentKey(*hasher.finalize().as_bytes())
+    }
+}
+
+impl OwnerKey {
+    fn wrapping_key(&self, manifest: &ManifestId) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_derive_key("coe 2026 manifest key wrap v1");
+        hasher.update(&self.0).update(&manifest.0);
+        *hasher.finalize().as_bytes()
+    }
+
+    /// Seal the key of a manifest for whoever has the owner's key. A manifest has one key for ever, so nothing repeats.
+    #[must_use]
+    pub fn seal_manifest_key(&self, manifest: &ManifestId, key: &ManifestKey) -> Vec<u8> {
+        let mut sealed = key.0.to_vec();
+        seal_in_place(&self.wrapping_key(manifest), 0, &mut sealed, 0);
+        sealed
+    }
+
+    /// The key of a manifest again.
+    ///
+    /// # Errors
+    /// [`OpenError`] if it was sealed by another owner, or for another manifest.
+    pub fn open_manifest_key(&self, manifest: &ManifestId, sealed: &[u8]) -> Result<ManifestKey, OpenError> {
+        let key = open(&self.wrapping_key(manifest), 0, sealed, 0)?;
+        key.try_into().map(ManifestKey).map_err(|_| OpenError)
     }
 }
 

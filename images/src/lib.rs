@@ -15,6 +15,7 @@ pub mod limits;
 pub mod manifest;
 pub mod parity;
 pub mod segment;
+pub mod shares;
 pub mod span;
 pub mod wire;
 

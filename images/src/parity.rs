@@ -33,6 +33,12 @@ impl Geometry {
         if fits { Ok(Self { data, parity }) } else { Err(GeometryError(data, parity)) }
     }
 
+    /// As many losses survived by copies alone: k = 1, and the same m. Every piece is the whole.
+    #[must_use]
+    pub fn redundant(self) -> Self {
+        Self { data: 1, ..self }
+    }
+
     /// k: pieces that are needed.
     #[must_use]
     pub fn data(self) -> usize {

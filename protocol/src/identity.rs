@@ -62,6 +62,9 @@ pub struct Identity {
 /// The name by which everybody asks for the controller, whichever node it is.
 pub const CONTROLLER_NAME: &str = "controller.coe.internal";
 
+/// The name by which somebody asks for any one stash, knowing its address only.
+pub const STASH_NAME: &str = "stash.coe.internal";
+
 /// The DNS name in a member's certificate. A caller asks TLS for exactly the member it means, so a certificate of another
 /// member of the same array does not pass.
 #[must_use]

@@ -18,6 +18,10 @@ pub const HAVE_MAX: usize = 16 * 1024;
 pub const DRAFT_PAGE_SEGMENTS_MAX: usize = images::limits::PAGE_SEGMENTS_MAX;
 /// Members that a directory may list.
 pub const MEMBERS_MAX: usize = 20_000;
+/// Groups, and images, that a directory may list, those that were removed of late included.
+pub const DIRECTORY_ROWS_MAX: usize = 50_000;
+/// Stashes among which an image's key may be split: a share's number is a byte, and nobody needs more than this.
+pub const SHARES_MAX: usize = 48;
 /// Addresses of one member.
 pub const ADDRESSES_MAX: usize = 8;
 

@@ -3,7 +3,6 @@
 use images::fragment::{FragmentHeader, FragmentId};
 use images::parity::Geometry;
 use images::{FragmentDigest, SegmentId};
-use protocol::directory::Epoch;
 use protocol::identity::{CONTROLLER_NAME, Role, server_name};
 use protocol::io::credentials::{Credentials, file_of};
 use protocol::io::rpc::{self, CallError};
@@ -27,11 +26,18 @@ fn stash(t: &TestFleet) -> Credentials {
 }
 
 fn begin() -> publish::Begin {
-    publish::Begin { name: "x".into(), tag: None, geometry: None, layout: publish::Layout::Mirror, disk_len: 1 }
+    publish::Begin {
+        name: "x".into(),
+        tag: None,
+        geometry: None,
+        layout: publish::Layout::Mirror,
+        disk_len: 1,
+        offline: false,
+    }
 }
 
 fn heartbeat() -> member::Heartbeat {
-    member::Heartbeat { port: 1, capacity: 1, used: 0, fragments: 0, epoch: Epoch(0), lost: Vec::new() }
+    member::Heartbeat { port: 1, capacity: 1, used: 0, fragments: 0, directory: None, lost: Vec::new() }
 }
 
 fn put() -> store::PutFragment {

@@ -19,7 +19,7 @@ impl Status {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let folder = self.which.folder();
         let (member, settings) = (folder.credentials()?, folder.settings()?);
-        let epoch = folder.directory(&member).map(|d| d.epoch.0);
+        let (directory, shares) = (folder.directory(&member).mark(), folder.shares()?.count());
         let free = folder.free_bytes()?;
         if self.json {
             let value = serde_json::json!({
@@ -30,7 +30,9 @@ impl Status {
                 "min_free": settings.min_free,
                 "free": free,
                 "listen": settings.listen,
-                "epoch": epoch,
+                "epoch": directory.map(|mark| mark.epoch.0),
+                "term": directory.map(|mark| mark.term),
+                "shares": shares,
             });
             println!("{value}");
             return Ok(());
@@ -42,7 +44,11 @@ impl Status {
         println!("listen      {} (UDP)", settings.listen);
         println!("offers      {:.1} GiB", gib(settings.size));
         println!("disk free   {:.1} GiB, stops taking below {:.1} GiB", gib(free), gib(settings.min_free));
-        println!("directory   {}", epoch.map_or("none yet".into(), |e| format!("epoch {e}")));
+        println!(
+            "directory   {}",
+            directory.map_or("none yet".into(), |mark| { format!("epoch {} of term {}", mark.epoch, mark.term) })
+        );
+        println!("key shares  {shares}");
         Ok(())
     }
 }

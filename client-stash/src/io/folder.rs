@@ -6,14 +6,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use images::manifest::Signed;
-use images::wire;
-use protocol::directory::{Directory, Epoch};
 use protocol::identity::Role;
 use protocol::io::credentials::{self, Credentials};
+use protocol::io::directory::DirectoryKeeper;
 use serde::{Deserialize, Serialize};
 
 use super::file::FileStorage;
+use super::shares::ShareKeeper;
 use crate::limits::{REGION_LEN, REGIONS_MAX, REGIONS_MIN};
 use crate::store::Store;
 
@@ -61,10 +60,6 @@ impl Folder {
 
     fn stash_file(&self) -> PathBuf {
         self.0.join(".stash")
-    }
-
-    fn directory_file(&self) -> PathBuf {
-        self.0.join("directory")
     }
 
     /// Whether somebody joined here before.
@@ -153,24 +148,18 @@ impl Folder {
         store.with_context(|| format!("open {}", path.display()))
     }
 
-    /// The newest directory that was kept; `None` if there is none that this member can believe.
+    /// The newest directory that this member has seen.
     #[must_use]
-    pub fn directory(&self, member: &Credentials) -> Option<Directory> {
-        let signed: Signed = wire::decode(&fs::read(self.directory_file()).ok()?).ok()?;
-        Directory::open(&signed, member.identity.array, &member.array_key).ok()
+    pub fn directory(&self, member: &Credentials) -> DirectoryKeeper {
+        DirectoryKeeper::open(self.0.join("directory"), member)
     }
 
-    /// Keep a directory if it is the array's and newer than `than`.
+    /// Shares of images' keys.
     ///
     /// # Errors
-    /// If it is forged, of another array, older, or cannot be written.
-    pub fn keep_directory(&self, member: &Credentials, signed: &Signed, than: Epoch) -> anyhow::Result<Epoch> {
-        let directory = Directory::open(signed, member.identity.array, &member.array_key)?;
-        if directory.epoch <= than {
-            bail!("directory of epoch {} is not newer than {than}", directory.epoch);
-        }
-        credentials::write_private(&self.directory_file(), &wire::encode(signed)).context("keep the directory")?;
-        Ok(directory.epoch)
+    /// If the file is damaged, or cannot be read.
+    pub fn shares(&self) -> anyhow::Result<ShareKeeper> {
+        ShareKeeper::open(&self.0)
     }
 
     /// Free bytes of the file system, as an unprivileged user sees them.

@@ -1,14 +1,15 @@
 //! Telling the controller that this stash is there, learning the newest directory, and renewing the certificate.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use images::fragment::FragmentId;
-use protocol::directory::Epoch;
 use protocol::identity::CONTROLLER_NAME;
 use protocol::io::credentials::{Credentials, request_certificate};
+use protocol::io::directory::DirectoryKeeper;
+use protocol::io::pool::Pool;
 use protocol::io::{endpoint, rpc, tls};
 use protocol::message::member;
 use quinn::{Connection, Endpoint};
@@ -20,6 +21,8 @@ use crate::store::Reader;
 
 /// A certificate with less than this left is renewed: ten days of a thirty-day one, so that a long holiday is survived.
 const RENEW_BEFORE: Duration = Duration::from_secs(10 * 24 * 3600);
+/// Between heartbeats, until the controller says how long.
+pub(super) const FIRST_PAUSE_MS: u32 = 2000;
 const RETRY: Duration = Duration::from_secs(2);
 /// A controller answers in milliseconds. One that was restarted does not know the old connection, and says nothing on it.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
@@ -30,7 +33,10 @@ pub(super) struct Heart {
     pub(super) endpoint: Endpoint,
     pub(super) reader: Reader<FileStorage>,
     pub(super) writer: Writer,
-    pub(super) epoch: Arc<AtomicU64>,
+    pub(super) pool: Arc<Pool>,
+    pub(super) directory: Arc<DirectoryKeeper>,
+    /// Milliseconds between heartbeats, for others.
+    pub(super) heartbeat_ms: Arc<AtomicU32>,
 }
 
 impl Heart {
@@ -68,30 +74,36 @@ impl Heart {
                 if self.left() == Duration::ZERO {
                     self.renew_expired().await.context("renew the expired certificate")?;
                 }
-                rpc::connect_any(&self.endpoint, &self.member.controller, CONTROLLER_NAME).await?
+                rpc::connect_any(&self.endpoint, &self.controllers(), CONTROLLER_NAME).await?
             }
         };
         *connection = Some(link.clone());
         let usage = self.writer.usage().await;
-        let epoch = Epoch(self.epoch.load(Ordering::Relaxed));
         let beat = member::Heartbeat {
             port: self.endpoint.local_addr()?.port(),
             capacity: usage.capacity,
             used: usage.used,
             fragments: usage.fragments,
-            epoch,
+            directory: self.directory.mark(),
             lost: lost.to_vec(),
         };
         let call = rpc::call(&link, beat, &[]);
         let (ack, _) = tokio::time::timeout(ANSWER_WITHIN, call).await.context("wait for the controller")??;
-        if let Some(signed) = &ack.directory {
-            match self.folder.keep_directory(&self.member, signed, epoch) {
-                Ok(newer) => self.epoch.store(newer.0, Ordering::Relaxed),
-                Err(error) => tracing::warn!(error = format!("{error:#}"), "directory refused"),
-            }
+        if let Some(update) = ack.directory
+            && let Err(error) = self.directory.take(update)
+        {
+            tracing::warn!(error = format!("{:#}", anyhow::Error::new(error)), "directory refused");
         }
+        self.heartbeat_ms.store(ack.again_ms, Ordering::Relaxed);
         self.renew_if_due(&link).await?;
         Ok(Duration::from_millis(ack.again_ms.into()))
+    }
+
+    /// Where the controller may be: where the directory says, and where it was when this stash joined.
+    fn controllers(&self) -> Vec<String> {
+        let mut all = self.directory.held().map(|held| held.directory().common().controller).unwrap_or_default();
+        all.extend(self.member.controller.iter().filter(|known| !all.contains(known)).cloned().collect::<Vec<_>>());
+        all
     }
 
     /// How long the certificate still lasts.
@@ -114,7 +126,7 @@ impl Heart {
     async fn renew_expired(&mut self) -> anyhow::Result<()> {
         let (config, _) = tls::enroll_client(self.member.identity.array)?;
         let endpoint = endpoint::client(config)?;
-        let link = rpc::connect_any(&endpoint, &self.member.controller, CONTROLLER_NAME).await?;
+        let link = rpc::connect_any(&endpoint, &self.controllers(), CONTROLLER_NAME).await?;
         let csr = request_certificate(&self.member.key_pair()?)?;
         let (renewed, _) = rpc::call(&link, member::Renew { csr }, &[]).await?;
         self.use_certificate(renewed.certificate)
@@ -126,6 +138,7 @@ impl Heart {
         let server = tls::server(&self.member, tls::Admit::Members, &[tls::ALPN_MEMBER])?;
         self.endpoint.set_server_config(Some(endpoint::server_config(server)));
         let client = tls::client(&self.member, tls::ALPN_MEMBER)?;
+        self.pool.renew(endpoint::client_config(client.clone()));
         self.endpoint.set_default_client_config(endpoint::client_config(client));
         tracing::info!("certificate renewed");
         Ok(())

@@ -2,6 +2,8 @@
 
 pub mod file;
 pub mod folder;
+mod gossip;
 pub mod heartbeat;
 pub mod service;
+pub mod shares;
 pub mod writer;

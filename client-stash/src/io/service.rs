@@ -2,29 +2,40 @@
 
 use std::io::{Cursor, Read as _};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use bao::encode::SliceExtractor;
 use bytes::Bytes;
+use images::NodeId;
 use images::fragment::FragmentId;
 use protocol::directory::Epoch;
+use protocol::io::directory::DirectoryKeeper;
+use protocol::io::pool::Pool;
 use protocol::io::rpc::{self, Answer, Peer};
 use protocol::io::{endpoint, tls};
-use protocol::message::{Refusal, Request, fetch, store as message};
+use protocol::message::{Refusal, Request, fetch, member as about, store as message};
 use tokio::sync::oneshot;
 
 use super::file::FileStorage;
 use super::folder::Folder;
+use super::gossip::Gossip;
 use super::heartbeat;
+use super::shares::ShareKeeper;
 use super::writer::{Event, Writer};
+use crate::release;
 use crate::store::{Reader, StoreError};
 
+/// How often a stash looks whether images were removed.
+const LOOK_FOR_REMOVED: Duration = Duration::from_secs(10);
+
 struct Service {
+    own: NodeId,
     reader: Reader<FileStorage>,
     writer: Writer,
-    /// Newest directory's epoch.
-    epoch: Arc<AtomicU64>,
+    directory: Arc<DirectoryKeeper>,
+    shares: Arc<ShareKeeper>,
 }
 
 /// Serve a stash until the process is told to stop.
@@ -38,17 +49,38 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
     let usage = store.usage();
     let reader = store.reader();
     let writer = Writer::start(store, folder.clone(), settings.min_free);
-    let epoch = Arc::new(AtomicU64::new(folder.directory(&member).map_or(0, |d| d.epoch.0)));
+    let directory = Arc::new(folder.directory(&member));
+    let shares = Arc::new(folder.shares()?);
     let server = tls::server(&member, tls::Admit::Members, &[tls::ALPN_MEMBER])?;
     let client = tls::client(&member, tls::ALPN_MEMBER)?;
     let endpoint = endpoint::server(settings.listen, server, client)
         .with_context(|| format!("listen on UDP {}", settings.listen))?;
     tracing::info!(node = %member.identity.node, listen = %endpoint.local_addr()?, fragments = usage.fragments,
         used = usage.used, capacity = usage.capacity, "stash serves");
-    let service = Arc::new(Service { reader: reader.clone(), writer: writer.clone(), epoch: epoch.clone() });
-    let array = member.identity.array;
-    let heart = heartbeat::Heart { folder, member, endpoint: endpoint.clone(), reader, writer, epoch };
+    let (array, own) = (member.identity.array, member.identity.node);
+    let service = Arc::new(Service {
+        own,
+        reader: reader.clone(),
+        writer: writer.clone(),
+        directory: directory.clone(),
+        shares: shares.clone(),
+    });
+    let pool = Arc::new(Pool::new(endpoint.clone()));
+    let heartbeat_ms = Arc::new(AtomicU32::new(heartbeat::FIRST_PAUSE_MS));
+    let gossip = Gossip { own, pool: pool.clone(), directory: directory.clone(), heartbeat_ms: heartbeat_ms.clone() };
+    let heart = heartbeat::Heart {
+        folder,
+        member,
+        endpoint: endpoint.clone(),
+        reader,
+        writer,
+        pool,
+        directory: directory.clone(),
+        heartbeat_ms,
+    };
     tokio::spawn(heart.run());
+    tokio::spawn(gossip.run());
+    tokio::spawn(forget_removed(directory, shares));
     let serve = rpc::serve(endpoint.clone(), array, move |peer, request, body| {
         let service = service.clone();
         async move { service.answer(peer, request, body).await }
@@ -59,6 +91,23 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
     }
     endpoint.close(0u32.into(), b"stopping");
     Ok(())
+}
+
+/// Forget the shares of images that were removed, soon after a directory says so.
+async fn forget_removed(directory: Arc<DirectoryKeeper>, shares: Arc<ShareKeeper>) {
+    let mut before = directory.held();
+    loop {
+        tokio::time::sleep(LOOK_FOR_REMOVED).await;
+        let now = directory.held();
+        if let (Some(old), Some(new)) = (&before, &now)
+            && old.mark() != new.mark()
+            && let Err(error) = shares.forget_removed(old.directory(), new.directory())
+        {
+            tracing::warn!(%error, "shares of removed images are still here");
+            continue;
+        }
+        before = now;
+    }
 }
 
 async fn stop_signal() -> anyhow::Result<()> {
@@ -79,11 +128,11 @@ fn read_refusal(error: StoreError) -> Refusal {
 }
 
 impl Service {
-    async fn answer(&self, _: Peer, request: Request, body: Bytes) -> Answer {
+    async fn answer(&self, peer: Peer, request: Request, body: Bytes) -> Answer {
         match request {
             Request::GetFragment(fetch::GetFragment { fragment }) => {
                 let read = self.read(fragment).await;
-                let epoch = Epoch(self.epoch.load(Ordering::Relaxed));
+                let epoch = self.directory.mark().map_or(Epoch(0), |mark| mark.epoch);
                 Answer::with_body::<fetch::GetFragment>(
                     read.map(|(header, payload)| (fetch::Fragment { header, epoch }, payload)),
                 )
@@ -97,8 +146,34 @@ impl Service {
                 Answer::to::<message::DeleteFragments>(done.map(|()| message::Deleted))
             }
             Request::Prove(prove) => Answer::with_body::<message::Prove>(self.prove(prove).await),
+            Request::GetDirectory(get) => Answer::to::<about::GetDirectory>(Ok(self.directory.tell(&get))),
+            Request::OfferDirectory(offer) => Answer::to::<about::OfferDirectory>(Ok(self.directory.hear(offer))),
+            Request::PutShare(put) => {
+                let kept = self.shares.put(put.manifest, put.share);
+                let failed = |e| Refusal::Failed(format!("keep a share: {e}"));
+                Answer::to::<message::PutShare>(kept.map(|()| message::Stored).map_err(failed))
+            }
+            Request::GetShare(get) => Answer::to::<message::GetShare>(self.release(peer, &get)),
             other => Answer::refuse(Refusal::Invalid(format!("a stash does not answer {}", other.name()))),
         }
+    }
+
+    /// Give a share away, if that may be, and not before it is written down.
+    fn release(&self, peer: Peer, get: &message::GetShare) -> Result<message::TheShare, Refusal> {
+        let who = peer.identity.ok_or_else(|| Refusal::NotAdmitted("a certificate is needed".into()))?;
+        let held = self.directory.held();
+        let directory = held.as_ref().map(|held| held.directory());
+        let allowed = release::check(directory, self.own, who.role, peer.host, get);
+        let recorded = self.shares.record(who, peer.host, get, allowed.err());
+        recorded.map_err(|e| Refusal::Unavailable(format!("the audit record cannot be written: {e}")))?;
+        allowed.map_err(|why| {
+            tracing::warn!(node = %who.node, host = ?peer.host, image = %get.image, why, "share of a key refused");
+            Refusal::NotAdmitted(why.into())
+        })?;
+        let share = self.shares.get(get.manifest);
+        let share = share.ok_or_else(|| Refusal::NotFound(format!("a share of the key of {}", get.image)))?;
+        tracing::info!(node = %who.node, host = ?peer.host, image = %get.image, "share of a key released");
+        Ok(message::TheShare { share })
     }
 
     async fn read(&self, fragment: FragmentId) -> Result<(images::fragment::FragmentHeader, Bytes), Refusal> {

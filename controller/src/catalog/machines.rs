@@ -109,7 +109,12 @@ impl Change<'_> {
             return Err(CatalogError::Conflict(format!("another machine is called {}", record.name)));
         }
         let mut table = self.0.open_table(HOSTS)?;
-        table.insert(id, wire::encode(&record).as_slice())?;
+        let before =
+            table.insert(id, wire::encode(&record).as_slice())?.map(|v| wire::decode(v.value())).transpose()?;
+        let listed = |host: &HostRecord| host.approved.then(|| host.name.clone());
+        if before.as_ref().and_then(listed) != listed(&record) {
+            self.bump_epoch()?;
+        }
         Ok(id)
     }
 
@@ -118,7 +123,10 @@ impl Change<'_> {
     /// # Errors
     /// [`CatalogError`].
     pub fn remove_host(&self, id: u32) -> Result<()> {
-        self.0.open_table(HOSTS)?.remove(id)?;
+        let gone = self.0.open_table(HOSTS)?.remove(id)?.map(|v| wire::decode::<HostRecord>(v.value())).transpose()?;
+        if gone.is_some_and(|host| host.approved) {
+            self.bump_epoch()?;
+        }
         let mut table = self.0.open_table(DEPLOYMENTS)?;
         let mut gone = Vec::new();
         for row in table.iter()? {
@@ -164,6 +172,16 @@ impl Change<'_> {
         change(&mut record)?;
         table.insert(id, wire::encode(&record).as_slice())?;
         Ok(())
+    }
+
+    /// A deployment, as this transaction sees it.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn deployment(&self, id: u32) -> Result<Option<DeployRecord>> {
+        let table = self.0.open_table(DEPLOYMENTS)?;
+        let found = table.get(id)?.map(|v| wire::decode(v.value())).transpose()?;
+        Ok(found)
     }
 
     /// A ticket is for a deployment.

@@ -12,7 +12,6 @@ pub use records::{GroupRecord, ImageRecord, NodeRecord, PendingRecord, SegmentRe
 
 use std::collections::BTreeMap;
 
-use images::keys::SegmentKey;
 use images::manifest::ImageName;
 use images::parity::Geometry;
 use images::{ChunkId, GroupId, NodeId, SegmentId, wire};
@@ -20,7 +19,9 @@ use protocol::directory::Epoch;
 use protocol::message::publish::ChunkPlace;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, WriteTransaction};
 
-use tables::{CHUNKS, GROUPS, IMAGES, META, NODES, PAGES, PENDING, SEGMENT_CHUNKS, SEGMENTS, TICKETS, TRASH};
+use tables::{
+    CHUNKS, DIRECTORY, GROUPS, IMAGES, META, NODES, PAGES, PENDING, SEGMENT_CHUNKS, SEGMENTS, TICKETS, TRASH,
+};
 
 /// Why the catalog does not answer.
 #[derive(Debug, thiserror::Error)]
@@ -249,6 +250,16 @@ impl Catalog {
         table.iter()?.map(|row| Ok(TrashKey::decode(&row?.0.value()))).collect()
     }
 
+    /// The newest directory that was signed, as it was kept.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn directory(&self) -> Result<Option<Vec<u8>>> {
+        let read = self.0.begin_read()?;
+        let found = read.open_table(DIRECTORY)?.get(0)?.map(|v| v.value().to_vec());
+        Ok(found)
+    }
+
     /// Counts up with each change of the directory.
     ///
     /// # Errors
@@ -282,6 +293,18 @@ impl Change<'_> {
     /// [`CatalogError`].
     pub fn bump_epoch(&self) -> Result<()> {
         self.count_up("epoch").map(drop)
+    }
+
+    /// Keep the directory of this epoch. The next change has a higher one.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn put_directory(&self, epoch: Epoch, signed: &[u8]) -> Result<()> {
+        self.0.open_table(DIRECTORY)?.insert(0, signed)?;
+        let mut meta = self.0.open_table(META)?;
+        let now = meta.get("epoch")?.map_or(0, |v| v.value());
+        meta.insert("epoch", now.max(epoch.0))?;
+        Ok(())
     }
 
     /// Keep a member's record.
@@ -439,9 +462,7 @@ impl Change<'_> {
     fn count_reference(&self, id: &SegmentId, by: i64) -> Result<SegmentRecord> {
         let mut table = self.0.open_table(SEGMENTS)?;
         let record = table.get(id.0)?.map(|v| wire::decode::<SegmentRecord>(v.value())).transpose()?;
-        let mut record = record.ok_or_else(|| {
-            CatalogError::Conflict(format!("segment {} is not here: publish again, and it is sent again", id.short()))
-        })?;
+        let mut record = record.ok_or_else(|| not_here(id))?;
         record.references = record.references.saturating_add_signed(by);
         table.insert(id.0, wire::encode(&record).as_slice())?;
         Ok(record)
@@ -471,17 +492,14 @@ impl Change<'_> {
         self.bump_epoch()
     }
 
-    /// Unpublish an image: its name, its pages that no other image has, and one reference of each of `segments`.
+    /// Unpublish an image: its name, and one reference of each of `segments`, pages included.
     ///
     /// # Errors
     /// [`CatalogError`].
-    pub fn remove_image(&self, image: &ImageName, pages: &[[u8; 32]], segments: &[SegmentId]) -> Result<()> {
+    pub fn remove_image(&self, image: &ImageName, segments: &[SegmentId]) -> Result<()> {
         let gone = self.0.open_table(IMAGES)?.remove(image.to_string().as_str())?.is_none();
         if gone {
             return Err(CatalogError::Conflict(format!("{image} was removed meanwhile")));
-        }
-        for page in pages {
-            self.0.open_table(PAGES)?.remove(page)?;
         }
         for segment in segments {
             self.count_reference(segment, -1)?;
@@ -500,6 +518,7 @@ impl Change<'_> {
             return Ok(false);
         };
         table.remove(id.0)?;
+        self.0.open_table(PAGES)?.remove(id.0)?;
         let chunk_ids = self.0.open_table(SEGMENT_CHUNKS)?.remove(id.0)?.map(|v| v.value().to_vec());
         let mut chunks = self.0.open_table(CHUNKS)?;
         for chunk in chunk_ids.unwrap_or_default().chunks_exact(32) {
@@ -550,10 +569,10 @@ impl Change<'_> {
     }
 }
 
-/// Keys of segments, in the order of `records`.
+/// What a draft hears that refers to a segment nobody has.
 #[must_use]
-pub fn keys_of(records: &[SegmentRecord]) -> Vec<SegmentKey> {
-    records.iter().map(|r| r.key.clone()).collect()
+pub fn not_here(id: &SegmentId) -> CatalogError {
+    CatalogError::Conflict(format!("segment {} is not here: publish again, and it is sent again", id.short()))
 }
 
 #[cfg(test)]

@@ -3,9 +3,10 @@
 use std::net::SocketAddr;
 
 use images::keys::{ManifestKey, SegmentKey};
-use images::manifest::Signed;
+use images::manifest::{PageRef, Signed};
 use images::parity::Geometry;
 use images::{FragmentDigest, GroupId, ManifestId, NodeId, SegmentId};
+use protocol::directory::Shares;
 use protocol::identity::Role;
 use serde::{Deserialize, Serialize};
 
@@ -18,8 +19,12 @@ pub struct ImageRecord {
     pub manifest: ManifestId,
     /// The root, signed.
     pub signed: Signed,
+    /// Where the signed root lies in the array.
+    pub root: PageRef,
     /// Opens the segment keys.
     pub key: ManifestKey,
+    /// Among whom the key is split, if it may be installed while the controller is away.
+    pub offline: Option<Shares>,
 }
 
 /// A segment that is durable.
@@ -97,6 +102,8 @@ pub struct TicketRecord {
     pub expires_unix_s: u64,
     /// Who used it.
     pub used_by: Option<NodeId>,
+    /// The machine that an installer is for.
+    pub host: Option<u32>,
 }
 
 /// Something that must be deleted.

@@ -6,8 +6,10 @@ use super::CatalogError;
 
 pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta1");
 /// `name:tag`.
-pub(super) const IMAGES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images1");
-/// BLAKE3 of the page.
+pub(super) const IMAGES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images2");
+/// One row at most: the newest directory that was signed, with its signature.
+pub(super) const DIRECTORY: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("directory1");
+/// BLAKE3 of the page. A page is a segment, too; this is the controller's own copy.
 pub(super) const PAGES: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition::new("pages1");
 /// Chunk to (segment, byte offset).
 pub(super) const CHUNKS: TableDefinition<'_, [u8; 32], ([u8; 32], u32)> = TableDefinition::new("chunks1");
@@ -18,7 +20,7 @@ pub(super) const PENDING: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition
 pub(super) const GROUPS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("groups1");
 pub(super) const NODES: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("nodes1");
 /// Hash of the ticket's secret.
-pub(super) const TICKETS: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition::new("tickets1");
+pub(super) const TICKETS: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition::new("tickets2");
 /// Node, segment, piece.
 pub(super) const TRASH: TableDefinition<'_, [u8; 49], ()> = TableDefinition::new("trash1");
 
@@ -26,6 +28,7 @@ pub(super) const TRASH: TableDefinition<'_, [u8; 49], ()> = TableDefinition::new
 pub(super) fn create_all(transaction: &WriteTransaction) -> Result<(), CatalogError> {
     transaction.open_table(META)?;
     transaction.open_table(IMAGES)?;
+    transaction.open_table(DIRECTORY)?;
     transaction.open_table(PAGES)?;
     transaction.open_table(CHUNKS)?;
     transaction.open_table(SEGMENTS)?;

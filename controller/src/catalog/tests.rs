@@ -2,6 +2,7 @@ use redb::backends::InMemoryBackend;
 
 use super::*;
 use images::FragmentDigest;
+use images::keys::SegmentKey;
 
 fn catalog() -> Catalog {
     Catalog::new(Database::builder().create_with_backend(InMemoryBackend::new()).unwrap()).unwrap()
@@ -33,7 +34,8 @@ fn new_segment(i: u8, holders: [u8; 2]) -> NewSegment {
 fn image_record() -> ImageRecord {
     let signed = images::manifest::Signed { bytes: Vec::new(), signature: Vec::new() };
     let key = images::keys::ManifestKey([0; 32]);
-    ImageRecord { number: 0, manifest: images::ManifestId([0; 32]), signed, key }
+    let root = images::manifest::PageRef::of(b"root", images::GroupId(1));
+    ImageRecord { number: 0, manifest: images::ManifestId([0; 32]), signed, root, key, offline: None }
 }
 
 #[test]
@@ -71,8 +73,8 @@ fn a_segment_s_life() {
     assert!(!catalog.change(|c| c.reclaim(&id)).unwrap(), "it is referred to");
     let image: ImageName = "a:1".parse().unwrap();
     catalog.change(|c| c.put_image(&image, &image_record())).unwrap();
-    catalog.change(|c| c.remove_image(&image, &[], &[id])).unwrap();
-    let twice = catalog.change(|c| c.remove_image(&image, &[], &[id]));
+    catalog.change(|c| c.remove_image(&image, &[id])).unwrap();
+    let twice = catalog.change(|c| c.remove_image(&image, &[id]));
     assert!(matches!(twice, Err(CatalogError::Conflict(_))), "removed once");
     assert!(catalog.change(|c| c.reclaim(&id)).unwrap());
     assert_eq!(catalog.trash().unwrap().len(), 3, "two pieces and the copy");

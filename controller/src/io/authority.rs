@@ -3,11 +3,12 @@
 use std::time::{Duration, SystemTime};
 
 use data_encoding::BASE64;
-use images::keys::OwnerKey;
+use images::keys::{ManifestKey, OwnerKey};
 use images::manifest::ArrayKey;
-use images::{ArrayId, NodeId};
-use protocol::identity::{CONTROLLER_NAME, Identity, Role, server_name};
+use images::{ArrayId, ManifestId, NodeId};
+use protocol::identity::{CONTROLLER_NAME, Identity, Role, STASH_NAME, server_name};
 use protocol::io::credentials::{Credentials, array_id};
+use protocol::io::tls;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType,
@@ -120,14 +121,25 @@ impl Authority {
         self.array
     }
 
-    fn params(&self, role: Role, node: NodeId) -> Result<CertificateParams, rcgen::Error> {
+    /// Seal the key of a manifest so that this authority, or one that is rebuilt from its secrets, opens it.
+    #[must_use]
+    pub fn seal_manifest_key(&self, manifest: &ManifestId, key: &ManifestKey) -> Vec<u8> {
+        self.owner_key.seal_manifest_key(manifest, key)
+    }
+
+    fn params(&self, role: Role, node: NodeId, host: Option<u32>) -> Result<CertificateParams, rcgen::Error> {
         let mut names = vec![server_name(role, node)];
-        if role == Role::Controller {
-            names.push(CONTROLLER_NAME.into());
+        match role {
+            Role::Controller => names.push(CONTROLLER_NAME.into()),
+            Role::Stash => names.push(STASH_NAME.into()),
+            _ => {}
         }
         let mut params = CertificateParams::new(names)?;
         let id = Identity { array: self.array, role, node }.to_string();
         params.subject_alt_names.push(SanType::URI(id.try_into()?));
+        if let Some(host) = host {
+            params.subject_alt_names.push(SanType::URI(tls::host_uri(host).try_into()?));
+        }
         params.distinguished_name.push(DnType::CommonName, format!("{role} {node}"));
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -146,14 +158,15 @@ impl Authority {
         Ok(NodeId::of_public_key(&request.public_key.subject_public_key_info()))
     }
 
-    /// A certificate over the key of a request. Of the request only the key counts; the names are ours.
+    /// A certificate over the key of a request. Of the request only the key counts; the names are ours. `host`: the machine that an
+    /// installer may install.
     ///
     /// # Errors
     /// [`AuthorityError`].
-    pub fn issue(&self, role: Role, csr: &[u8]) -> Result<(NodeId, Vec<u8>), AuthorityError> {
+    pub fn issue(&self, role: Role, csr: &[u8], host: Option<u32>) -> Result<(NodeId, Vec<u8>), AuthorityError> {
         let mut request = CertificateSigningRequestParams::from_der(&csr.into()).map_err(AuthorityError::Request)?;
         let node = NodeId::of_public_key(&request.public_key.subject_public_key_info());
-        request.params = self.params(role, node)?;
+        request.params = self.params(role, node, host)?;
         Ok((node, request.signed_by(&self.issuer)?.der().to_vec()))
     }
 
@@ -164,7 +177,7 @@ impl Authority {
     pub fn credentials(&self, role: Role, controller: Vec<String>) -> Result<Credentials, AuthorityError> {
         let key = KeyPair::generate()?;
         let node = NodeId::of_public_key(&key.subject_public_key_info());
-        let certificate = self.params(role, node)?.signed_by(&key, &self.issuer)?;
+        let certificate = self.params(role, node, None)?.signed_by(&key, &self.issuer)?;
         Ok(Credentials {
             identity: Identity { array: self.array, role, node },
             authority: self.certificate.clone(),
@@ -180,7 +193,6 @@ impl Authority {
 mod tests {
     use super::*;
     use protocol::io::credentials::request_certificate;
-    use protocol::io::tls;
 
     #[test]
     fn issues_what_the_role_says_and_nothing_the_request_says() {
@@ -188,15 +200,18 @@ mod tests {
         let authority = secrets.open().unwrap();
         let key = KeyPair::generate().unwrap();
         let csr = request_certificate(&key).unwrap();
-        let (node, certificate) = authority.issue(Role::Stash, &csr).unwrap();
+        let (node, certificate) = authority.issue(Role::Stash, &csr, None).unwrap();
         let identity = tls::identity_of(&certificate, authority.array()).unwrap();
         assert_eq!(identity, Identity { array: authority.array(), role: Role::Stash, node });
         assert_eq!(node, authority.node_of(&csr).unwrap());
         assert_eq!(tls::identity_of(&certificate, ArrayId([0; 32])), None);
+        assert_eq!(tls::host_of(&certificate), None);
+        let (_, installer) = authority.issue(Role::Installer, &csr, Some(7)).unwrap();
+        assert_eq!(tls::host_of(&installer), Some(7));
 
         let mut broken = csr.clone();
         *broken.last_mut().unwrap() ^= 1;
-        assert!(matches!(authority.issue(Role::Stash, &broken), Err(AuthorityError::Request(_))));
-        assert!(authority.issue(Role::Stash, b"noise").is_err());
+        assert!(matches!(authority.issue(Role::Stash, &broken, None), Err(AuthorityError::Request(_))));
+        assert!(authority.issue(Role::Stash, b"noise", None).is_err());
     }
 }

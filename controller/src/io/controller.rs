@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use images::ArrayId;
-use images::manifest::{Root, Signed};
-use protocol::directory::{Directory, Epoch, Group, Member};
+use images::manifest::{ImageName, Root, Signed};
+use protocol::directory::{Common, Contents, Directory, Epoch, Group, Head, Host, Member, SignedDirectory};
 use protocol::identity::Role;
 use protocol::io::pool::Pool;
 use protocol::message::Refusal;
@@ -19,7 +20,7 @@ use super::machines::Installations;
 use super::mass_storage::MassStorage;
 use super::session::Sessions;
 use super::verify::Jobs;
-use crate::catalog::{Catalog, CatalogError};
+use crate::catalog::{Catalog, CatalogError, ImageRecord};
 
 /// Everything a request may need.
 pub struct Controller {
@@ -54,7 +55,7 @@ pub struct Controller {
     pub started: Instant,
     /// CPU of encoding.
     pub encode: protocol::io::stage::Stage,
-    directory: Mutex<Option<(Epoch, Signed)>>,
+    directory: Mutex<Option<SignedDirectory>>,
     /// Stashes that the last installations caught lying.
     pub liars: Mutex<HashMap<images::NodeId, String>>,
 }
@@ -73,16 +74,22 @@ pub fn catalog_refusal(error: CatalogError) -> Refusal {
 
 impl Controller {
     /// Put the parts together.
-    #[must_use]
+    ///
+    /// # Errors
+    /// If the catalog fails, or the directory in it is not this array's.
     pub fn new(
         authority: Authority,
         catalog: Arc<Catalog>,
         mass_storage: MassStorage,
         pool: Arc<Pool>,
         settings: Settings,
-    ) -> Self {
+    ) -> anyhow::Result<Self> {
+        let kept = catalog.directory()?;
+        let key = authority.array_key.public();
+        let directory = kept.map(|bytes| SignedDirectory::open(&bytes, authority.array(), &key)).transpose();
+        let directory = directory.context("read the directory in the catalog")?;
         let heartbeat = Duration::from_millis(settings.heartbeat_ms.into());
-        Self {
+        Ok(Self {
             authority,
             committer: Committer::start(catalog.clone()),
             catalog,
@@ -98,9 +105,9 @@ impl Controller {
             images: tokio::sync::Mutex::default(),
             started: Instant::now(),
             encode: protocol::io::stage::Stage::default(),
-            directory: Mutex::default(),
+            directory: Mutex::new(directory),
             liars: Mutex::default(),
-        }
+        })
     }
 
     /// The array's name.
@@ -109,36 +116,41 @@ impl Controller {
         self.authority.array()
     }
 
-    /// The directory as it is now, signed. Built again only when its epoch moved.
+    /// The directory as it is now. Built, signed and kept anew only when its epoch moved.
     ///
     /// # Errors
     /// The catalog's.
-    pub fn directory(&self) -> Result<(Epoch, Signed), CatalogError> {
+    pub fn directory(&self) -> Result<SignedDirectory, CatalogError> {
         let epoch = self.catalog.epoch()?;
-        let mut cached = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((have, signed)) = cached.as_ref().filter(|(have, _)| *have == epoch) {
-            return Ok((*have, signed.clone()));
+        let mut held = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(signed) = held.as_ref().filter(|d| d.mark().epoch >= epoch) {
+            return Ok(signed.clone());
         }
-        let stash = |(node, record): (images::NodeId, crate::catalog::NodeRecord)| {
-            (record.role == Role::Stash).then_some(Member {
-                node,
-                addresses: record.addresses,
-                capacity: record.capacity,
-            })
+        let next = Directory::next(held.as_ref(), self.array(), epoch.max(Epoch(1)), self.contents()?);
+        let signed = next.sign(&self.authority.array_key);
+        // Kept before anybody sees it: an epoch must not have two contents.
+        self.catalog.change(|change| change.put_directory(signed.mark().epoch, &signed.encode()))?;
+        *held = Some(signed.clone());
+        Ok(signed)
+    }
+
+    /// What the directory is to say.
+    fn contents(&self) -> Result<Contents, CatalogError> {
+        let stashes = self.catalog.nodes()?.into_iter().filter(|(_, record)| record.role == Role::Stash);
+        let groups = self.catalog.groups()?.into_iter();
+        let approved = self.catalog.hosts()?.into_iter().filter(|(_, host)| host.approved);
+        let head = |(name, image): (ImageName, ImageRecord)| {
+            let sealed_key = self.authority.seal_manifest_key(&image.manifest, &image.key);
+            let (manifest, number, root, offline) = (image.manifest, image.number, image.root, image.offline);
+            (name, Head { manifest, number, root, sealed_key, offline })
         };
-        let group = |(id, g): (images::GroupId, crate::catalog::GroupRecord)| {
-            (id, Group { geometry: g.geometry, members: g.members })
-        };
-        let directory = Directory {
-            array: self.array(),
-            epoch,
-            members: self.catalog.nodes()?.into_iter().filter_map(stash).collect(),
-            groups: self.catalog.groups()?.into_iter().map(group).collect(),
-            heads: self.catalog.images()?.into_iter().map(|(name, image)| (name, image.manifest)).collect(),
-        };
-        let signed = directory.sign(&self.authority.array_key);
-        *cached = Some((epoch, signed.clone()));
-        Ok((epoch, signed))
+        Ok(Contents {
+            common: Common { controller: self.settings.addresses.clone(), sealed_authority: Vec::new() },
+            members: stashes.map(|(id, r)| (id, Member { addresses: r.addresses, capacity: r.capacity })).collect(),
+            groups: groups.map(|(id, g)| (id, Group { geometry: g.geometry, members: g.members })).collect(),
+            heads: self.catalog.images()?.into_iter().map(head).collect(),
+            hosts: approved.map(|(id, host)| (id, Host { name: host.name })).collect(),
+        })
     }
 
     /// The root of an image in the catalog.

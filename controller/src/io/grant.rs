@@ -34,7 +34,7 @@ impl Controller {
     pub fn grant(&self, who: Identity, get: &GetImage) -> Result<ImageGrant, Refusal> {
         let (image, record) = self.find_image(&get.name, get.tag.as_deref())?;
         self.check_grant(who, &image)?;
-        let (_, directory) = self.directory().map_err(catalog_refusal)?;
+        let directory = self.directory().map_err(catalog_refusal)?.whole();
         tracing::info!(%image, role = %who.role, node = %who.node, "image granted");
         Ok(ImageGrant { manifest: record.signed, key: record.key, directory })
     }

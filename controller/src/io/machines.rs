@@ -141,7 +141,7 @@ impl Controller {
         let (hash, expires_unix_s) = (secret_hash(&secret), unix_s() + valid_s);
         let change = self.committer.change(move |change| {
             change.put_grant(hash, deployment)?;
-            change.put_ticket(hash, &TicketRecord { role, expires_unix_s, used_by: None })
+            change.put_ticket(hash, &TicketRecord { role, expires_unix_s, used_by: None, host: None })
         });
         change.await.map_err(catalog_refusal)?;
         let ticket = Ticket { array: self.array(), role, secret, addresses: self.settings.addresses.clone() };

@@ -26,15 +26,19 @@ impl Controller {
         let invalid = |e: super::authority::AuthorityError| Refusal::Invalid(e.to_string());
         let hash = secret_hash(&request.secret);
         let node = self.authority.node_of(&request.csr).map_err(invalid)?;
-        let role = std::sync::Arc::new(std::sync::Mutex::new(None));
-        let granted = role.clone();
+        let admitted = std::sync::Arc::new(std::sync::Mutex::new(None));
+        let granted = admitted.clone();
         let used = self.committer.change(move |change| {
             let now = unix_s();
             let ticket = change.ticket(hash)?.filter(|t| t.used_by.is_none() && now < t.expires_unix_s);
             let ticket = ticket.ok_or_else(|| CatalogError::Conflict(TICKET_REFUSED.into()))?;
-            *granted.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(ticket.role);
-            change.put_ticket(hash, &TicketRecord { used_by: Some(node), ..ticket })?;
+            change.put_ticket(hash, &TicketRecord { used_by: Some(node), ..ticket.clone() })?;
             let deployment = change.use_grant(hash, node)?;
+            let host = match deployment {
+                Some(deployment) => change.deployment(deployment)?.map(|d| d.host),
+                None => ticket.host,
+            };
+            *granted.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some((ticket.role, host));
             if ticket.role == Role::Stash {
                 if let Some(deployment) = deployment {
                     let deployed = change.change_deployment(deployment, |d| {
@@ -56,9 +60,10 @@ impl Controller {
             CatalogError::Conflict(why) => Refusal::NotAdmitted(why),
             other => catalog_refusal(other),
         })?;
-        let role = role.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        let role = role.ok_or_else(|| Refusal::NotAdmitted(TICKET_REFUSED.into()))?;
-        let (_, certificate) = self.authority.issue(role, &request.csr).map_err(invalid)?;
+        let admitted = admitted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let (role, host) = admitted.ok_or_else(|| Refusal::NotAdmitted(TICKET_REFUSED.into()))?;
+        let host = host.filter(|_| role == Role::Installer);
+        let (_, certificate) = self.authority.issue(role, &request.csr, host).map_err(invalid)?;
         tracing::info!(%node, %role, "member joined");
         Ok(enroll::Enrolled { node, certificate, array_key: self.authority.array_key.public() })
     }
@@ -91,8 +96,7 @@ impl Controller {
         }
         let pulse = Pulse { at: Instant::now(), capacity: beat.capacity, used: beat.used, fragments: beat.fragments };
         self.fleet.heard(node, pulse);
-        let (epoch, signed) = self.directory().map_err(catalog_refusal)?;
-        let directory = (beat.epoch < epoch).then_some(signed);
+        let directory = self.directory().map_err(catalog_refusal)?.update_for(beat.directory);
         Ok(member::HeartbeatAck { directory, again_ms: self.settings.heartbeat_ms })
     }
 
@@ -106,7 +110,7 @@ impl Controller {
         let node = self.authority.node_of(&request.csr).map_err(invalid)?;
         let known = self.catalog.node(node).map_err(catalog_refusal)?.filter(|n| n.role == Role::Stash);
         let known = known.ok_or_else(|| Refusal::NotAdmitted("no member has this key: join with a ticket".into()))?;
-        let (_, certificate) = self.authority.issue(known.role, &request.csr).map_err(invalid)?;
+        let (_, certificate) = self.authority.issue(known.role, &request.csr, None).map_err(invalid)?;
         tracing::info!(%node, "expired certificate renewed");
         Ok(member::Renewed { certificate })
     }
@@ -120,7 +124,7 @@ impl Controller {
         if self.authority.node_of(&request.csr).map_err(invalid)? != who.node {
             return Err(Refusal::Invalid("a certificate is renewed for the same key only".into()));
         }
-        let (_, certificate) = self.authority.issue(who.role, &request.csr).map_err(invalid)?;
+        let (_, certificate) = self.authority.issue(who.role, &request.csr, None).map_err(invalid)?;
         Ok(member::Renewed { certificate })
     }
 }

@@ -13,6 +13,7 @@ pub mod members;
 pub mod publisher;
 pub mod service;
 pub mod session;
+pub mod shares;
 pub mod spread;
 pub mod sweep;
 pub mod verify;

@@ -39,12 +39,8 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
         .with_context(|| format!("listen on UDP {}", settings.listen))?;
     let pool = Arc::new(Pool::new(endpoint.clone()));
     let listen = settings.listen;
-    let controller = Arc::new(Controller::new(authority, catalog, mass_storage, pool, settings));
-    controller.pool.learn(&protocol::directory::Directory::open(
-        &controller.directory()?.1,
-        controller.array(),
-        &controller.authority.array_key.public(),
-    )?);
+    let controller = Arc::new(Controller::new(authority, catalog, mass_storage, pool, settings)?);
+    controller.pool.learn(controller.directory()?.directory());
     let https = api::Server::bind(listen, &member).await.with_context(|| format!("listen on TCP {listen}"))?;
     tracing::info!(array = %controller.array(), %listen, "controller serves");
 

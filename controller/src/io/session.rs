@@ -5,33 +5,49 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use images::keys::ManifestKey;
-use images::limits::PAGE_RUNS_MAX;
-use images::manifest::ImageName;
+use images::fragment::FragmentHeader;
+use images::keys::{ManifestKey, SegmentKey};
+use images::limits::{PAGE_RUNS_MAX, ROOT_LEN_MAX};
+use images::manifest::{ImageName, PageRef};
 use images::parity::{Codec, Geometry};
 use images::span::Span;
-use images::{GroupId, SegmentId, fragment};
+use images::{ChunkId, GroupId, SegmentId, fragment, wire};
 use protocol::limits::{DRAFT_PAGE_SEGMENTS_MAX, HAVE_MAX};
 use protocol::message::Refusal;
+use protocol::message::image::MANIFEST_PURPOSE;
 use protocol::message::publish::{
     Accepted, Begin, Begun, DraftSegment, Finish, Have, Known, Layout, Published, PutRuns, PutSegment, PutSpans,
     SegmentStored,
 };
 
 use super::controller::{Controller, catalog_refusal};
+use super::spread::Spread;
 use super::unix_s;
-use crate::catalog::{NewSegment, PendingRecord, SegmentRecord};
+use crate::catalog::{ImageRecord, NewSegment, PendingRecord, SegmentRecord};
 use crate::draft::Draft;
 use crate::geometry;
 
 /// A publication without a word for this long was given up.
 const IDLE: Duration = Duration::from_secs(600);
 
+/// A segment on its way to its holders.
+struct Placing {
+    id: SegmentId,
+    sealed: Bytes,
+    pieces: Vec<(FragmentHeader, Bytes)>,
+    geometry: Geometry,
+    /// As it will be noted; its group is found then.
+    record: SegmentRecord,
+    chunks: Vec<(ChunkId, u32)>,
+    is_page: bool,
+}
+
 struct Session {
     image: ImageName,
     geometry: Geometry,
     layout: Layout,
     disk_len: u64,
+    offline: bool,
     last_word: Instant,
     runs: BTreeMap<u32, Vec<DraftSegment>>,
     spans: BTreeMap<u32, Vec<Span>>,
@@ -104,6 +120,7 @@ impl Controller {
                 geometry,
                 layout: begin.layout,
                 disk_len: begin.disk_len,
+                offline: begin.offline,
                 last_word: Instant::now(),
                 runs: BTreeMap::new(),
                 spans: BTreeMap::new(),
@@ -188,9 +205,34 @@ impl Controller {
         if self.catalog.segment(&id).map_err(catalog_refusal)?.is_some() {
             return Ok(SegmentStored { sent: 0, replaced: 0 });
         }
-        let mirror = layout == Layout::Mirror;
+        let spread = self.place(Placing {
+            record: SegmentRecord {
+                sealed_len: sealed.len() as u32,
+                data_len: put.data_len,
+                key: put.key,
+                group: GroupId(0),
+                fragments: pieces.iter().map(|(header, _)| header.digest).collect(),
+                on_mass_storage: layout == Layout::Mirror,
+                references: 0,
+                stored_unix_s: unix_s(),
+            },
+            chunks: put.chunks,
+            is_page: false,
+            id,
+            sealed,
+            pieces,
+            geometry,
+        });
+        let spread = spread.await?;
+        self.sessions.with(put.session, |_| ())?;
+        Ok(SegmentStored { sent: spread.sent, replaced: spread.replaced })
+    }
+
+    /// Make a segment durable, on mass storage if its record says so and on all its holders; then note it.
+    async fn place(&self, new: Placing) -> Result<Spread, Refusal> {
+        let Placing { id, sealed, pieces, geometry, record, chunks, is_page } = new;
         let copy = async {
-            if !mirror {
+            if !record.on_mass_storage {
                 return Ok(());
             }
             let intent = PendingRecord { sent: Vec::new(), copy: true };
@@ -202,29 +244,43 @@ impl Controller {
         let (spread, copied) = tokio::join!(self.spread(id, &pieces), copy);
         copied?;
         let spread = spread?;
-        let fragments = pieces.iter().map(|(header, _)| header.digest).collect();
-        let (holders, sealed_len) = (spread.holders, sealed.len() as u32);
+        let new = NewSegment { id, record, chunks, geometry, holders: spread.holders.clone() };
         let stored = self.committer.change(move |change| {
-            change.put_segment(&NewSegment {
-                id,
-                record: SegmentRecord {
-                    sealed_len,
-                    data_len: put.data_len,
-                    key: put.key.clone(),
-                    group: GroupId(0),
-                    fragments: Vec::clone(&fragments),
-                    on_mass_storage: mirror,
-                    references: 0,
-                    stored_unix_s: unix_s(),
-                },
-                chunks: put.chunks.clone(),
-                geometry,
-                holders: holders.clone(),
-            })
+            if is_page {
+                change.put_page(&id.0, &sealed)?;
+            }
+            change.put_segment(&new)
         });
         stored.await.map_err(catalog_refusal)?;
-        self.sessions.with(put.session, |_| ())?;
-        Ok(SegmentStored { sent: spread.sent, replaced: spread.replaced })
+        Ok(spread)
+    }
+
+    /// Make a page of a manifest durable, as copies on members of its own.
+    async fn store_page(&self, bytes: Vec<u8>, session: &Session) -> Result<PageRef, Refusal> {
+        let id = SegmentId::of(&bytes);
+        if let Some(known) = self.catalog.segment(&id).map_err(catalog_refusal)? {
+            return Ok(PageRef::of(&bytes, known.group));
+        }
+        let geometry = session.geometry.redundant();
+        let sealed = Bytes::from(bytes);
+        let pieces = fragment::split(&Codec::new(geometry), id, &sealed);
+        let record = SegmentRecord {
+            sealed_len: sealed.len() as u32,
+            data_len: 0,
+            // A page seals what is secret in it.
+            key: SegmentKey([0; 32]),
+            group: GroupId(0),
+            fragments: pieces.iter().map(|(header, _)| header.digest).collect(),
+            on_mass_storage: session.layout == Layout::Mirror,
+            references: 0,
+            stored_unix_s: unix_s(),
+        };
+        let placing =
+            Placing { id, sealed: sealed.clone(), pieces, geometry, record, chunks: Vec::new(), is_page: true };
+        self.place(placing).await?;
+        let stored = self.catalog.segment(&id).map_err(catalog_refusal)?;
+        let group = stored.ok_or_else(|| Refusal::Failed("a page was not noted".into()))?.group;
+        Ok(PageRef::of(&sealed, group))
     }
 
     /// Take part of the draft.
@@ -271,32 +327,63 @@ impl Controller {
         let mut random = [0; 32];
         aws_lc_rs::rand::fill(&mut random).map_err(|_| Refusal::Failed("no random bytes".into()))?;
         let _images = self.images.lock().await;
+        // A page may be the same as one that is still to be deleted somewhere.
+        if !self.catalog.trash().map_err(catalog_refusal)?.is_empty() {
+            self.empty_trash().await;
+        }
+        let _placing = self.deleting.read().await;
         let weaker = self.check_readable(&session)?;
+        let mut session = session;
         let draft = Draft {
             array: self.array(),
-            image: session.image,
+            image: session.image.clone(),
             created_unix_s: unix_s(),
             disk_len: session.disk_len,
             disk: finish.disk,
             content: finish.content,
             source_sha256: finish.source_sha256,
             in_use: finish.in_use,
-            run_pages: session.runs.into_values().collect(),
-            span_pages: session.spans.into_values().collect(),
-            weaker,
+            run_pages: std::mem::take(&mut session.runs).into_values().collect(),
+            span_pages: std::mem::take(&mut session.spans).into_values().collect(),
             key: ManifestKey(random),
         };
-        let controller = self.clone();
-        let published = Arc::new(Mutex::new(None));
-        let out = published.clone();
+        let pages = draft.pages(&self.catalog).map_err(catalog_refusal)?;
+        let (mut segment_pages, mut span_pages) = (Vec::new(), Vec::new());
+        for bytes in pages.segments {
+            segment_pages.push(self.store_page(bytes, &session).await?);
+        }
+        for bytes in pages.spans {
+            span_pages.push(self.store_page(bytes, &session).await?);
+        }
+        let root = draft.root(pages.totals, segment_pages, span_pages);
+        let signed = self.authority.array_key.sign(MANIFEST_PURPOSE, root.encode());
+        let bytes = wire::encode(&signed);
+        if bytes.len() > ROOT_LEN_MAX {
+            return Err(Refusal::Invalid("the manifest's root is too long".into()));
+        }
+        let at = self.store_page(bytes, &session).await?;
+        let manifest = root.id();
+        let offline = match session.offline {
+            true => self.split_key(manifest, &draft.key, session.geometry).await?,
+            false => None,
+        };
+        let record = ImageRecord { number: 0, manifest, signed, root: at, key: draft.key.clone(), offline };
+        let result = Published {
+            image: draft.image.clone(),
+            manifest: record.manifest,
+            segments: root.totals.segments,
+            sealed: root.totals.sealed,
+            offline: record.offline.is_some(),
+            weaker,
+        };
         let done = self.committer.change(move |change| {
-            let result = draft.publish(change, &controller.authority.array_key)?;
-            *out.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
-            Ok(())
+            let pages = root.segment_pages.iter().chain(&root.span_pages).chain([&record.root]);
+            for id in draft.segments().chain(pages.map(|page| SegmentId(page.digest))) {
+                change.refer(&id)?;
+            }
+            change.put_image(&draft.image, &record)
         });
         done.await.map_err(catalog_refusal)?;
-        let result = published.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let result = result.ok_or_else(|| Refusal::Failed("publishing".into()))?;
         tracing::info!(image = %result.image, segments = result.segments, sealed = result.sealed, "published");
         Ok(result)
     }

@@ -14,7 +14,7 @@ use protocol::message::{Refusal, store};
 
 use super::controller::{Controller, catalog_refusal};
 use super::unix_s;
-use crate::catalog::{CatalogError, SegmentRecord, TrashKey};
+use crate::catalog::{CatalogError, ImageRecord, SegmentRecord, TrashKey};
 
 /// How often the controller looks for something to clean.
 const EVERY: Duration = Duration::from_secs(60);
@@ -155,26 +155,28 @@ impl Controller {
     pub async fn remove_image(&self, image: &ImageName) -> Result<Swept, Refusal> {
         let _images = self.images.lock().await;
         let (_, record) = self.find_image(image.name(), Some(image.tag()))?;
-        let root = Self::root(&record.signed).map_err(catalog_refusal)?;
-        let mut others = std::collections::BTreeSet::new();
-        for (name, other) in self.catalog.images().map_err(catalog_refusal)? {
-            if name != *image {
-                let root = Self::root(&other.signed).map_err(catalog_refusal)?;
-                others.extend(root.segment_pages.iter().chain(&root.span_pages).map(|p| p.digest));
-            }
-        }
-        let mut segments = Vec::new();
-        for (index, page) in root.segment_pages.iter().enumerate() {
-            let page = self.segment_page(&page.digest, index as u32, root.disk_len).map_err(catalog_refusal)?;
-            segments.extend(page.segments.iter().map(|s| s.id));
-        }
-        let pages: Vec<[u8; 32]> = root.segment_pages.iter().chain(&root.span_pages).map(|p| p.digest).collect();
-        let pages: Vec<[u8; 32]> = pages.into_iter().filter(|p| !others.contains(p)).collect();
+        let segments = self.segments_of(&record).map_err(catalog_refusal)?;
         let name = image.clone();
-        let removed = self.committer.change(move |change| change.remove_image(&name, &pages, &segments));
+        let removed = self.committer.change(move |change| change.remove_image(&name, &segments));
         removed.await.map_err(catalog_refusal)?;
         tracing::info!(%image, "image removed");
         self.sweep(0).await
+    }
+
+    /// All that an image refers to, one by one, its own pages included.
+    ///
+    /// # Errors
+    /// If a page is missing or damaged.
+    pub fn segments_of(&self, record: &ImageRecord) -> Result<Vec<SegmentId>, CatalogError> {
+        let root = Self::root(&record.signed)?;
+        let mut segments = vec![SegmentId(record.root.digest)];
+        for (index, page) in root.segment_pages.iter().enumerate() {
+            segments.push(SegmentId(page.digest));
+            let page = self.segment_page(&page.digest, index as u32, root.disk_len)?;
+            segments.extend(page.segments.iter().map(|s| s.id));
+        }
+        segments.extend(root.span_pages.iter().map(|page| SegmentId(page.digest)));
+        Ok(segments)
     }
 
     /// A segment page of a manifest, decoded.

@@ -97,7 +97,12 @@ impl Controller {
     /// # Errors
     /// If there is no such image.
     pub fn start_verify(self: &Arc<Self>, image: Option<ImageName>, deep: bool) -> Result<u64, Refusal> {
-        let wanted = image.map(|image| self.segments_of(&image)).transpose()?;
+        let segments = |image: ImageName| {
+            let (_, record) = self.find_image(image.name(), Some(image.tag()))?;
+            let segments = self.segments_of(&record).map_err(catalog_refusal)?;
+            Ok(segments.into_iter().collect::<BTreeSet<SegmentId>>())
+        };
+        let wanted = image.map(segments).transpose()?;
         let job = random_u64() >> 12; // fits a JSON number
         self.jobs.update(job, |_| {});
         let controller = self.clone();
@@ -109,17 +114,6 @@ impl Controller {
             });
         });
         Ok(job)
-    }
-
-    fn segments_of(&self, image: &ImageName) -> Result<BTreeSet<SegmentId>, Refusal> {
-        let (_, record) = self.find_image(image.name(), Some(image.tag()))?;
-        let root = Self::root(&record.signed).map_err(catalog_refusal)?;
-        let mut segments = BTreeSet::new();
-        for (index, page) in root.segment_pages.iter().enumerate() {
-            let page = self.segment_page(&page.digest, index as u32, root.disk_len).map_err(catalog_refusal)?;
-            segments.extend(page.segments.iter().map(|s| s.id));
-        }
-        Ok(segments)
     }
 
     async fn verify(

@@ -14,8 +14,9 @@ pub use sign::{ArrayKey, ArrayPublicKey, SignError, Signed};
 use serde::{Deserialize, Serialize};
 
 use crate::disk::Layout as DiskLayout;
-use crate::ids::{ArrayId, ContentDigest, ManifestId};
+use crate::ids::{ArrayId, ContentDigest, FragmentDigest, GroupId, ManifestId, SegmentId};
 use crate::limits::{IMAGE_LEN_MAX, ROOT_LEN_MAX};
+use crate::parity::Geometry;
 use crate::wire::{self, DecodeError};
 
 /// Versions of the manifest's encoding.
@@ -102,26 +103,42 @@ impl From<ImageName> for (String, String) {
     }
 }
 
-/// A page, by what it hashes to.
+/// A page, by what it hashes to. Pages lie in the array as segments of redundant geometry (k = 1): each piece is the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PageRef {
     /// BLAKE3 of the page's bytes.
     pub digest: [u8; 32],
     /// Encoded bytes.
     pub len: u32,
+    /// The group that keeps it.
+    pub group: GroupId,
 }
 
 impl PageRef {
-    /// Name a page.
+    /// Name a page that lies in a group.
     #[must_use]
-    pub fn of(bytes: &[u8]) -> Self {
-        Self { digest: *blake3::hash(bytes).as_bytes(), len: bytes.len() as u32 }
+    pub fn of(bytes: &[u8], group: GroupId) -> Self {
+        Self { digest: *blake3::hash(bytes).as_bytes(), len: bytes.len() as u32, group }
     }
 
     /// Whether these are the bytes that were named.
     #[must_use]
     pub fn matches(&self, bytes: &[u8]) -> bool {
-        *self == Self::of(bytes)
+        *self == Self::of(bytes, self.group)
+    }
+
+    /// As a segment whose pieces are copies, in the geometry of its group.
+    #[must_use]
+    pub fn entry(&self, geometry: Geometry) -> SegmentEntry {
+        SegmentEntry {
+            id: SegmentId(self.digest),
+            sealed_len: self.len,
+            data_len: 0,
+            group: self.group,
+            geometry,
+            fragments: vec![FragmentDigest(self.digest); geometry.pieces()],
+            runs: Vec::new(),
+        }
     }
 }
 

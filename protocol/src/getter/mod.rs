@@ -138,6 +138,15 @@ pub struct Shortfall {
     pub missing: Vec<(u8, NodeId, Fault)>,
 }
 
+impl std::fmt::Display for Shortfall {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of {} pieces of {} can be had", self.have, self.need, self.segment.short())?;
+        self.missing.iter().try_for_each(|(piece, node, fault)| write!(f, "; piece {piece} on {}: {fault}", node.short()))
+    }
+}
+
+impl std::error::Error for Shortfall {}
+
 /// What the owner must do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {

@@ -1,6 +1,8 @@
 //! The part of the protocol that touches the world: TLS, QUIC, time, files.
 
+pub mod array;
 pub mod credentials;
+pub mod directory;
 pub mod disk;
 pub mod endpoint;
 pub mod fetch;

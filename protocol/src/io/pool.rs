@@ -34,8 +34,8 @@ impl Pool {
 
     /// Learn where everybody is.
     pub fn learn(&self, directory: &Directory) {
-        for member in &directory.members {
-            self.learn_one(member.node, member.addresses.clone());
+        for (node, member) in directory.members.iter() {
+            self.learn_one(*node, member.addresses.clone());
         }
     }
 

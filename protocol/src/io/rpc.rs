@@ -156,6 +156,8 @@ pub async fn connect(endpoint: &Endpoint, address: SocketAddr, name: &str) -> Re
 pub struct Peer {
     /// From the certificate; `None` for a stranger who may only enroll.
     pub identity: Option<Identity>,
+    /// The machine that an installer's certificate was given for, by its number in the directory.
+    pub host: Option<u32>,
     /// Where from.
     pub address: SocketAddr,
 }
@@ -218,11 +220,12 @@ fn admit(connection: &Connection, array: ArrayId) -> Option<Peer> {
     let address = connection.remote_address();
     let data = connection.handshake_data()?.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?;
     if data.protocol.as_deref() == Some(tls::ALPN_ENROLL) {
-        return Some(Peer { identity: None, address });
+        return Some(Peer { identity: None, host: None, address });
     }
     let chain = connection.peer_identity()?.downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>().ok()?;
-    let identity = tls::identity_of(chain.first()?, array)?;
-    Some(Peer { identity: Some(identity), address })
+    let certificate = chain.first()?;
+    let identity = tls::identity_of(certificate, array)?;
+    Some(Peer { identity: Some(identity), host: tls::host_of(certificate), address })
 }
 
 async fn answer_one<H, F>(peer: Peer, mut send: SendStream, mut recv: RecvStream, handler: Arc<H>)

@@ -17,7 +17,7 @@ use rustls::{
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use super::credentials::{Credentials, array_id};
-use crate::identity::Identity;
+use crate::identity::{Identity, server_name};
 
 /// Members among themselves. The number counts incompatible versions of the messages.
 pub const ALPN_MEMBER: &[u8] = b"coe/1";
@@ -93,16 +93,36 @@ pub fn server(credentials: &Credentials, admit: Admit, alpn: &[&[u8]]) -> Result
     Ok(config)
 }
 
-/// Who a certificate speaks of. The chain was verified before.
+/// Who a certificate speaks of. The chain was verified before. A DNS name must say the same: an authority that may issue for some roles
+/// only is held to that by constraints on DNS names, which every verifier checks (RFC 5280, 4.2.1.10).
 #[must_use]
 pub fn identity_of(certificate: &[u8], array: ArrayId) -> Option<Identity> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    let names = certificate.subject_alternative_name().ok()??;
+    let names = &certificate.subject_alternative_name().ok()??.value.general_names;
     let uri = |name: &GeneralName<'_>| match name {
         GeneralName::URI(uri) => uri.parse::<Identity>().ok(),
         _ => None,
     };
-    names.value.general_names.iter().find_map(uri).filter(|id| id.array == array)
+    let identity = names.iter().find_map(uri).filter(|id| id.array == array)?;
+    let name = server_name(identity.role, identity.node);
+    names.iter().any(|n| matches!(n, GeneralName::DNSName(dns) if *dns == name)).then_some(identity)
+}
+
+/// As a name in an installer's certificate: the machine that it was given for.
+#[must_use]
+pub fn host_uri(host: u32) -> String {
+    format!("coe-host:{host}")
+}
+
+/// The machine that an installer's certificate was given for, by its number in the directory.
+#[must_use]
+pub fn host_of(certificate: &[u8]) -> Option<u32> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let names = &certificate.subject_alternative_name().ok()??.value.general_names;
+    names.iter().find_map(|name| match name {
+        GeneralName::URI(uri) => uri.strip_prefix("coe-host:")?.parse().ok(),
+        _ => None,
+    })
 }
 
 /// When a certificate ends, seconds since 1970.

@@ -5,6 +5,8 @@ use images::keys::ManifestKey;
 use images::manifest::{ImageName, Signed};
 use serde::{Deserialize, Serialize};
 
+use crate::directory::Update;
+
 /// Ask for all that is needed to install an image.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct GetImage {
@@ -22,7 +24,7 @@ pub struct ImageGrant {
     /// Opens the segment keys.
     pub key: ManifestKey,
     /// Who holds what, signed.
-    pub directory: Signed,
+    pub directory: Update,
 }
 
 /// What a manifest's root is signed for.

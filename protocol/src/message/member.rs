@@ -1,9 +1,8 @@
-//! A stash to its controller.
+//! A stash to its controller, and members about the directory.
 
-use images::manifest::Signed;
 use serde::{Deserialize, Serialize};
 
-use crate::directory::Epoch;
+use crate::directory::{Mark, Update};
 
 /// A stash is there, and has this much.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -17,7 +16,7 @@ pub struct Heartbeat {
     /// Live fragments.
     pub fragments: u64,
     /// Newest directory it has.
-    pub epoch: Epoch,
+    pub directory: Option<Mark>,
     /// Records that it found damaged, and can no longer serve.
     pub lost: Vec<images::fragment::FragmentId>,
 }
@@ -26,9 +25,39 @@ pub struct Heartbeat {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct HeartbeatAck {
     /// The directory, if the stash's was older.
-    pub directory: Option<Signed>,
+    pub directory: Option<Update>,
     /// When to report again, milliseconds.
     pub again_ms: u32,
+}
+
+/// Which directory have you? And what is newer in it than in mine?
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GetDirectory {
+    /// The newest that the asker has.
+    pub have: Option<Mark>,
+}
+
+/// The newest directory of whoever was asked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TheDirectory {
+    /// Its mark; none if it has no directory yet.
+    pub mark: Option<Mark>,
+    /// What leads to it, if the asker's is older.
+    pub update: Option<Update>,
+}
+
+/// Here is a newer directory than yours.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OfferDirectory {
+    /// What leads to it.
+    pub update: Update,
+}
+
+/// What whoever was offered it has now: the new one, or what it holds on to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HaveDirectory {
+    /// The newest.
+    pub mark: Option<Mark>,
 }
 
 /// Ask for a fresh certificate for the same key.

@@ -111,6 +111,14 @@ requests! {
     GetDeployment(boot::GetDeployment) -> boot::Deployment, body 0, roles [Installer];
     /// How far an installation is.
     Progress(boot::Progress) -> boot::Told, body 0, roles [Installer];
+    /// Keep a share of an image's key; answered when it is durable.
+    PutShare(store::PutShare) -> store::Stored, body 0, roles [Controller];
+    /// A share, for an installer of an approved host; of boot files, for a boot server.
+    GetShare(store::GetShare) -> store::TheShare, body 0, roles [Installer, Boot];
+    /// What is newer in a member's directory.
+    GetDirectory(member::GetDirectory) -> member::TheDirectory, body 0, roles [Controller, Stash, Installer, Admin, Boot];
+    /// A directory that is newer than a member's.
+    OfferDirectory(member::OfferDirectory) -> member::HaveDirectory, body 0, roles [Controller, Stash, Installer, Admin, Boot];
 }
 
 /// Why a request was not carried out. The text is for people; nothing may be decided on it.

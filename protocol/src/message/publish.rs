@@ -31,6 +31,8 @@ pub struct Begin {
     pub layout: Layout,
     /// Disk length in bytes.
     pub disk_len: u64,
+    /// Whether the image may be installed while the controller is away.
+    pub offline: bool,
 }
 
 /// The publication is open.
@@ -160,6 +162,8 @@ pub struct Published {
     pub segments: u64,
     /// Their sealed bytes.
     pub sealed: u64,
+    /// Whether it can be installed while the controller is away.
+    pub offline: bool,
     /// Segments shared with earlier images that have less parity, or no copy on mass storage, than this publication asked for.
     pub weaker: u64,
 }

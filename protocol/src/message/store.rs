@@ -1,6 +1,9 @@
 //! The controller to a stash.
 
+use images::ManifestId;
 use images::fragment::{FragmentHeader, FragmentId};
+use images::manifest::ImageName;
+use images::shares::KeyShare;
 use serde::{Deserialize, Serialize};
 
 /// Whose partition a fragment goes to.
@@ -49,3 +52,28 @@ pub struct Prove {
 /// nobody can make one without the bytes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Proof;
+
+/// Keep a share of an image's key.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PutShare {
+    /// The image's manifest.
+    pub manifest: ManifestId,
+    /// The share.
+    pub share: KeyShare,
+}
+
+/// Ask for a share, to install the image while the controller is away.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GetShare {
+    /// The image.
+    pub image: ImageName,
+    /// Its manifest.
+    pub manifest: ManifestId,
+}
+
+/// The share.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TheShare {
+    /// The share.
+    pub share: KeyShare,
+}

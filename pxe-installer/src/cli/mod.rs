@@ -51,6 +51,9 @@ pub struct Cli {
     /// Folder of credentials
     #[arg(long, env = "COE_HOME", default_value_os_t = default_home(), value_name = "DIR")]
     home: PathBuf,
+    /// Ask this stash and not the controller, `host:port`; may be given more than once
+    #[arg(long, value_name = "ADDRESS")]
+    via: Vec<String>,
     /// Let the last partition with files reach to the end of a larger disk, and move a recovery partition out of its way; file
     /// systems are not touched
     #[arg(long)]
@@ -124,7 +127,7 @@ impl Cli {
         let disk = self.disk.context("which disk?")?;
         let (name, tag) = split_image(&self.image.context("which image?")?)?;
         let member = credentials(&self.home, self.ticket).await?;
-        let source = Source::open(&member, &name, tag).await?;
+        let source = Source::open(&member, &self.home, &self.via, &name, tag).await?;
         let target = Target::open(&disk, &source.root, &Consent { wipe: self.wipe })?;
         if self.dry_run {
             let (image, disk, len) = (source.root.image.to_string(), disk.display(), target.len());

@@ -253,7 +253,7 @@ async fn install_and_note(
         progress,
     });
     let result = run(source, &work).await;
-    let fetched = source.fetcher.report().await;
+    let fetched = source.fetcher().report().await;
     report.lied = fetched.peers.iter().filter_map(|(node, r)| Some((*node, r.lied.clone()?))).collect();
     report.written = work.written.load(Relaxed);
     let times = result?;
@@ -389,7 +389,7 @@ async fn fetch_all(source: &Source, work: &Arc<Work>, proven: &BTreeSet<u64>) ->
                 break 'pages;
             }
             let holders = source.holders(&entry)?;
-            let (fetcher, work) = (source.fetcher.clone(), work.clone());
+            let (fetcher, work) = (source.fetcher().clone(), work.clone());
             tasks.spawn(async move {
                 work.progress.fetching.fetch_add(1, Relaxed);
                 let fetched = fetcher.fetch(entry.clone(), holders).await;
@@ -429,7 +429,7 @@ fn explain(source: &Source, shortfalls: &[Shortfall]) -> String {
     for s in shortfalls.iter().take(NAMED_MAX) {
         text += &format!("\n  segment {}: {} of {} pieces", s.segment.short(), s.have, s.need);
         for (piece, node, fault) in &s.missing {
-            let address = source.directory.member(*node).and_then(|m| m.addresses.first());
+            let address = source.directory().members.get(node).and_then(|m| m.addresses.first());
             let address = address.map_or_else(|| "address unknown".into(), ToString::to_string);
             text += &format!("\n    piece {piece} on stash {node} ({address}): {fault}");
         }

@@ -1,26 +1,27 @@
-//! Where the image comes from: the controller for the manifest, stashes for the bytes.
+//! Where the image comes from: the controller for the manifest and its key, stashes for the bytes; while the controller is away, stashes
+//! for everything.
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use images::NodeId;
 use images::keys::{ManifestKey, SegmentKey};
 use images::manifest::{PageRef, Root, SegmentEntry, SegmentPage, SpanPage};
-use protocol::directory::Directory;
-use protocol::getter::Patience;
+use protocol::directory::{Directory, SignedDirectory};
 use protocol::identity::Role;
+use protocol::io::array::Array;
 use protocol::io::credentials::{Credentials, CredentialsError, file_of};
+use protocol::io::directory::DirectoryKeeper;
 use protocol::io::fetch::Fetcher;
 use protocol::io::link::Link;
-use protocol::io::pool::Pool;
 use protocol::io::rpc;
-use protocol::message::image::{GetImage, GetPage, MANIFEST_PURPOSE, Report};
+use protocol::message::image::{GetImage, GetPage, ImageGrant, MANIFEST_PURPOSE, Report};
 use protocol::ticket::Ticket;
 
-/// A controller that restarts in the middle of an installation is waited for.
-const CONTROLLER_BACK_WITHIN: Duration = Duration::from_secs(120);
+/// How long a controller may take that is there. One whose machine is off answers nothing at all.
+const CONTROLLER_WITHIN: Duration = Duration::from_secs(20);
 
 /// A segment and its key.
 pub struct Segment {
@@ -33,13 +34,12 @@ pub struct Segment {
 /// An image that may be installed.
 pub struct Source {
     controller: Link,
+    array: Array,
     /// The verified root.
     pub root: Root,
-    /// Who holds what.
-    pub directory: Directory,
     key: ManifestKey,
-    /// Fetches segments.
-    pub fetcher: Fetcher,
+    /// Whether the controller was asked, and not stashes.
+    pub from_controller: bool,
 }
 
 /// Credentials for an installation: from a ticket, which is then used up, or those of the last ticket, or an admin's.
@@ -70,16 +70,44 @@ pub async fn credentials(home: &Path, ticket: Option<Ticket>) -> anyhow::Result<
 }
 
 impl Source {
-    /// Ask for an image and check everything that the answer claims.
+    /// Ask for an image and check everything that the answer claims. The controller is asked first; while it is away, or if stashes to ask
+    /// are named in `via` (`host:port`), they tell what they know. `home` keeps the directory for that day.
     ///
     /// # Errors
-    /// If the controller cannot be reached or refuses, or the answer is not the array's.
-    pub async fn open(member: &Credentials, name: &str, tag: Option<String>) -> anyhow::Result<Self> {
+    /// If neither can be reached, or they refuse, or the answer is not the array's.
+    pub async fn open(
+        member: &Credentials,
+        home: &Path,
+        via: &[String],
+        name: &str,
+        tag: Option<String>,
+    ) -> anyhow::Result<Self> {
         let controller = Link::new(member).context("open a UDP socket")?;
-        let (grant, _) = match controller.call(GetImage { name: name.into(), tag: tag.clone() }).await {
-            Err(error @ rpc::CallError::Refused(_)) => return Err(error.into()),
-            other => other.context("reach the controller")?,
-        };
+        if via.is_empty() {
+            let asked = controller.call(GetImage { name: name.into(), tag: tag.clone() });
+            match tokio::time::timeout(CONTROLLER_WITHIN, asked).await {
+                Ok(Ok((grant, _))) => return Self::granted(member, home, controller, grant, name, tag.as_deref()),
+                Ok(Err(error @ rpc::CallError::Refused(_))) => return Err(error.into()),
+                Ok(Err(error)) => tracing::warn!(%error, "the controller is away, asking stashes"),
+                Err(_) => tracing::warn!("the controller does not answer, asking stashes"),
+            }
+        }
+        let array = Array::reach(controller.endpoint.clone(), member, home, via).await;
+        let array = array.context("reach the array without its controller")?;
+        let (image, head) = array.find(name, tag.as_deref())?;
+        let root = array.root(&image, &head).await?;
+        let key = array.key(&image, &head).await?;
+        Ok(Self { controller, array, root, key, from_controller: false })
+    }
+
+    fn granted(
+        member: &Credentials,
+        home: &Path,
+        controller: Link,
+        grant: ImageGrant,
+        name: &str,
+        tag: Option<&str>,
+    ) -> anyhow::Result<Self> {
         let signed = grant.manifest.verify(MANIFEST_PURPOSE, &member.array_key).context("verify the manifest")?;
         let root = Root::decode(signed).context("decode the manifest")?;
         if root.array != member.identity.array
@@ -88,28 +116,41 @@ impl Source {
         {
             bail!("the controller answered with another image, {}", root.image);
         }
-        let directory = Directory::open(&grant.directory, member.identity.array, &member.array_key)?;
-        let pool = Arc::new(Pool::new(controller.endpoint.clone()));
-        pool.learn(&directory);
-        let fetcher = Fetcher::start(pool, Patience::default(), directory.epoch);
-        Ok(Self { controller, root, directory, key: grant.key, fetcher })
+        let (array, key) = (member.identity.array, &member.array_key);
+        let directory = SignedDirectory::take(None, grant.directory.clone(), array, key)?;
+        // For a try while the controller is away. An installation does not fail because that cannot be kept.
+        if let Err(error) = DirectoryKeeper::open(home.join("directory"), member).take(grant.directory) {
+            tracing::debug!(error = format!("{error:#}"), "directory not kept");
+        }
+        let array = Array::new(controller.endpoint.clone(), member, Arc::new(directory));
+        Ok(Self { controller, array, root, key: grant.key, from_controller: true })
     }
 
+    /// Who holds what.
+    #[must_use]
+    pub fn directory(&self) -> &Directory {
+        self.array.directory()
+    }
+
+    /// Fetches segments.
+    #[must_use]
+    pub fn fetcher(&self) -> &Fetcher {
+        &self.array.fetcher
+    }
+
+    /// A page: from the controller while it is there, and from the array if it is not, or went away.
     async fn page(&self, page: &PageRef) -> anyhow::Result<Vec<u8>> {
-        let start = Instant::now();
-        let bytes = loop {
-            match self.controller.call(GetPage { digest: page.digest }).await {
-                Ok((_, bytes)) => break bytes,
-                Err(error @ rpc::CallError::Refused(_)) => return Err(error.into()),
-                Err(error) if start.elapsed() > CONTROLLER_BACK_WITHIN => return Err(error.into()),
-                Err(error) => tracing::warn!(%error, "controller is away, trying again"),
+        if self.from_controller {
+            let asked = self.controller.call(GetPage { digest: page.digest });
+            match tokio::time::timeout(CONTROLLER_WITHIN, asked).await {
+                Ok(Ok((_, bytes))) if page.matches(&bytes) => return Ok(bytes.to_vec()),
+                Ok(Ok(_)) => bail!("the controller sent a page that is not the manifest's"),
+                Ok(Err(error @ rpc::CallError::Refused(_))) => return Err(error.into()),
+                Ok(Err(error)) => tracing::info!(%error, "the controller went away, asking stashes"),
+                Err(_) => tracing::info!("the controller does not answer, asking stashes"),
             }
-            tokio::time::sleep(Duration::from_secs(1)).await;
-        };
-        if !page.matches(&bytes) {
-            bail!("the controller sent a page that is not the manifest's");
         }
-        Ok(bytes.to_vec())
+        Ok(self.array.page(page).await?.to_vec())
     }
 
     /// Segments of one page.
@@ -138,9 +179,7 @@ impl Source {
     /// # Errors
     /// If the directory does not know its group.
     pub fn holders(&self, entry: &SegmentEntry) -> anyhow::Result<Vec<NodeId>> {
-        let group = self.directory.groups.get(&entry.group).filter(|g| g.geometry == entry.geometry);
-        let group = group.with_context(|| format!("the directory does not know group {}", entry.group))?;
-        Ok(group.members.clone())
+        self.array.holders(entry)
     }
 
     /// Tell the controller how it went.

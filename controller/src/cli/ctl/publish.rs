@@ -18,6 +18,14 @@ use protocol::message::publish::Layout;
 use super::{Common, client, table};
 use crate::io::publisher::{Order, Outcome, Progress, publish};
 
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum OfflineArg {
+    /// Its key is split among stashes; an approved machine can be installed while the controller is away
+    Allow,
+    /// The controller alone has its key
+    Deny,
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum LayoutArg {
     /// Pieces on clients, a whole copy on the controller's mass storage
@@ -49,6 +57,9 @@ pub struct Publish {
     /// Who keeps what
     #[arg(long, value_enum, default_value = "mirror")]
     layout: LayoutArg,
+    /// Whether approved machines can be installed with it while the controller is away
+    #[arg(long, value_enum, default_value = "allow")]
+    offline: OfflineArg,
     /// Compression level of zstd, 1 to 19
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(i32).range(1..=19))]
     level: i32,
@@ -110,6 +121,7 @@ impl Publish {
             data: None,
             parity: None,
             layout: LayoutArg::Mirror,
+            offline: OfflineArg::Allow,
             level: 2,
             sector_size: None,
             sha256: None,
@@ -138,6 +150,7 @@ impl Publish {
                 LayoutArg::Mirror => Layout::Mirror,
                 LayoutArg::Clients => Layout::Clients,
             },
+            offline: self.offline == OfflineArg::Allow,
             level: self.level,
             sector_size: sector_size.transpose()?,
             expected_sha256: sha256.transpose()?,
@@ -162,7 +175,12 @@ impl Publish {
         bar.finish_and_clear();
         connection.close(0u32.into(), b"done");
         endpoint.wait_idle().await;
-        print(&outcome?, self.common.json)
+        let (outcome, wanted) = (outcome?, self.offline == OfflineArg::Allow);
+        print(&outcome, self.common.json)?;
+        if wanted && !outcome.offline {
+            eprintln!("note: it cannot be installed while the controller is away: that takes two stashes at least");
+        }
+        Ok(())
     }
 }
 

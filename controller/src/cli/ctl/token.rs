@@ -25,6 +25,9 @@ pub struct Create {
     /// For a host that answers machines which boot from the network
     #[arg(long)]
     boot: bool,
+    /// The machine that is installed, by its name: only with this can it go on while the controller is away
+    #[arg(long, value_name = "NAME", requires = "installer")]
+    host: Option<String>,
     /// How long it can be used
     #[arg(long, default_value_t = 60)]
     minutes: u64,
@@ -41,7 +44,7 @@ impl Token {
             (.., true) => "boot",
             _ => "stash",
         };
-        let request = TicketRequest { role: role.into(), valid_s: args.minutes * 60 };
+        let request = TicketRequest { role: role.into(), valid_s: args.minutes * 60, host: args.host };
         let ticket: TicketResponse = Client::new(&args.common)?.post("/v1/tickets", &request).await?;
         if args.common.json {
             println!("{}", serde_json::to_string(&ticket)?);

@@ -213,7 +213,11 @@ pub(super) async fn import_hosts(State(c): Shared, Json(new): Json<Vec<NewHost>>
     Ok(Json(Numbers { ids }))
 }
 
-fn find_host(c: &Controller, text: &str) -> Result<(u32, HostRecord), Refusal> {
+/// The one machine that a person means.
+///
+/// # Errors
+/// [`Refusal::NotFound`], or [`Refusal::Invalid`] if it is more than one.
+pub(super) fn find_host(c: &Controller, text: &str) -> Result<(u32, HostRecord), Refusal> {
     let mut found = c.catalog.hosts().map_err(catalog_refusal)?.into_iter().filter(|(_, h)| h.is_called(text));
     match (found.next(), found.next()) {
         (Some(host), None) => Ok(host),

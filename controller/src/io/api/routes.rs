@@ -184,6 +184,9 @@ pub struct TicketRequest {
     pub role: String,
     /// How long it can be used, seconds.
     pub valid_s: u64,
+    /// For an installer: the machine that it is for.
+    #[serde(default)]
+    pub host: Option<String>,
 }
 
 /// A ticket.
@@ -404,7 +407,11 @@ async fn create_ticket(State(c): Shared, Json(request): Json<TicketRequest>) -> 
     let mut secret = [0; 16];
     aws_lc_rs::rand::fill(&mut secret).map_err(|_| Refusal::Failed("no random bytes".into()))?;
     let expires_unix_s = unix_s().saturating_add(request.valid_s);
-    let record = TicketRecord { role, expires_unix_s, used_by: None };
+    let host = match &request.host {
+        None => None,
+        Some(text) => Some(machines::find_host(&c, text)?.0),
+    };
+    let record = TicketRecord { role, expires_unix_s, used_by: None, host };
     let hash = secret_hash(&secret);
     c.committer.change(move |change| change.put_ticket(hash, &record)).await.map_err(catalog_refusal)?;
     let ticket = Ticket { array: c.array(), role, secret, addresses: c.settings.addresses.clone() };

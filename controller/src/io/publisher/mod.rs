@@ -37,6 +37,8 @@ pub struct Order {
     pub geometry: Option<Geometry>,
     /// Who keeps what.
     pub layout: Layout,
+    /// Whether it may be installed while the controller is away.
+    pub offline: bool,
     /// zstd level.
     pub level: i32,
     /// Sector size, where the table does not say.
@@ -129,6 +131,8 @@ pub struct Outcome {
     pub replaced: u64,
     /// Segments shared with earlier images that are protected less than was asked for.
     pub weaker: u64,
+    /// Whether it can be installed while the controller is away.
+    pub offline: bool,
     /// Seconds from start to end.
     pub took_s: f64,
     /// CPU seconds of this process.
@@ -156,6 +160,7 @@ pub async fn publish(connection: &Connection, order: Order, progress: Arc<Progre
         geometry: order.geometry,
         layout: order.layout,
         disk_len: disk.len(),
+        offline: order.offline,
     };
     let (begun, _) = rpc::call(connection, begin, &[]).await?;
     let stages = Arc::new(Stages::default());
@@ -204,6 +209,7 @@ pub async fn publish(connection: &Connection, order: Order, progress: Arc<Progre
         spread: load(&progress.spread),
         replaced: load(&progress.replaced),
         weaker: published.weaker,
+        offline: published.offline,
         took_s: start.elapsed().as_secs_f64(),
         cpu_s: (process_cpu() - cpu_before).as_secs_f64(),
         stages: StageReports {

@@ -107,7 +107,7 @@ pub async fn run(home: &Path, ticket: Option<Ticket>, array: Option<ArrayId>) ->
     loop {
         let deployment = ask(&link, GetDeployment { facts: facts::of_this_machine() }).await?;
         say(&format!("this is {}; installs {}", deployment.host, deployment.image));
-        let Err(error) = attempt(&link, &member, &deployment).await else { return Ok(()) };
+        let Err(error) = attempt(&link, home, &member, &deployment).await else { return Ok(()) };
         let why = format!("{error:#}");
         // Stashes restart, move, and are busy; the disk keeps what is there.
         if error.is::<Shortage>() && short_of_pieces < TRIES_WITHOUT_PIECES {
@@ -165,9 +165,9 @@ fn prepare(link: &Arc<Link>, deployment: &Deployment, disk: &DiskFacts, image: &
     })
 }
 
-async fn attempt(link: &Arc<Link>, member: &Credentials, deployment: &Deployment) -> anyhow::Result<()> {
+async fn attempt(link: &Arc<Link>, home: &Path, member: &Credentials, deployment: &Deployment) -> anyhow::Result<()> {
     let image = &deployment.image;
-    let source = Source::open(member, image.name(), Some(image.tag().into())).await?;
+    let source = Source::open(member, home, &[], image.name(), Some(image.tag().into())).await?;
     let disks = scan::disks().await;
     let disk = choose(&disks, &deployment.disk, source.root.disk_len).map_err(anyhow::Error::msg)?;
     say(&format!("disk {}", disk.describe()));

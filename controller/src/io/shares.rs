@@ -1,0 +1,90 @@
+//! Splitting an image's key among stashes, so that it can be installed while the controller is away.
+
+use std::time::Duration;
+
+use images::ManifestId;
+use images::NodeId;
+use images::keys::ManifestKey;
+use images::parity::Geometry;
+use images::shares;
+use protocol::directory::Shares;
+use protocol::io::rpc::{self, CallError};
+use protocol::limits::SHARES_MAX;
+use protocol::message::{Refusal, store};
+
+use super::controller::Controller;
+
+/// How long a stash may take to keep a share.
+const KEEP_WITHIN: Duration = Duration::from_secs(10);
+
+/// How many shares are needed, and how many are given out: as many stashes must join hands as for the data, two at least, and as many
+/// may be lost. `None` with fewer than two stashes: one alone would have the key.
+#[must_use]
+pub fn plan(geometry: Geometry, stashes: usize) -> Option<(u8, u8)> {
+    let threshold = geometry.data().max(2);
+    let holders = (threshold + geometry.parity()).min(stashes).min(SHARES_MAX);
+    (holders >= threshold).then_some((threshold as u8, holders as u8))
+}
+
+impl Controller {
+    /// Split a key among stashes that are up, each of which has its share durably when this returns.
+    ///
+    /// # Errors
+    /// If too few keep one.
+    pub(super) async fn split_key(
+        &self,
+        manifest: ManifestId,
+        key: &ManifestKey,
+        geometry: Geometry,
+    ) -> Result<Option<Shares>, Refusal> {
+        let mut up: Vec<NodeId> = self.fleet.up().into_keys().collect();
+        // Another order for every image: no stash has more shares than others.
+        up.sort_by_key(|node| *blake3::Hasher::new().update(&manifest.0).update(&node.0).finalize().as_bytes());
+        let Some((threshold, wanted)) = plan(geometry, up.len()) else { return Ok(None) };
+        let mut seed = [0; 32];
+        aws_lc_rs::rand::fill(&mut seed).map_err(|_| Refusal::Failed("no random bytes".into()))?;
+        let split = shares::split(key, threshold, wanted, &seed).map_err(|e| Refusal::Failed(e.to_string()))?;
+        let (mut holders, mut candidates) = (Vec::with_capacity(split.len()), up.into_iter());
+        for share in split {
+            let digest = share.digest();
+            let kept = loop {
+                let Some(node) = candidates.next() else { break None };
+                match self.put_share(node, store::PutShare { manifest, share: share.clone() }).await {
+                    Ok(()) => break Some(node),
+                    Err(error) => tracing::warn!(%node, %error, "share of a key not kept, picking another member"),
+                }
+            };
+            let node = kept.ok_or_else(|| {
+                Refusal::Unavailable(format!(
+                    "only {} of {wanted} stashes kept a share of the image's key: see `coe-ctl nodes`, or publish with \
+                     --offline deny",
+                    holders.len()
+                ))
+            })?;
+            holders.push((node, digest));
+        }
+        Ok(Some(Shares { threshold, holders }))
+    }
+
+    async fn put_share(&self, node: NodeId, put: store::PutShare) -> Result<(), CallError> {
+        let kept = async { rpc::call(&self.pool.get(node).await?, put, &[]).await.map(drop) };
+        let silent = || CallError::Unreachable(node.to_string());
+        tokio::time::timeout(KEEP_WITHIN, kept).await.unwrap_or_else(|_| Err(silent()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn never_one_alone() {
+        let plan = |k, m, stashes| plan(Geometry::new(k, m).unwrap(), stashes);
+        assert_eq!(plan(6, 2, 8), Some((6, 8)));
+        assert_eq!(plan(1, 2, 8), Some((2, 4)));
+        assert_eq!(plan(1, 1, 2), Some((2, 2)), "both are needed");
+        assert_eq!(plan(1, 0, 1), None);
+        assert_eq!(plan(1, 0, 5), Some((2, 2)));
+        assert_eq!(plan(32, 16, 100), Some((32, 48)));
+    }
+}

@@ -1,0 +1,236 @@
+//! The array seen through its stashes, with its controller or without: the newest directory, manifests, and keys from their shares.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use images::NodeId;
+use images::keys::ManifestKey;
+use images::manifest::{ImageName, PageRef, Root, SegmentEntry, Signed};
+use images::shares::{self, KeyShare};
+use images::wire;
+use quinn::{Connection, Endpoint};
+use tokio::task::JoinSet;
+
+use super::credentials::Credentials;
+use super::directory::{DirectoryKeeper, KeepError};
+use super::fetch::Fetcher;
+use super::pool::Pool;
+use super::rpc::{self, CallError};
+use crate::directory::{Directory, DirectoryError, Head, Mark, SignedDirectory};
+use crate::getter::Patience;
+use crate::identity::STASH_NAME;
+use crate::message::image::MANIFEST_PURPOSE;
+use crate::message::member::GetDirectory;
+use crate::message::store::GetShare;
+
+/// How long a stash may take to answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// So many members are asked which directory is the newest: one that keeps a newer one to itself is outvoted by any other.
+const ASKED: usize = 8;
+
+/// The array.
+#[derive(Clone)]
+pub struct Array {
+    member: Arc<Credentials>,
+    pool: Arc<Pool>,
+    directory: Arc<SignedDirectory>,
+    /// Fetches segments.
+    pub fetcher: Fetcher,
+}
+
+async fn mark_of(connection: &Connection, have: Option<Mark>) -> Result<Option<Mark>, CallError> {
+    let asked = rpc::call(connection, GetDirectory { have }, &[]);
+    let silent = || CallError::Unreachable(connection.remote_address().to_string());
+    let (reply, _) = tokio::time::timeout(ANSWER_WITHIN, asked).await.map_err(|_| silent())??;
+    Ok(reply.mark)
+}
+
+/// Ask members for their newest directory, and keep the newest of all.
+async fn look_for_newer(pool: &Arc<Pool>, keeper: &DirectoryKeeper, via: &[Connection]) -> anyhow::Result<usize> {
+    let mut asks: JoinSet<Option<(Connection, Mark)>> = JoinSet::new();
+    for connection in via {
+        let connection = connection.clone();
+        asks.spawn(async move {
+            let mark = mark_of(&connection, None).await.ok()??;
+            Some((connection, mark))
+        });
+    }
+    if let Some(held) = keeper.held() {
+        pool.learn(held.directory());
+        // Spread over the directory, whose order is as good as chance.
+        let all: Vec<NodeId> = held.directory().members.iter().map(|(node, _)| *node).collect();
+        let step = (all.len() / ASKED).max(1);
+        for node in all.into_iter().step_by(step).take(ASKED) {
+            let pool = pool.clone();
+            asks.spawn(async move {
+                let connection = pool.get(node).await.ok()?;
+                let mark = mark_of(&connection, None).await.ok()??;
+                Some((connection, mark))
+            });
+        }
+    }
+    let mut answers: Vec<(Connection, Mark)> = asks.join_all().await.into_iter().flatten().collect();
+    let heard = answers.len();
+    answers.sort_by_key(|(_, mark)| std::cmp::Reverse((mark.term, mark.epoch)));
+    for (connection, _) in answers {
+        let Ok((reply, _)) = rpc::call(&connection, GetDirectory { have: keeper.mark() }, &[]).await else { continue };
+        let Some(update) = reply.update else { break };
+        match keeper.take(update) {
+            Ok(_) => break,
+            Err(KeepError::Refused(DirectoryError::Stale(_))) => {}
+            Err(KeepError::Refused(error @ DirectoryError::Fork(_))) => return Err(error.into()),
+            Err(error) => {
+                tracing::warn!(from = %connection.remote_address(), error = format!("{error:#}"), "directory refused")
+            }
+        }
+    }
+    Ok(heard)
+}
+
+impl Array {
+    /// The array as a directory describes it.
+    #[must_use]
+    pub fn new(endpoint: Endpoint, member: &Credentials, directory: Arc<SignedDirectory>) -> Self {
+        let pool = Arc::new(Pool::new(endpoint));
+        pool.learn(directory.directory());
+        let fetcher = Fetcher::start(pool.clone(), Patience::default(), directory.mark().epoch);
+        Self { member: Arc::new(member.clone()), pool, directory, fetcher }
+    }
+
+    /// Find the array without its controller: through stashes at `via` (`host:port`), and through those of the directory that was kept in
+    /// `home`.
+    ///
+    /// # Errors
+    /// If no stash answers.
+    pub async fn reach(endpoint: Endpoint, member: &Credentials, home: &Path, via: &[String]) -> anyhow::Result<Self> {
+        let keeper = DirectoryKeeper::open(home.join("directory"), member);
+        let (mut connections, mut last) = (Vec::new(), None);
+        for address in via {
+            match rpc::connect_any(&endpoint, std::slice::from_ref(address), STASH_NAME).await {
+                Ok(connection) => connections.push(connection),
+                Err(error) => last = Some(error),
+            }
+        }
+        if connections.is_empty()
+            && let Some(error) = last
+        {
+            return Err(error.into());
+        }
+        let pool = Arc::new(Pool::new(endpoint.clone()));
+        let before = keeper.mark();
+        let mut heard = look_for_newer(&pool, &keeper, &connections).await?;
+        if keeper.mark() != before {
+            // The stashes that this directory names may know a newer one.
+            heard = heard.max(look_for_newer(&pool, &keeper, &connections).await?);
+        }
+        let Some(held) = keeper.held().filter(|_| heard > 0) else {
+            bail!(
+                "no stash of the array answers: name one that is up with --via HOST:PORT (`coe-stash status` on it shows its \
+                 port)"
+            );
+        };
+        Ok(Self::new(endpoint, member, held))
+    }
+
+    /// Who holds what.
+    #[must_use]
+    pub fn directory(&self) -> &Directory {
+        self.directory.directory()
+    }
+
+    /// Connections to stashes.
+    #[must_use]
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// An image; without a tag the newest.
+    ///
+    /// # Errors
+    /// If there is none of that name.
+    pub fn find(&self, name: &str, tag: Option<&str>) -> anyhow::Result<(ImageName, Head)> {
+        let found = self.directory().head(name, tag);
+        let (image, head) = found.with_context(|| format!("image {name}:{} not found", tag.unwrap_or("(any)")))?;
+        Ok((image.clone(), head.clone()))
+    }
+
+    /// Holders of a segment, piece by piece.
+    ///
+    /// # Errors
+    /// If the directory does not know its group.
+    pub fn holders(&self, entry: &SegmentEntry) -> anyhow::Result<Vec<NodeId>> {
+        let group = self.directory().groups.get(&entry.group).filter(|g| g.geometry == entry.geometry);
+        let group = group.with_context(|| format!("the directory does not know group {}", entry.group))?;
+        Ok(group.members.clone())
+    }
+
+    /// A page of a manifest, from whichever of its holders answers.
+    ///
+    /// # Errors
+    /// If none has it.
+    pub async fn page(&self, page: &PageRef) -> anyhow::Result<Bytes> {
+        let group = self.directory().groups.get(&page.group);
+        let group = group.with_context(|| format!("the directory does not know group {}", page.group))?;
+        if group.geometry.data() != 1 {
+            bail!("group {} does not keep copies, so a page cannot lie there", page.group);
+        }
+        let fetched = self.fetcher.fetch(Arc::new(page.entry(group.geometry)), group.members.clone()).await;
+        let pieces = fetched.context("fetch a page of the manifest")?;
+        let bytes = pieces.into_iter().next().map(|(_, bytes)| bytes).filter(|bytes| page.matches(bytes));
+        bytes.context("a page of the manifest is not what it is called")
+    }
+
+    /// The root of an image, verified.
+    ///
+    /// # Errors
+    /// If it cannot be had, or is not what the directory says.
+    pub async fn root(&self, image: &ImageName, head: &Head) -> anyhow::Result<Root> {
+        let signed: Signed = wire::decode(&self.page(&head.root).await?).context("decode the signed manifest")?;
+        let bytes = signed.verify(MANIFEST_PURPOSE, &self.member.array_key).context("verify the manifest")?;
+        let root = Root::decode(bytes).context("decode the manifest")?;
+        if root.array != self.member.identity.array || root.image != *image || root.id() != head.manifest {
+            bail!("the array answered with another image, {}", root.image);
+        }
+        Ok(root)
+    }
+
+    /// The key of an image's manifest, from shares of as many stashes as it takes.
+    ///
+    /// # Errors
+    /// If too few release one; with what each said.
+    pub async fn key(&self, image: &ImageName, head: &Head) -> anyhow::Result<ManifestKey> {
+        let plan = head.offline.as_ref();
+        let plan = plan
+            .with_context(|| format!("{image} was published with --offline deny: only the controller has its key"))?;
+        let mut asks = JoinSet::new();
+        for (node, digest) in plan.holders.clone() {
+            let (pool, ask) = (self.pool.clone(), GetShare { image: image.clone(), manifest: head.manifest });
+            asks.spawn(async move {
+                let asked = async { rpc::call(&pool.get(node).await?, ask, &[]).await };
+                let silent = |_| Err(CallError::Unreachable(node.to_string()));
+                let answer = tokio::time::timeout(ANSWER_WITHIN, asked).await.unwrap_or_else(silent);
+                let share = answer.map(|(reply, _)| reply.share).map_err(|error| error.to_string());
+                (node, share.and_then(|s| if s.digest() == digest { Ok(s) } else { Err("its share is wrong".into()) }))
+            });
+        }
+        let (mut shares, mut refused) = (Vec::<KeyShare>::new(), Vec::new());
+        while let Some(answer) = asks.join_next().await {
+            match answer.context("ask for a share")? {
+                (_, Ok(share)) => shares.push(share),
+                (node, Err(why)) => refused.push(format!("{}: {why}", node.short())),
+            }
+            if shares.len() == usize::from(plan.threshold) {
+                return shares::combine(&shares).context("combine the shares of the key");
+            }
+        }
+        bail!(
+            "the key of {image} needs the shares of {} stashes, {} gave theirs; {}",
+            plan.threshold,
+            shares.len(),
+            refused.join("; ")
+        )
+    }
+}

@@ -1,0 +1,119 @@
+//! The mirror link: the controller's process is killed and its folder deleted, and everything goes on.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tests::fleet::{TestFleet, start};
+use xtask::{compare, fleet, sample, setup, shell};
+
+/// An installer with a home of its own.
+fn installer(t: &TestFleet, home: &Path, args: &[&str]) -> Command {
+    let mut command = t.fleet.command("coe-installer");
+    command.env("COE_HOME", home).args(args);
+    command
+}
+
+fn said(out: &Output) -> String {
+    String::from_utf8_lossy(&out.stderr).into_owned()
+}
+
+/// Know a machine, and let an installer join for it while the controller is there. The answer is its home.
+fn approved_installer(t: &TestFleet, name: &str, serial: &str) -> PathBuf {
+    let list = t.file("hosts.csv");
+    fs::write(&list, format!("name,serial\n{name},{serial}\n")).unwrap();
+    t.fleet.ctl(&["host", "import", list.to_str().unwrap()]).unwrap();
+    let ticket = t.fleet.ticket(&["--installer", "--host", name]).unwrap();
+    joined(t, name, &ticket)
+}
+
+fn joined(t: &TestFleet, name: &str, ticket: &str) -> PathBuf {
+    let (home, scratch) = (t.file(&format!("home-{name}")), t.file("scratch.img"));
+    sample::empty(&scratch, 1 << 30).unwrap();
+    let args = ["--dry-run", "--image", "disk:1", "--ticket", ticket, "--disk", scratch.to_str().unwrap()];
+    shell::output(&mut installer(t, &home, &args)).unwrap();
+    home
+}
+
+/// Kill the controller and delete all that it has; everybody has heard of the newest directory before.
+fn lose_controller(t: &mut TestFleet) {
+    let epoch = t.fleet.ctl(&["status"]).unwrap()["epoch"].as_u64().unwrap();
+    fleet::wait_for("the newest directory at every stash", || {
+        t.fleet.stashes.iter().all(|stash| {
+            let mut status = t.fleet.command("coe-stash");
+            let status = shell::output(status.args(["status", "--json", "--dir"]).arg(&stash.dir)).unwrap();
+            serde_json::from_str::<serde_json::Value>(&status).unwrap()["epoch"].as_u64() >= Some(epoch)
+        })
+    })
+    .unwrap();
+    t.fleet.kill_controller();
+    fs::remove_dir_all(t.fleet.controller_dir()).unwrap();
+}
+
+#[test]
+fn an_approved_machine_is_installed_without_the_controller() {
+    setup::need(setup::DISKS).unwrap();
+    let mut t = start(6);
+    let image = t.file("disk.img");
+    sample::disk(&image, 30_000_000).unwrap();
+    let len = fs::metadata(&image).unwrap().len();
+    let published = t.fleet.publish(&image, &["--data", "3", "--parity", "2"]).unwrap();
+    assert_eq!(published["offline"], true);
+    let denied = t.fleet.publish(&image, &["--name", "denied", "--tag", "1", "--offline", "deny"]).unwrap();
+    assert_eq!(denied["offline"], false);
+    assert_eq!(t.fleet.ctl(&["verify", "--deep"]).unwrap()["problem_count"], 0, "pages are protected, too");
+
+    let approved = approved_installer(&t, "lab-01", "S1");
+    let anonymous = joined(&t, "anonymous", &t.fleet.ticket(&["--installer"]).unwrap());
+    let revoked = approved_installer(&t, "lab-02", "S2");
+    t.fleet.ctl(&["host", "forget", "lab-02"]).unwrap();
+    lose_controller(&mut t);
+
+    // Two stashes may be lost besides.
+    t.fleet.kill_stash(1);
+    t.fleet.kill_stash(4);
+    let target = t.file("target.img");
+    sample::empty(&target, len).unwrap();
+    let disk = target.to_str().unwrap();
+    let out = shell::output(&mut installer(&t, &approved, &["--image", "disk:1", "--disk", disk])).unwrap();
+    assert!(out.contains("installed disk:1"), "{out}");
+    compare::installed(&image, &target).unwrap();
+
+    // From any one stash, whose address is all that is known: no directory was kept.
+    fs::remove_file(approved.join("directory")).unwrap();
+    sample::empty(&target, len).unwrap();
+    let port = fs::read_to_string(t.fleet.dir().join("stash-0.log")).unwrap();
+    let port = port.split("listen=").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap().to_string();
+    let nowhere = installer(&t, &approved, &["--image", "disk:1", "--disk", disk]).output().unwrap();
+    assert!(!nowhere.status.success() && said(&nowhere).contains("--via"), "{}", said(&nowhere));
+    let args = ["--image", "disk", "--disk", disk, "--via", &port];
+    shell::output(&mut installer(&t, &approved, &args)).unwrap();
+    compare::installed(&image, &target).unwrap();
+
+    // Nobody else gets the key; and nothing was written for them.
+    sample::empty(&target, len).unwrap();
+    let cases = [
+        (&anonymous, "disk:1", "names no machine"),
+        (&revoked, "disk:1", "not approved"),
+        (&approved, "denied:1", "--offline deny"),
+        (&approved, "missing:1", "not found"),
+    ];
+    for (home, image, why) in cases {
+        let out = installer(&t, home, &["--image", image, "--disk", disk]).output().unwrap();
+        assert!(!out.status.success() && said(&out).contains(why), "{image}: {}", said(&out));
+    }
+    assert!(fs::read(&target).unwrap().iter().all(|b| *b == 0));
+
+    // Every request for a share was written down where it was made.
+    let audits = t.fleet.stashes.iter().filter_map(|s| fs::read_to_string(s.dir.join("audit.log")).ok());
+    let audit: String = audits.collect();
+    let lines: Vec<serde_json::Value> = audit.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(lines.iter().any(|l| l["image"] == "disk:1" && l["refused"].is_null() && l["host"].is_u64()), "{audit}");
+    assert!(lines.iter().any(|l| l["refused"].as_str().is_some_and(|why| why.contains("not approved"))), "{audit}");
+
+    // With one stash less than shares are needed, the key cannot be had by anybody.
+    t.fleet.kill_stash(0);
+    t.fleet.kill_stash(2);
+    let out = installer(&t, &approved, &["--image", "disk:1", "--disk", disk]).output().unwrap();
+    assert!(!out.status.success(), "{}", said(&out));
+}
