@@ -71,7 +71,7 @@ mod tests {
         let heads = [("debian:1", head(1, true)), ("secret:1", head(2, false)), ("coe-boot:1", head(3, true))];
         let contents = Contents {
             heads: heads.into_iter().map(|(name, head)| (name.parse().unwrap(), head)).collect(),
-            hosts: BTreeMap::from([(7, Host { name: "lab-07".into() })]),
+            hosts: BTreeMap::from([(7, Host { name: "lab-07".into(), ..Host::default() })]),
             ..Contents::default()
         };
         let directory = Directory::next(None, ArrayId([0; 32]), Epoch(1), contents);

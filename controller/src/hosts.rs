@@ -1,5 +1,6 @@
 //! Machines that boot from the network: which known machine is this one, and what may be learnt of it.
 
+use protocol::directory::Host;
 use protocol::machine::{Facts, Firmware, Mac, Uuid};
 use serde::{Deserialize, Serialize};
 
@@ -72,6 +73,33 @@ impl HostRecord {
         // A boot request does not tell Secure Boot from UEFI; the installer does.
         if !(self.firmware == Some(Firmware::SecureBoot) && facts.firmware == Some(Firmware::Uefi)) {
             self.firmware = facts.firmware.or(self.firmware);
+        }
+    }
+
+    /// As the directory lists it.
+    #[must_use]
+    pub fn listed(&self) -> Host {
+        Host {
+            name: self.name.clone(),
+            uuid: self.uuid,
+            serial: self.serial.clone(),
+            macs: self.macs.clone(),
+            groups: self.groups.clone(),
+        }
+    }
+
+    /// A machine that the directory lists.
+    #[must_use]
+    pub fn of_listed(host: &Host) -> Self {
+        let host = host.clone();
+        Self {
+            name: host.name,
+            approved: true,
+            uuid: host.uuid,
+            serial: host.serial,
+            macs: host.macs,
+            groups: host.groups,
+            ..Self::default()
         }
     }
 

@@ -19,10 +19,12 @@ pub enum Role {
     Admin,
     /// Answers machines that boot from the network.
     Boot,
+    /// Rebuilds a controller from the clients; its certificate lies in the recovery kit.
+    Recovery,
 }
 
 impl Role {
-    const ALL: [Self; 5] = [Self::Controller, Self::Stash, Self::Installer, Self::Admin, Self::Boot];
+    const ALL: [Self; 6] = [Self::Controller, Self::Stash, Self::Installer, Self::Admin, Self::Boot, Self::Recovery];
 
     /// As in a SPIFFE id.
     #[must_use]
@@ -33,6 +35,7 @@ impl Role {
             Self::Installer => "installer",
             Self::Admin => "admin",
             Self::Boot => "boot",
+            Self::Recovery => "recovery",
         }
     }
 }

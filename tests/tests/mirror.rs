@@ -82,11 +82,9 @@ fn an_approved_machine_is_installed_without_the_controller() {
     // From any one stash, whose address is all that is known: no directory was kept.
     fs::remove_file(approved.join("directory")).unwrap();
     sample::empty(&target, len).unwrap();
-    let port = fs::read_to_string(t.fleet.dir().join("stash-0.log")).unwrap();
-    let port = port.split("listen=").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap().to_string();
     let nowhere = installer(&t, &approved, &["--image", "disk:1", "--disk", disk]).output().unwrap();
     assert!(!nowhere.status.success() && said(&nowhere).contains("--via"), "{}", said(&nowhere));
-    let args = ["--image", "disk", "--disk", disk, "--via", &port];
+    let args = ["--image", "disk", "--disk", disk, "--via", &address_of(&t, 0)];
     shell::output(&mut installer(&t, &approved, &args)).unwrap();
     compare::installed(&image, &target).unwrap();
 
@@ -116,4 +114,84 @@ fn an_approved_machine_is_installed_without_the_controller() {
     t.fleet.kill_stash(2);
     let out = installer(&t, &approved, &["--image", "disk:1", "--disk", disk]).output().unwrap();
     assert!(!out.status.success(), "{}", said(&out));
+}
+
+/// `coe-controller recover` into the fleet's own controller folder, from any one stash.
+fn recover(t: &TestFleet, kit: &Path, phrase: &Path, more: &[&str]) -> Output {
+    let mut command = t.fleet.command("coe-controller");
+    command.env("COE_HOME", t.file("new-admin"));
+    let listen = format!("127.0.0.1:{}", fleet::free_port().unwrap());
+    command.args(["recover", "--json", "--listen", &listen, "--heartbeat-ms", "300", "--from", &address_of(t, 3)]);
+    command.arg("--kit").arg(kit).arg("--phrase-file").arg(phrase).arg("--dir").arg(t.fleet.controller_dir());
+    command.args(more).output().unwrap()
+}
+
+/// Where a stash listens, as its log says.
+fn address_of(t: &TestFleet, stash: usize) -> String {
+    let log = fs::read_to_string(t.fleet.dir().join(format!("stash-{stash}.log"))).unwrap();
+    let last = log.rsplit("listen=").next().and_then(|rest| rest.split_whitespace().next());
+    last.unwrap().to_string()
+}
+
+#[test]
+fn a_new_controller_is_built_from_the_clients_alone() {
+    setup::need(setup::DISKS).unwrap();
+    let mut t = start(6);
+    let (image, next) = (t.file("disk.img"), t.file("next.img"));
+    sample::disk(&image, 30_000_000).unwrap();
+    sample::disk(&next, 34_000_000).unwrap();
+    let len = fs::metadata(&image).unwrap().len();
+    let first = t.fleet.publish(&image, &["--data", "3", "--parity", "2"]).unwrap();
+    let _installer = approved_installer(&t, "lab-01", "S1");
+    let images = t.fleet.ctl(&["images"]).unwrap();
+    // The kit went to a drawer long ago.
+    let (kit, phrase) = (t.file("kit.age"), t.file("phrase"));
+    fs::copy(t.fleet.controller_dir().join("recovery-kit.age"), &kit).unwrap();
+    fs::write(&phrase, t.fleet.phrase()).unwrap();
+    lose_controller(&mut t);
+    t.fleet.kill_stash(0);
+    t.fleet.kill_stash(5);
+
+    fs::write(t.file("wrong"), "aaaa-bbbb-cccc-dddd-eeee").unwrap();
+    let out = recover(&t, &kit, &t.file("wrong"), &[]);
+    assert!(!out.status.success() && said(&out).contains("is this its phrase"), "{}", said(&out));
+    let out = recover(&t, &kit, &phrase, &["--mass-storage"]);
+    assert!(out.status.success(), "{}", said(&out));
+    let recovered: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!((&recovered["images"], &recovered["stashes"], &recovered["hosts"]), (&1.into(), &6.into(), &1.into()));
+    assert!(recovered["fetched"].as_u64() >= first["sealed"].as_u64());
+    // Again: nothing is fetched twice.
+    let out = recover(&t, &kit, &phrase, &["--mass-storage"]);
+    let again: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(again["fetched"], 0, "{again}");
+
+    // The clients come to the new controller without being touched, and so do those that were off.
+    t.fleet.use_home(&t.file("new-admin"));
+    t.fleet.start_controller().unwrap();
+    t.fleet.wait_until_up(4).unwrap();
+    t.fleet.start_stash(0).unwrap();
+    t.fleet.start_stash(5).unwrap();
+    t.fleet.wait_until_up(6).unwrap();
+    assert_eq!(t.fleet.ctl(&["images"]).unwrap(), images);
+    let verified = t.fleet.ctl(&["verify", "--deep"]).unwrap();
+    assert_eq!((&verified["problem_count"], &verified["unreadable"]), (&0.into(), &0.into()), "{verified}");
+    let hosts = t.fleet.ctl(&["host", "list"]).unwrap();
+    assert_eq!(
+        (&hosts[0]["name"], &hosts[0]["serial"], &hosts[0]["approved"]),
+        (&"lab-01".into(), &"S1".into(), &true.into())
+    );
+
+    // The next version shares with the old one, the old one still installs, and nothing of it was lost or is left over.
+    let second = t.fleet.publish(&next, &["--name", "disk", "--tag", "2"]).unwrap();
+    let (known, chunks) = (second["known_chunks"].as_u64().unwrap(), second["chunks"].as_u64().unwrap());
+    assert!(known * 2 > chunks, "{known} of {chunks} chunks were known");
+    let target = t.file("target.img");
+    for (tag, image) in [("disk:1", &image), ("disk:2", &next)] {
+        t.fleet.install(tag, &target, fs::metadata(image).unwrap().len().max(len)).unwrap();
+        compare::installed(image, &target).unwrap();
+    }
+    t.fleet.ctl(&["rm", "disk:1"]).unwrap();
+    assert_eq!(t.fleet.ctl(&["verify", "--deep"]).unwrap()["problem_count"], 0);
+    t.fleet.install("disk:2", &target, fs::metadata(&next).unwrap().len()).unwrap();
+    compare::installed(&next, &target).unwrap();
 }

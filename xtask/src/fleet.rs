@@ -43,6 +43,8 @@ pub struct Stash {
 pub struct Fleet {
     bin: PathBuf,
     dir: PathBuf,
+    home: PathBuf,
+    phrase: String,
     address: Ipv4Addr,
     controller: Option<Child>,
     /// The stashes.
@@ -68,7 +70,10 @@ pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) -> anyhow::Resu
 }
 
 /// A port that is free for TCP and UDP.
-fn free_port() -> anyhow::Result<u16> {
+///
+/// # Errors
+/// If there is none.
+pub fn free_port() -> anyhow::Result<u16> {
     for _ in 0..100 {
         let tcp = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let port = tcp.local_addr()?.port();
@@ -92,14 +97,22 @@ impl Fleet {
     /// # Errors
     /// If a program fails; what it logged is in `dir`.
     pub fn start(bin: &Path, dir: &Path, plan: &Plan) -> anyhow::Result<Self> {
-        let mut fleet =
-            Self { bin: bin.into(), dir: dir.into(), address: plan.address, controller: None, stashes: Vec::new() };
+        let mut fleet = Self {
+            bin: bin.into(),
+            dir: dir.into(),
+            home: dir.join("home"),
+            phrase: String::new(),
+            address: plan.address,
+            controller: None,
+            stashes: Vec::new(),
+        };
         fs::create_dir_all(dir)?;
         let listen = format!("{}:{}", plan.address, free_port()?);
         let heartbeat = plan.heartbeat_ms.to_string();
         let mut init = fleet.command("coe-controller");
         init.args(["init", "--json", "--listen", &listen, "--heartbeat-ms", &heartbeat, "--dir"]);
-        shell::output(init.arg(fleet.controller_dir()))?;
+        let made: Value = serde_json::from_str(&shell::output(init.arg(fleet.controller_dir()))?)?;
+        fleet.phrase = made["phrase"].as_str().context("the recovery kit's phrase")?.into();
         fleet.start_controller()?;
         for _ in 0..plan.stashes {
             fleet.add_stash(&plan.size)?;
@@ -112,8 +125,19 @@ impl Fleet {
     #[must_use]
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(self.bin.join(program));
-        command.env("COE_HOME", self.dir.join("home")).env("RUST_BACKTRACE", "1").stdin(Stdio::null());
+        command.env("COE_HOME", &self.home).env("RUST_BACKTRACE", "1").stdin(Stdio::null());
         command
+    }
+
+    /// Phrase of the recovery kit, which lies in the controller's folder.
+    #[must_use]
+    pub fn phrase(&self) -> &str {
+        &self.phrase
+    }
+
+    /// Be another admin from now on.
+    pub fn use_home(&mut self, home: &Path) {
+        self.home = home.into();
     }
 
     /// Where everything lies.

@@ -111,7 +111,7 @@ impl Change<'_> {
         let mut table = self.0.open_table(HOSTS)?;
         let before =
             table.insert(id, wire::encode(&record).as_slice())?.map(|v| wire::decode(v.value())).transpose()?;
-        let listed = |host: &HostRecord| host.approved.then(|| host.name.clone());
+        let listed = |host: &HostRecord| host.approved.then(|| host.listed());
         if before.as_ref().and_then(listed) != listed(&record) {
             self.bump_epoch()?;
         }

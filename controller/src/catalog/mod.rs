@@ -6,6 +6,7 @@
 
 mod machines;
 mod records;
+mod restore;
 mod tables;
 
 pub use records::{GroupRecord, ImageRecord, NodeRecord, PendingRecord, SegmentRecord, TicketRecord, TrashKey};

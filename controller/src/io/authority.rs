@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 /// Clocks differ: a certificate is good from this long before it was made.
 const BACKDATE: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
+const AUTHORITY_LASTS: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
 
 /// How long a role's certificate lasts.
 fn lifetime(role: Role) -> Duration {
@@ -28,6 +29,8 @@ fn lifetime(role: Role) -> Duration {
         // Renewed by its service, and its host may be switched off for a while.
         Role::Boot => DAY * 90,
         Role::Installer => DAY,
+        // Lies in a drawer, behind a phrase, for as long as the authority itself.
+        Role::Recovery => AUTHORITY_LASTS,
     }
 }
 
@@ -84,7 +87,7 @@ impl Secrets {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let now = SystemTime::now();
         params.not_before = (now - DAY).into();
-        params.not_after = (now + DAY * 365 * 20).into();
+        params.not_after = (now + AUTHORITY_LASTS).into();
         let certificate = params.self_signed(&key)?;
         Ok(Self {
             certificate: BASE64.encode(certificate.der()),

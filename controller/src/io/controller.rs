@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use images::ArrayId;
 use images::manifest::{ImageName, Root, Signed};
-use protocol::directory::{Common, Contents, Directory, Epoch, Group, Head, Host, Member, SignedDirectory};
+use protocol::directory::{Common, Contents, Directory, Epoch, Group, Head, Member, SignedDirectory};
 use protocol::identity::Role;
 use protocol::io::pool::Pool;
 use protocol::message::Refusal;
@@ -55,6 +55,7 @@ pub struct Controller {
     pub started: Instant,
     /// CPU of encoding.
     pub encode: protocol::io::stage::Stage,
+    sealed_authority: Vec<u8>,
     directory: Mutex<Option<SignedDirectory>>,
     /// Stashes that the last installations caught lying.
     pub liars: Mutex<HashMap<images::NodeId, String>>,
@@ -83,6 +84,7 @@ impl Controller {
         mass_storage: MassStorage,
         pool: Arc<Pool>,
         settings: Settings,
+        sealed_authority: Vec<u8>,
     ) -> anyhow::Result<Self> {
         let kept = catalog.directory()?;
         let key = authority.array_key.public();
@@ -105,6 +107,7 @@ impl Controller {
             images: tokio::sync::Mutex::default(),
             started: Instant::now(),
             encode: protocol::io::stage::Stage::default(),
+            sealed_authority,
             directory: Mutex::new(directory),
             liars: Mutex::default(),
         })
@@ -145,11 +148,14 @@ impl Controller {
             (name, Head { manifest, number, root, sealed_key, offline })
         };
         Ok(Contents {
-            common: Common { controller: self.settings.addresses.clone(), sealed_authority: Vec::new() },
+            common: Common {
+                controller: self.settings.addresses.clone(),
+                sealed_authority: self.sealed_authority.clone(),
+            },
             members: stashes.map(|(id, r)| (id, Member { addresses: r.addresses, capacity: r.capacity })).collect(),
             groups: groups.map(|(id, g)| (id, Group { geometry: g.geometry, members: g.members })).collect(),
             heads: self.catalog.images()?.into_iter().map(head).collect(),
-            hosts: approved.map(|(id, host)| (id, Host { name: host.name })).collect(),
+            hosts: approved.map(|(id, host)| (id, host.listed())).collect(),
         })
     }
 

@@ -9,6 +9,7 @@ use protocol::io::credentials::{create_private_dir, write_private};
 use serde::{Deserialize, Serialize};
 
 use super::authority::{Authority, Secrets};
+use super::kit::{self, NewKit};
 
 /// What the admin chose.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -62,21 +63,51 @@ impl Folder {
         self.0.join("catalog.redb")
     }
 
-    /// Make a new array.
+    /// Whether there is an array here.
+    #[must_use]
+    pub fn holds_an_array(&self) -> bool {
+        self.secrets_file().exists()
+    }
+
+    /// Make a new array, and the kit from which it can be recovered.
     ///
     /// # Errors
     /// If there is one already: an authority is never overwritten.
-    pub fn create(&self, name: &str, settings: &Settings) -> anyhow::Result<Authority> {
-        if self.secrets_file().exists() {
+    pub fn create(&self, name: &str, settings: &Settings) -> anyhow::Result<(Authority, NewKit)> {
+        if self.holds_an_array() {
             bail!("{} holds an array already; choose another --dir", self.0.display());
         }
-        create_private_dir(&self.0).with_context(|| format!("create {}", self.0.display()))?;
         let mut random = [0; 64];
         aws_lc_rs::rand::fill(&mut random).map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?;
         let secrets = Secrets::create(name, &random)?;
+        let authority = secrets.open()?;
+        let kit = kit::create(&secrets, &authority)?;
+        self.write(&secrets, &kit.sealed_authority, settings)?;
+        Ok((authority, kit))
+    }
+
+    /// Write what makes a controller. The secrets come last: with them the folder holds an array.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn write(&self, secrets: &Secrets, sealed_authority: &[u8], settings: &Settings) -> anyhow::Result<()> {
+        create_private_dir(&self.0).with_context(|| format!("create {}", self.0.display()))?;
         write_private(&self.settings_file(), &serde_json::to_vec_pretty(settings)?).context("write the settings")?;
-        write_private(&self.secrets_file(), &serde_json::to_vec_pretty(&secrets)?).context("write the secrets")?;
-        Ok(secrets.open()?)
+        write_private(&self.sealed_authority_file(), sealed_authority).context("write the sealed secrets")?;
+        write_private(&self.secrets_file(), &serde_json::to_vec_pretty(secrets)?).context("write the secrets")
+    }
+
+    fn sealed_authority_file(&self) -> PathBuf {
+        self.0.join("authority.sealed")
+    }
+
+    /// The authority's secrets as clients keep them, sealed to the recovery kit.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn sealed_authority(&self) -> anyhow::Result<Vec<u8>> {
+        let file = self.sealed_authority_file();
+        fs::read(&file).with_context(|| format!("read {}", file.display()))
     }
 
     fn read<T: serde::de::DeserializeOwned>(&self, path: &Path) -> anyhow::Result<T> {

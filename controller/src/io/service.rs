@@ -21,6 +21,10 @@ use crate::catalog::Catalog;
 /// The controller's own certificate is renewed this often; it lasts thirty days.
 const RENEW_EVERY: Duration = Duration::from_secs(24 * 3600);
 
+/// Members that are told of the directory at the same time, and how long each may take.
+const ANNOUNCE_TOGETHER: usize = 32;
+const ANNOUNCE_WITHIN: Duration = Duration::from_secs(10);
+
 /// Serve until the process is told to stop.
 ///
 /// # Errors
@@ -39,11 +43,13 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
         .with_context(|| format!("listen on UDP {}", settings.listen))?;
     let pool = Arc::new(Pool::new(endpoint.clone()));
     let listen = settings.listen;
-    let controller = Arc::new(Controller::new(authority, catalog, mass_storage, pool, settings)?);
+    let controller =
+        Arc::new(Controller::new(authority, catalog, mass_storage, pool, settings, folder.sealed_authority()?)?);
     controller.pool.learn(controller.directory()?.directory());
     let https = api::Server::bind(listen, &member).await.with_context(|| format!("listen on TCP {listen}"))?;
     tracing::info!(array = %controller.array(), %listen, "controller serves");
 
+    tokio::spawn(announce(controller.clone()));
     tokio::spawn(controller.clone().sweep_regularly());
     tokio::spawn(controller.clone().wake_regularly());
     tokio::spawn(renew(controller.clone(), endpoint.clone(), https.acceptor()));
@@ -62,6 +68,35 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
     }
     endpoint.close(0u32.into(), b"stopping");
     Ok(())
+}
+
+/// Tell all members the newest directory, and with it where this controller is: those that knew it elsewhere would never come by
+/// themselves.
+async fn announce(controller: Arc<Controller>) {
+    let Ok(directory) = controller.directory() else { return };
+    let members: Vec<images::NodeId> = directory.directory().members.iter().map(|(node, _)| *node).collect();
+    let mut tasks = tokio::task::JoinSet::new();
+    let mut told = 0;
+    for node in members {
+        if tasks.len() >= ANNOUNCE_TOGETHER {
+            told += u32::from(matches!(tasks.join_next().await, Some(Ok(true))));
+        }
+        let (controller, directory) = (controller.clone(), directory.clone());
+        tasks.spawn(async move {
+            let tell = async {
+                let connection = controller.pool.get(node).await?;
+                let ask = member::GetDirectory { have: Some(directory.mark()) };
+                let theirs = rpc::call(&connection, ask, &[]).await?.0.mark;
+                if let Some(update) = directory.update_for(theirs) {
+                    rpc::call(&connection, member::OfferDirectory { update }, &[]).await?;
+                }
+                Ok::<(), rpc::CallError>(())
+            };
+            tokio::time::timeout(ANNOUNCE_WITHIN, tell).await.is_ok_and(|told| told.is_ok())
+        });
+    }
+    told += tasks.join_all().await.into_iter().map(u32::from).sum::<u32>();
+    tracing::info!(told, "directory announced to stashes");
 }
 
 async fn renew(controller: Arc<Controller>, endpoint: quinn::Endpoint, acceptor: api::Acceptor) {

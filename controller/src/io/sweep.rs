@@ -14,7 +14,7 @@ use protocol::message::{Refusal, store};
 
 use super::controller::{Controller, catalog_refusal};
 use super::unix_s;
-use crate::catalog::{CatalogError, ImageRecord, SegmentRecord, TrashKey};
+use crate::catalog::{Catalog, CatalogError, ImageRecord, SegmentRecord, TrashKey};
 
 /// How often the controller looks for something to clean.
 const EVERY: Duration = Duration::from_secs(60);
@@ -155,37 +155,29 @@ impl Controller {
     pub async fn remove_image(&self, image: &ImageName) -> Result<Swept, Refusal> {
         let _images = self.images.lock().await;
         let (_, record) = self.find_image(image.name(), Some(image.tag()))?;
-        let segments = self.segments_of(&record).map_err(catalog_refusal)?;
+        let segments = segments_of(&self.catalog, &record).map_err(catalog_refusal)?;
         let name = image.clone();
         let removed = self.committer.change(move |change| change.remove_image(&name, &segments));
         removed.await.map_err(catalog_refusal)?;
         tracing::info!(%image, "image removed");
         self.sweep(0).await
     }
+}
 
-    /// All that an image refers to, one by one, its own pages included.
-    ///
-    /// # Errors
-    /// If a page is missing or damaged.
-    pub fn segments_of(&self, record: &ImageRecord) -> Result<Vec<SegmentId>, CatalogError> {
-        let root = Self::root(&record.signed)?;
-        let mut segments = vec![SegmentId(record.root.digest)];
-        for (index, page) in root.segment_pages.iter().enumerate() {
-            segments.push(SegmentId(page.digest));
-            let page = self.segment_page(&page.digest, index as u32, root.disk_len)?;
-            segments.extend(page.segments.iter().map(|s| s.id));
-        }
-        segments.extend(root.span_pages.iter().map(|page| SegmentId(page.digest)));
-        Ok(segments)
-    }
-
-    /// A segment page of a manifest, decoded.
-    ///
-    /// # Errors
-    /// If it is missing or damaged.
-    pub fn segment_page(&self, digest: &[u8; 32], index: u32, disk_len: u64) -> Result<SegmentPage, CatalogError> {
+/// All that an image refers to, one by one, its own pages included.
+///
+/// # Errors
+/// If a page is missing or damaged.
+pub fn segments_of(catalog: &Catalog, record: &ImageRecord) -> Result<Vec<SegmentId>, CatalogError> {
+    let root = Controller::root(&record.signed)?;
+    let mut segments = vec![SegmentId(record.root.digest)];
+    for (index, page) in root.segment_pages.iter().enumerate() {
         let damaged = |what: &str| CatalogError::Conflict(format!("a page of the manifest is {what}"));
-        let bytes = self.catalog.page(digest)?.ok_or_else(|| damaged("missing"))?;
-        SegmentPage::decode(&bytes, index, disk_len).map_err(|_| damaged("damaged"))
+        let bytes = catalog.page(&page.digest)?.ok_or_else(|| damaged("missing"))?;
+        let decoded = SegmentPage::decode(&bytes, index as u32, root.disk_len).map_err(|_| damaged("damaged"))?;
+        segments.push(SegmentId(page.digest));
+        segments.extend(decoded.segments.iter().map(|s| s.id));
     }
+    segments.extend(root.span_pages.iter().map(|page| SegmentId(page.digest)));
+    Ok(segments)
 }

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use utoipa::ToSchema;
 
 use super::controller::{Controller, catalog_refusal};
+use super::sweep::segments_of;
 use crate::catalog::{GroupRecord, SegmentRecord};
 
 /// Bytes that a holder proves of each piece: one BLAKE3 chunk group; where they lie is random.
@@ -99,7 +100,7 @@ impl Controller {
     pub fn start_verify(self: &Arc<Self>, image: Option<ImageName>, deep: bool) -> Result<u64, Refusal> {
         let segments = |image: ImageName| {
             let (_, record) = self.find_image(image.name(), Some(image.tag()))?;
-            let segments = self.segments_of(&record).map_err(catalog_refusal)?;
+            let segments = segments_of(&self.catalog, &record).map_err(catalog_refusal)?;
             Ok(segments.into_iter().collect::<BTreeSet<SegmentId>>())
         };
         let wanted = image.map(segments).transpose()?;

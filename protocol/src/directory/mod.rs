@@ -21,6 +21,7 @@ use images::{ArrayId, GroupId, ManifestId, NodeId};
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{ADDRESSES_MAX, DIRECTORY_ROWS_MAX, MEMBERS_MAX, SHARES_MAX};
+use crate::machine::{Mac, Uuid};
 
 const PURPOSE: &str = "directory";
 /// Predecessors that a directory names. A member that slept through more takes the newest on its signature alone.
@@ -105,10 +106,18 @@ pub struct Head {
 }
 
 /// A machine that an admin approved.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
     /// What people call it.
     pub name: String,
+    /// SMBIOS UUID.
+    pub uuid: Option<Uuid>,
+    /// Serial number.
+    pub serial: Option<String>,
+    /// All Ethernet addresses that it was seen with.
+    pub macs: Vec<Mac>,
+    /// Groups.
+    pub groups: Vec<String>,
 }
 
 /// What is true of the whole array.

@@ -141,7 +141,9 @@ pub struct Shortfall {
 impl std::fmt::Display for Shortfall {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} of {} pieces of {} can be had", self.have, self.need, self.segment.short())?;
-        self.missing.iter().try_for_each(|(piece, node, fault)| write!(f, "; piece {piece} on {}: {fault}", node.short()))
+        self.missing
+            .iter()
+            .try_for_each(|(piece, node, fault)| write!(f, "; piece {piece} on {}: {fault}", node.short()))
     }
 }
 

@@ -141,6 +141,12 @@ impl Array {
         self.directory.directory()
     }
 
+    /// The same, with its signature.
+    #[must_use]
+    pub fn signed_directory(&self) -> Arc<SignedDirectory> {
+        self.directory.clone()
+    }
+
     /// Connections to stashes.
     #[must_use]
     pub fn pool(&self) -> &Arc<Pool> {

@@ -68,7 +68,7 @@ macro_rules! requests {
     };
 }
 
-use Role::{Admin, Boot, Controller, Installer, Stash};
+use Role::{Admin, Boot, Controller, Installer, Recovery, Stash};
 
 requests! {
     /// A stranger with a ticket asks for a certificate.
@@ -116,7 +116,7 @@ requests! {
     /// A share, for an installer of an approved host; of boot files, for a boot server.
     GetShare(store::GetShare) -> store::TheShare, body 0, roles [Installer, Boot];
     /// What is newer in a member's directory.
-    GetDirectory(member::GetDirectory) -> member::TheDirectory, body 0, roles [Controller, Stash, Installer, Admin, Boot];
+    GetDirectory(member::GetDirectory) -> member::TheDirectory, body 0, roles [Controller, Stash, Installer, Admin, Boot, Recovery];
     /// A directory that is newer than a member's.
     OfferDirectory(member::OfferDirectory) -> member::HaveDirectory, body 0, roles [Controller, Stash, Installer, Admin, Boot];
 }

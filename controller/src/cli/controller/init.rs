@@ -3,10 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 use clap::Args;
 use protocol::identity::Role;
-use protocol::io::credentials::{default_home, file_of};
+use protocol::io::credentials::{default_home, file_of, write_private};
 
 use super::Which;
 use crate::io::folder::Settings;
@@ -32,6 +32,9 @@ pub struct Init {
     /// Folder of the admin's credentials
     #[arg(long, env = "COE_HOME", default_value_os_t = default_home(), value_name = "DIR")]
     home: PathBuf,
+    /// Where to write the recovery kit [default: recovery-kit.age in the controller's folder]
+    #[arg(long, value_name = "FILE")]
+    kit: Option<PathBuf>,
     /// How often stashes report, milliseconds
     #[arg(long, default_value_t = 5000, value_name = "MS")]
     heartbeat_ms: u32,
@@ -56,17 +59,22 @@ fn own_address() -> IpAddr {
     probe().unwrap_or(Ipv4Addr::LOCALHOST.into())
 }
 
+/// Where others find a controller: where its admin says, or at this machine's own address.
+pub(super) fn addresses(listen: SocketAddr, said: &[String]) -> Vec<String> {
+    if !said.is_empty() {
+        return said.to_vec();
+    }
+    let ip = if listen.ip().is_unspecified() { own_address() } else { listen.ip() };
+    vec![SocketAddr::new(ip, listen.port()).to_string()]
+}
+
 impl Init {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let admin_file = file_of(&self.home, Role::Admin);
         if admin_file.exists() {
             bail!("{} holds an admin's credentials already; choose another --home", admin_file.display());
         }
-        let own = || {
-            let ip = if self.listen.ip().is_unspecified() { own_address() } else { self.listen.ip() };
-            vec![SocketAddr::new(ip, self.listen.port()).to_string()]
-        };
-        let addresses = if self.address.is_empty() { own() } else { self.address.clone() };
+        let addresses = addresses(self.listen, &self.address);
         let settings = Settings {
             listen: self.listen,
             addresses: addresses.clone(),
@@ -75,12 +83,18 @@ impl Init {
             keep_unfinished_s: self.keep_unfinished_hours * 3600,
         };
         let folder = self.which.folder();
-        let authority = folder.create(&self.name, &settings)?;
+        let kit_file = self.kit.clone().unwrap_or_else(|| folder.path().join("recovery-kit.age"));
+        if kit_file.exists() {
+            bail!("{} exists already; choose another --kit", kit_file.display());
+        }
+        let (authority, kit) = folder.create(&self.name, &settings)?;
+        write_private(&kit_file, kit.file.as_bytes()).with_context(|| format!("write {}", kit_file.display()))?;
         authority.credentials(Role::Admin, addresses.clone())?.save(&admin_file)?;
         let array = authority.array();
         if self.json {
             let value = serde_json::json!({
                 "array": array.to_string(), "dir": folder.path(), "addresses": addresses, "admin": admin_file,
+                "kit": kit_file, "phrase": kit.phrase,
             });
             println!("{value}");
             return Ok(());
@@ -89,6 +103,12 @@ impl Init {
         println!("folder      {}   (authority.json is the array: back it up, keep it secret)", folder.path().display());
         println!("address     {}", addresses.join(", "));
         println!("admin       {}   (coe-ctl uses it)", admin_file.display());
+        println!("recovery    {}", kit_file.display());
+        println!("phrase      {}", kit.phrase);
+        println!(
+            "\nMove the recovery kit off this machine, and write its phrase down: it is not shown again. With both, a lost\n\
+             controller is built again from the clients alone (`coe-controller recover`)."
+        );
         println!("\nNext:\n  coe-controller serve\n  coe-ctl token create        # a ticket for each stash");
         Ok(())
     }

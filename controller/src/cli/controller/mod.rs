@@ -1,6 +1,7 @@
 //! `coe-controller`
 
 pub mod init;
+pub mod recover;
 pub mod serve;
 
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ pub struct Cli {
 enum Command {
     Init(init::Init),
     Serve(serve::Serve),
+    Recover(recover::Recover),
 }
 
 /// Which controller.
@@ -53,6 +55,7 @@ impl Cli {
         match self.command {
             Command::Init(args) => args.run(),
             Command::Serve(args) => args.run().await,
+            Command::Recover(args) => args.run().await,
         }
     }
 }

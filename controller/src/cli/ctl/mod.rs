@@ -13,7 +13,6 @@ mod rm;
 mod show;
 mod status;
 mod sweep;
-mod table;
 mod token;
 mod verify;
 
@@ -22,6 +21,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use protocol::identity::Role;
 use protocol::io::credentials::{default_home, file_of};
+
+use super::table;
 
 /// Steer an array: publish images, look at them and at the stashes
 #[derive(Parser)]
