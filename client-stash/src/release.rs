@@ -1,7 +1,7 @@
-//! Who gets a share of an image's key from this stash, while the controller is away.
+//! What this stash does for others only if its own directory permits it: give a share of an image's key away, delete.
 
 use images::NodeId;
-use protocol::directory::Directory;
+use protocol::directory::{Directory, Mark, SignedDirectory, Verdict};
 use protocol::identity::Role;
 use protocol::message::boot::BOOT_IMAGE;
 use protocol::message::store::GetShare;
@@ -35,6 +35,19 @@ pub fn check(
             directory.hosts.get(&host).map(drop).ok_or("the machine is not approved: `coe-ctl host approve`")
         }
         _ => Err("only an installer gets an image's key"),
+    }
+}
+
+/// Whether a controller with this directory may have something deleted: not if this stash holds one that it does not know.
+///
+/// # Errors
+/// The reason.
+pub fn may_delete(held: Option<&SignedDirectory>, theirs: Mark) -> Result<(), &'static str> {
+    match held.map(|held| held.directory().compare(held.mark(), theirs)) {
+        None | Some(Verdict::Same | Verdict::Newer) => Ok(()),
+        Some(Verdict::Older | Verdict::Fork) => {
+            Err("this stash holds a directory that the controller does not know, and deletes nothing on its word")
+        }
     }
 }
 

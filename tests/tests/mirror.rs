@@ -195,3 +195,67 @@ fn a_new_controller_is_built_from_the_clients_alone() {
     t.fleet.install("disk:2", &target, fs::metadata(&next).unwrap().len()).unwrap();
     compare::installed(&next, &target).unwrap();
 }
+
+fn copy_folder(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+    assert!(status.success());
+}
+
+/// A controller that comes back with yesterday's catalog changes nothing until a person says so.
+#[test]
+fn an_old_catalog_stands_down() {
+    setup::need(setup::DISKS).unwrap();
+    let mut t = start(3);
+    let (first, second) = (t.file("disk.img"), t.file("second.img"));
+    sample::disk(&first, 4_000_000).unwrap();
+    sample::disk(&second, 6_000_000).unwrap();
+    t.fleet.publish(&first, &["--name", "disk", "--tag", "1"]).unwrap();
+    let installer_home = approved_installer(&t, "lab-01", "S1");
+    let (dir, yesterday) = (t.fleet.controller_dir(), t.file("yesterday"));
+    t.fleet.kill_controller();
+    copy_folder(&dir, &yesterday);
+    t.fleet.start_controller().unwrap();
+    t.fleet.wait_until_up(3).unwrap();
+    t.fleet.publish(&second, &["--name", "disk", "--tag", "2"]).unwrap();
+    lose_controller(&mut t);
+
+    copy_folder(&yesterday, &dir);
+    t.fleet.start_controller().unwrap();
+    fleet::wait_for("the old catalog to stand down", || {
+        t.fleet.ctl(&["status"]).is_ok_and(|s| s["stands_down"].as_str().is_some_and(|why| why.contains("overrule")))
+    })
+    .unwrap();
+    for change in [&["sweep"][..], &["rm", "disk:1"], &["host", "forget", "lab-01"], &["token", "create"]] {
+        let refused = t.fleet.ctl(change).unwrap_err().to_string();
+        assert!(refused.contains("stands down"), "{refused}");
+    }
+    let refused = t.fleet.publish(&first, &["--name", "x"]).unwrap_err().to_string();
+    assert!(refused.contains("stands down"), "{refused}");
+    // What only the clients know is still there.
+    let target = t.file("target.img");
+    let len = fs::metadata(&second).unwrap().len();
+    sample::empty(&target, len).unwrap();
+    let args = ["--image", "disk:2", "--disk", target.to_str().unwrap(), "--via", &address_of(&t, 1)];
+    shell::output(&mut installer(&t, &installer_home, &args)).unwrap();
+    compare::installed(&second, &target).unwrap();
+
+    // A person decides; and only of what that person saw.
+    assert!(t.fleet.ctl(&["overrule", "--epoch", "1"]).is_err());
+    let why = t.fleet.ctl(&["status"]).unwrap()["stands_down"].as_str().unwrap().to_string();
+    let epoch = why.rsplit(' ').next().unwrap().trim_end_matches('`').to_string();
+    t.fleet.ctl(&["overrule", "--epoch", &epoch]).unwrap();
+    assert!(t.fleet.ctl(&["status"]).unwrap()["stands_down"].is_null());
+    t.fleet.wait_until_up(3).unwrap();
+    assert_eq!(t.fleet.ctl(&["images"]).unwrap().as_array().unwrap().len(), 1);
+    t.fleet.publish(&second, &["--name", "disk", "--tag", "3"]).unwrap();
+    t.fleet.install("disk:3", &target, len).unwrap();
+    compare::installed(&second, &target).unwrap();
+    fleet::wait_for("the new term at every stash", || {
+        t.fleet.stashes.iter().all(|stash| {
+            let mut status = t.fleet.command("coe-stash");
+            let status = shell::output(status.args(["status", "--json", "--dir"]).arg(&stash.dir)).unwrap();
+            serde_json::from_str::<serde_json::Value>(&status).unwrap()["term"] == 2
+        })
+    })
+    .unwrap();
+}

@@ -141,8 +141,11 @@ impl Service {
                 let done = self.write(|done| Event::Put(owner, header, body, done)).await;
                 Answer::to::<message::PutFragment>(done.map(|()| message::Stored))
             }
-            Request::DeleteFragments(message::DeleteFragments { fragments }) => {
-                let done = self.write(|done| Event::Delete(fragments, done)).await;
+            Request::DeleteFragments(message::DeleteFragments { fragments, directory }) => {
+                let done = match release::may_delete(self.directory.held().as_deref(), directory) {
+                    Ok(()) => self.write(|done| Event::Delete(fragments, done)).await,
+                    Err(why) => Err(Refusal::Unavailable(why.into())),
+                };
                 Answer::to::<message::DeleteFragments>(done.map(|()| message::Deleted))
             }
             Request::Prove(prove) => Answer::with_body::<message::Prove>(self.prove(prove).await),

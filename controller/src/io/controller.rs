@@ -56,7 +56,9 @@ pub struct Controller {
     /// CPU of encoding.
     pub encode: protocol::io::stage::Stage,
     sealed_authority: Vec<u8>,
-    directory: Mutex<Option<SignedDirectory>>,
+    /// What members hold and this catalog does not know. With one, this controller stands down.
+    pub(super) rival: Mutex<Option<SignedDirectory>>,
+    directory: Mutex<Option<Arc<SignedDirectory>>>,
     /// Stashes that the last installations caught lying.
     pub liars: Mutex<HashMap<images::NodeId, String>>,
 }
@@ -108,7 +110,8 @@ impl Controller {
             started: Instant::now(),
             encode: protocol::io::stage::Stage::default(),
             sealed_authority,
-            directory: Mutex::new(directory),
+            rival: Mutex::default(),
+            directory: Mutex::new(directory.map(Arc::new)),
             liars: Mutex::default(),
         })
     }
@@ -123,22 +126,35 @@ impl Controller {
     ///
     /// # Errors
     /// The catalog's.
-    pub fn directory(&self) -> Result<SignedDirectory, CatalogError> {
+    pub fn directory(&self) -> Result<Arc<SignedDirectory>, CatalogError> {
         let epoch = self.catalog.epoch()?;
+        let is_in_charge = self.rival.lock().unwrap_or_else(PoisonError::into_inner).is_none();
         let mut held = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(signed) = held.as_ref().filter(|d| d.mark().epoch >= epoch) {
+        if let Some(signed) = held.as_ref().filter(|d| d.mark().epoch >= epoch || !is_in_charge) {
             return Ok(signed.clone());
         }
-        let next = Directory::next(held.as_ref(), self.array(), epoch.max(Epoch(1)), self.contents()?);
-        let signed = next.sign(&self.authority.array_key);
-        // Kept before anybody sees it: an epoch must not have two contents.
-        self.catalog.change(|change| change.put_directory(signed.mark().epoch, &signed.encode()))?;
+        let next = Directory::next(held.as_deref(), self.array(), epoch.max(Epoch(1)), self.contents()?);
+        let signed = Arc::new(next.sign(&self.authority.array_key));
+        self.write_directory(&signed)?;
         *held = Some(signed.clone());
         Ok(signed)
     }
 
+    /// Kept before anybody sees it: an epoch must not have two contents.
+    fn write_directory(&self, signed: &SignedDirectory) -> Result<(), CatalogError> {
+        self.catalog.change(|change| change.put_directory(signed.mark().epoch, &signed.encode()))
+    }
+
+    /// Have this directory from now on.
+    pub(super) fn keep_directory(&self, signed: SignedDirectory) -> Result<(), CatalogError> {
+        let mut held = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
+        self.write_directory(&signed)?;
+        *held = Some(Arc::new(signed));
+        Ok(())
+    }
+
     /// What the directory is to say.
-    fn contents(&self) -> Result<Contents, CatalogError> {
+    pub(super) fn contents(&self) -> Result<Contents, CatalogError> {
         let stashes = self.catalog.nodes()?.into_iter().filter(|(_, record)| record.role == Role::Stash);
         let groups = self.catalog.groups()?.into_iter();
         let approved = self.catalog.hosts()?.into_iter().filter(|(_, host)| host.approved);

@@ -360,6 +360,9 @@ impl Controller {
     /// # Errors
     /// If the packets cannot be sent; then they are due still.
     pub async fn wake_due(&self) -> anyhow::Result<()> {
+        if self.check_in_charge().is_err() {
+            return Ok(());
+        }
         let now = unix_s();
         let all = self.catalog.deployments()?;
         let due: Vec<(u32, DeployRecord)> = all.into_iter().filter(|(_, d)| d.wake && d.is_due(now)).collect();

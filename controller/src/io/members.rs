@@ -1,6 +1,7 @@
 //! Members come, report, and renew.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
 use images::NodeId;
@@ -73,7 +74,7 @@ impl Controller {
     /// # Errors
     /// If it is not a member any more.
     pub async fn heartbeat(
-        &self,
+        self: &Arc<Self>,
         node: NodeId,
         from: SocketAddr,
         beat: member::Heartbeat,
@@ -81,6 +82,12 @@ impl Controller {
         let known = self.catalog.node(node).map_err(catalog_refusal)?;
         let known = known.ok_or_else(|| Refusal::NotAdmitted("this stash was removed from the array".into()))?;
         let addresses = vec![SocketAddr::new(from.ip().to_canonical(), beat.port)];
+        if self.is_strange(beat.directory)? {
+            // It may be right, or lie. Until that is known, nothing changes on its word.
+            self.pool.learn_one(node, addresses);
+            tokio::spawn(self.clone().look_at(node));
+            return Ok(member::HeartbeatAck { directory: None, again_ms: self.settings.heartbeat_ms });
+        }
         if known.addresses != addresses || known.capacity != beat.capacity {
             let record = NodeRecord { addresses: addresses.clone(), capacity: beat.capacity, ..known };
             let change = self.committer.change(move |change| {

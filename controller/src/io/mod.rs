@@ -13,6 +13,7 @@ pub mod mass_storage;
 pub mod members;
 pub mod publisher;
 pub mod recover;
+pub mod rival;
 pub mod service;
 pub mod session;
 pub mod shares;

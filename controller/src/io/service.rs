@@ -72,7 +72,7 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
 
 /// Tell all members the newest directory, and with it where this controller is: those that knew it elsewhere would never come by
 /// themselves.
-async fn announce(controller: Arc<Controller>) {
+pub(super) async fn announce(controller: Arc<Controller>) {
     let Ok(directory) = controller.directory() else { return };
     let members: Vec<images::NodeId> = directory.directory().members.iter().map(|(node, _)| *node).collect();
     let mut tasks = tokio::task::JoinSet::new();
@@ -87,7 +87,9 @@ async fn announce(controller: Arc<Controller>) {
                 let connection = controller.pool.get(node).await?;
                 let ask = member::GetDirectory { have: Some(directory.mark()) };
                 let theirs = rpc::call(&connection, ask, &[]).await?.0.mark;
-                if let Some(update) = directory.update_for(theirs) {
+                if controller.is_strange(theirs).unwrap_or(false) {
+                    controller.clone().look_at(node).await;
+                } else if let Some(update) = directory.update_for(theirs) {
                     rpc::call(&connection, member::OfferDirectory { update }, &[]).await?;
                 }
                 Ok::<(), rpc::CallError>(())
@@ -118,6 +120,13 @@ async fn renew(controller: Arc<Controller>, endpoint: quinn::Endpoint, acceptor:
 }
 
 async fn answer(controller: &Arc<Controller>, peer: Peer, request: Request, body: Bytes) -> Answer {
+    let asks_only = matches!(
+        request,
+        Request::Heartbeat(_) | Request::Renew(_) | Request::GetImage(_) | Request::GetPage(_) | Request::Report(_)
+    );
+    if !asks_only && let Err(refusal) = controller.check_in_charge() {
+        return Answer::refuse(refusal);
+    }
     let Some(who) = peer.identity else {
         return match request {
             Request::Enroll(enroll) => Answer::to::<enroll::Enroll>(controller.enroll(enroll).await),

@@ -54,6 +54,7 @@ impl Controller {
     /// # Errors
     /// The catalog's.
     pub async fn sweep(&self, keep_s: u64) -> Result<Swept, Refusal> {
+        self.check_in_charge()?;
         let mut swept = Swept::default();
         // A publication relies on segments that nothing refers to yet.
         if !self.sessions.any() {
@@ -95,6 +96,10 @@ impl Controller {
 
     /// Delete what is trash at all members that are up. What they do not confirm stays trash.
     pub async fn empty_trash(&self) {
+        // What an old catalog calls trash may be somebody's only copy by now.
+        if self.check_in_charge().is_err() {
+            return;
+        }
         let _deleting = self.deleting.write().await;
         let Ok(trash) = self.catalog.trash() else {
             return;
@@ -140,7 +145,7 @@ impl Controller {
 
     async fn delete_at(&self, node: NodeId, fragments: &[FragmentId]) -> anyhow::Result<()> {
         let connection = self.pool.get(node).await?;
-        let message = store::DeleteFragments { fragments: fragments.to_vec() };
+        let message = store::DeleteFragments { fragments: fragments.to_vec(), directory: self.directory()?.mark() };
         tokio::time::timeout(DELETE_WITHIN, rpc::call(&connection, message, &[])).await??;
         let gone: Vec<TrashKey> =
             fragments.iter().map(|f| TrashKey::Fragment { node, segment: f.segment, piece: f.piece }).collect();

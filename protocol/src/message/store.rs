@@ -6,6 +6,8 @@ use images::manifest::ImageName;
 use images::shares::KeyShare;
 use serde::{Deserialize, Serialize};
 
+use crate::directory::Mark;
+
 /// Whose partition a fragment goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Owner(pub u32);
@@ -31,6 +33,9 @@ pub struct Stored;
 pub struct DeleteFragments {
     /// Which.
     pub fragments: Vec<FragmentId>,
+    /// The directory of whoever says so. A stash that holds one which that controller does not know refuses: what an old catalog wants
+    /// deleted may be needed by now.
+    pub directory: Mark,
 }
 
 /// They are gone, durably; those that were not there count as gone.

@@ -8,6 +8,7 @@ mod host;
 mod images;
 mod login;
 mod nodes;
+mod overrule;
 mod publish;
 mod rm;
 mod show;
@@ -40,6 +41,7 @@ enum Command {
     Rm(rm::Rm),
     Nodes(nodes::Nodes),
     Status(status::Status),
+    Overrule(overrule::Overrule),
     Verify(verify::Verify),
     Sweep(sweep::Sweep),
     Digest(digest::Digest),
@@ -83,6 +85,7 @@ impl Cli {
             Command::Rm(args) => args.run().await,
             Command::Nodes(args) => args.run().await,
             Command::Status(args) => args.run().await,
+            Command::Overrule(args) => args.run().await,
             Command::Verify(args) => args.run().await,
             Command::Sweep(args) => args.run().await,
             Command::Digest(args) => args.run().await,

@@ -22,6 +22,9 @@ impl Status {
             return Ok(());
         }
         println!("array      {}", s.array);
+        if let Some(why) = &s.stands_down {
+            println!("STANDS DOWN  {why}");
+        }
         println!(
             "stashes    {} of {} up, {} used of {}",
             s.stashes_up,

@@ -37,6 +37,7 @@ use crate::io::verify::{Problem, Verification};
         list_images,
         show_image,
         remove_image,
+        overrule,
         create_ticket,
         start_verify,
         get_verify,
@@ -61,6 +62,8 @@ pub struct Status {
     pub array: String,
     /// The directory's epoch.
     pub epoch: u64,
+    /// Why this controller stands down, if it does.
+    pub stands_down: Option<String>,
     /// Published images.
     pub images: u64,
     /// Known stashes.
@@ -177,6 +180,20 @@ pub struct ImageDetail {
     pub data: u64,
 }
 
+/// A person's word that this catalog is right.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct OverruleRequest {
+    /// The epoch that clients hold: nobody overrules what they did not see.
+    pub epoch: u64,
+}
+
+/// It counts.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct OverruleResponse {
+    /// The directory's epoch now.
+    pub epoch: u64,
+}
+
 /// What a ticket is for.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct TicketRequest {
@@ -268,12 +285,14 @@ pub(super) fn router(controller: Arc<Controller>) -> Router {
         .route("/v1/verify", post(start_verify))
         .route("/v1/verify/{job}", get(get_verify))
         .route("/v1/sweep", post(sweep))
+        .route("/v1/overrule", post(overrule))
         .route("/v1/hosts", get(machines::list_hosts).post(machines::import_hosts))
         .route("/v1/hosts/{host}", post(machines::change_host).delete(machines::forget_host))
         .route("/v1/deployments", get(machines::list_deployments).post(machines::deploy))
         .route("/v1/deployments/{id}/cancel", post(machines::cancel))
         .route("/v1/deployments/{id}/retry", post(machines::retry))
         .route("/openapi.json", get(|| async { Json(Api::openapi()) }))
+        .layer(middleware::from_fn_with_state(controller.clone(), only_in_charge))
         .layer(middleware::from_fn(only_admins))
         .with_state(controller)
 }
@@ -284,6 +303,24 @@ async fn only_admins(ConnectInfo(caller): ConnectInfo<Caller>, request: Request,
         Some(who) => Refused(Refusal::NotAllowed(who.role)).into_response(),
         None => Refused(Refusal::NotAdmitted("a certificate of this array is needed".into())).into_response(),
     }
+}
+
+/// A controller that stands down answers questions, and takes a person's word to go on.
+async fn only_in_charge(State(c): Shared, request: Request, next: Next) -> Response {
+    let changes = request.method() != axum::http::Method::GET && request.uri().path() != "/v1/overrule";
+    match c.check_in_charge() {
+        Err(refusal) if changes => Refused(refusal).into_response(),
+        _ => next.run(request).await,
+    }
+}
+
+/// Go on with this catalog, whatever clients hold
+#[utoipa::path(post, path = "/v1/overrule", request_body = OverruleRequest,
+    responses((status = 200, body = OverruleResponse), (status = 400)))]
+async fn overrule(State(c): Shared, Json(request): Json<OverruleRequest>) -> Answer<OverruleResponse> {
+    let epoch = c.overrule(request.epoch)?;
+    tokio::spawn(crate::io::service::announce(c));
+    Ok(Json(OverruleResponse { epoch: epoch.0 }))
 }
 
 /// The array at a glance
@@ -299,6 +336,7 @@ async fn status(State(c): Shared) -> Answer<Status> {
     Ok(Json(Status {
         array: c.array().to_string(),
         epoch: c.catalog.epoch().map_err(catalog_refusal)?.0,
+        stands_down: c.check_in_charge().err().map(|refusal| refusal.to_string()),
         images: c.catalog.images().map_err(catalog_refusal)?.len() as u64,
         stashes: nodes.len() as u64,
         stashes_up: up.len() as u64,
