@@ -63,6 +63,7 @@ fn an_approved_machine_is_installed_without_the_controller() {
     assert_eq!(denied["offline"], false);
     assert_eq!(t.fleet.ctl(&["verify", "--deep"]).unwrap()["problem_count"], 0, "pages are protected, too");
 
+    let (images_before, shown_before) = (t.fleet.ctl(&["images"]).unwrap(), t.fleet.ctl(&["show", "disk:1"]).unwrap());
     let approved = approved_installer(&t, "lab-01", "S1");
     let anonymous = joined(&t, "anonymous", &t.fleet.ticket(&["--installer"]).unwrap());
     let revoked = approved_installer(&t, "lab-02", "S2");
@@ -87,6 +88,16 @@ fn an_approved_machine_is_installed_without_the_controller() {
     let args = ["--image", "disk", "--disk", disk, "--via", &address_of(&t, 0)];
     shell::output(&mut installer(&t, &approved, &args)).unwrap();
     compare::installed(&image, &target).unwrap();
+
+    // An admin sees the same through any stash.
+    let via = address_of(&t, 2);
+    let listed = t.fleet.ctl(&["images", "--via", &via]).unwrap();
+    assert_eq!(listed, images_before);
+    assert_eq!(t.fleet.ctl(&["show", "disk:1", "--via", &via]).unwrap(), shown_before);
+    let verified = shell::output(t.fleet.command("coe-ctl").args(["verify", "disk:1", "--json", "--via", &via]));
+    assert!(verified.is_err(), "two stashes are away");
+    t.fleet.start_stash(1).unwrap();
+    t.fleet.start_stash(4).unwrap();
 
     // Nobody else gets the key; and nothing was written for them.
     sample::empty(&target, len).unwrap();

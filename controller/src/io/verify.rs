@@ -8,7 +8,8 @@ use std::time::Duration;
 use bao::decode::SliceDecoder;
 use images::fragment::FragmentId;
 use images::manifest::ImageName;
-use images::{NodeId, SegmentId};
+use images::{FragmentDigest, NodeId, SegmentId};
+use protocol::io::pool::Pool;
 use protocol::io::rpc::{self, CallError};
 use protocol::message::{Refusal, store};
 use serde::{Deserialize, Serialize};
@@ -90,6 +91,40 @@ fn random_u64() -> u64 {
     // Without randomness a holder could prepare; a fixed range still proves that the bytes are there.
     let _ = aws_lc_rs::rand::fill(&mut bytes);
     u64::from_le_bytes(bytes)
+}
+
+/// Let a holder prove that it has a piece: a random range of it, which verifies against the piece's digest.
+///
+/// # Errors
+/// What is wrong, for a person.
+pub async fn prove(
+    pool: &Pool,
+    segment: SegmentId,
+    digest: FragmentDigest,
+    payload_len: u64,
+    piece: u8,
+    node: NodeId,
+) -> Result<(), String> {
+    let offset = random_u64() % payload_len.max(1);
+    let fragment = FragmentId { segment, piece };
+    let connection = pool.get(node).await.map_err(|e| e.to_string())?;
+    let message = store::Prove { fragment, offset: offset as u32, len: PROVE_LEN };
+    let proof = tokio::time::timeout(PROVE_WITHIN, rpc::call(&connection, message, &[])).await;
+    let slice = match proof.map_err(|_| "its holder did not answer".to_string())? {
+        Ok((_, slice)) => slice,
+        Err(CallError::Refused(Refusal::NotFound(_))) => {
+            return Err("its holder does not have it".into());
+        }
+        Err(error) => return Err(error.to_string()),
+    };
+    let mut range = Vec::new();
+    let decoder = SliceDecoder::new(Cursor::new(slice), &blake3::Hash::from(digest.0), offset, PROVE_LEN.into());
+    let read = { decoder }.take(u64::from(PROVE_LEN)).read_to_end(&mut range);
+    let expected = (payload_len - offset).min(PROVE_LEN.into());
+    match read {
+        Ok(len) if len as u64 == expected => Ok(()),
+        _ => Err("its holder failed the proof: what it has is not the piece".into()),
+    }
 }
 
 impl Controller {
@@ -192,27 +227,7 @@ impl Controller {
             return Err("its holder is away".into());
         }
         let payload_len = group.geometry.piece_len(record.sealed_len as usize) as u64;
-        let offset = random_u64() % payload_len.max(1);
-        let fragment = FragmentId { segment, piece };
-        let connection = self.pool.get(node).await.map_err(|e| e.to_string())?;
-        let message = store::Prove { fragment, offset: offset as u32, len: PROVE_LEN };
-        let proof = tokio::time::timeout(PROVE_WITHIN, rpc::call(&connection, message, &[])).await;
-        let slice = match proof.map_err(|_| "its holder did not answer".to_string())? {
-            Ok((_, slice)) => slice,
-            Err(CallError::Refused(Refusal::NotFound(_))) => {
-                return Err("its holder does not have it".into());
-            }
-            Err(error) => return Err(error.to_string()),
-        };
-        let digest = blake3::Hash::from(record.fragments[usize::from(piece)].0);
-        let mut range = Vec::new();
-        let decoder = SliceDecoder::new(Cursor::new(slice), &digest, offset, PROVE_LEN.into());
-        let read = { decoder }.take(u64::from(PROVE_LEN)).read_to_end(&mut range);
-        let expected = (payload_len - offset).min(PROVE_LEN.into());
-        match read {
-            Ok(len) if len as u64 == expected => Ok(()),
-            _ => Err("its holder failed the proof: what it has is not the piece".into()),
-        }
+        prove(&self.pool, segment, record.fragments[usize::from(piece)], payload_len, piece, node).await
     }
 
     async fn check_copy(&self, id: &SegmentId, record: &SegmentRecord, deep: bool) -> Result<(), String> {

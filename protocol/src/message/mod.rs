@@ -100,7 +100,7 @@ requests! {
     /// Forget fragments.
     DeleteFragments(store::DeleteFragments) -> store::Deleted, body 0, roles [Controller];
     /// Prove that a fragment is held.
-    Prove(store::Prove) -> store::Proof, body 0, roles [Controller];
+    Prove(store::Prove) -> store::Proof, body 0, roles [Controller, Admin];
     /// Hand out a fragment.
     GetFragment(fetch::GetFragment) -> fetch::Fragment, body 0, roles [Controller, Stash, Installer, Admin, Boot];
     /// A machine asks to boot from the network.

@@ -16,6 +16,7 @@ mod status;
 mod sweep;
 mod token;
 mod verify;
+mod via;
 
 use std::path::PathBuf;
 

@@ -4,6 +4,7 @@ use clap::Args;
 use images::manifest::ImageName;
 
 use super::client::Client;
+use super::via::{self, Via};
 use super::{Common, table};
 use crate::io::api::ImageDetail;
 
@@ -14,13 +15,20 @@ pub struct Show {
     /// NAME:TAG
     image: ImageName,
     #[command(flatten)]
+    via: Via,
+    #[command(flatten)]
     common: Common,
 }
 
 impl Show {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let path = format!("/v1/images/{}/{}", self.image.name(), self.image.tag());
-        let d: ImageDetail = Client::new(&self.common)?.get(&path).await?;
+        let d: ImageDetail = match self.via.array(&self.common).await? {
+            Some(array) => {
+                via::roots(&array, Some(&self.image)).await?.iter().map(ImageDetail::of).collect::<Vec<_>>().remove(0)
+            }
+            None => Client::new(&self.common)?.get(&path).await?,
+        };
         if self.common.json {
             println!("{}", serde_json::to_string(&d)?);
             return Ok(());

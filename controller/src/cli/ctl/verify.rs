@@ -7,6 +7,7 @@ use clap::Args;
 use images::manifest::ImageName;
 
 use super::client::Client;
+use super::via::{self, Via};
 use super::{Common, table};
 use crate::io::api::{VerifyRequest, VerifyStarted};
 use crate::io::verify::Verification;
@@ -23,25 +24,18 @@ pub struct Verify {
     #[arg(long)]
     deep: bool,
     #[command(flatten)]
+    via: Via,
+    #[command(flatten)]
     common: Common,
 }
 
 impl Verify {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        let client = Client::new(&self.common)?;
-        let request = VerifyRequest { image: self.image.map(|i| i.to_string()), deep: self.deep };
-        let started: VerifyStarted = client.post("/v1/verify", &request).await?;
-        let bar = table::bar(1, "verify");
-        let v = loop {
-            let v: Verification = client.get(&format!("/v1/verify/{}", started.job)).await?;
-            bar.set_length(v.segments.max(1));
-            bar.set_position(v.done);
-            if v.finished {
-                break v;
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
+        let v = match self.via.array(&self.common).await? {
+            Some(_) if self.deep => bail!("--deep reads the controller's mass storage, which no stash has"),
+            Some(array) => via::verify(&array, self.image.as_ref()).await?,
+            None => self.ask_controller().await?,
         };
-        bar.finish_and_clear();
         if self.common.json {
             println!("{}", serde_json::to_string(&v)?);
         } else {
@@ -54,6 +48,24 @@ impl Verify {
             bail!("{} problems; {} segments are unreadable now", v.problem_count, v.unreadable);
         }
         Ok(())
+    }
+
+    async fn ask_controller(&self) -> anyhow::Result<Verification> {
+        let client = Client::new(&self.common)?;
+        let request = VerifyRequest { image: self.image.as_ref().map(ToString::to_string), deep: self.deep };
+        let started: VerifyStarted = client.post("/v1/verify", &request).await?;
+        let bar = table::bar(1, "verify");
+        let v = loop {
+            let v: Verification = client.get(&format!("/v1/verify/{}", started.job)).await?;
+            bar.set_length(v.segments.max(1));
+            bar.set_position(v.done);
+            if v.finished {
+                break v;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        };
+        bar.finish_and_clear();
+        Ok(v)
     }
 }
 

@@ -7,7 +7,7 @@ mod tls_listener;
 
 pub use machines::{DeployInfo, DeployRequest, HostChange, HostInfo, NewHost, Numbers};
 pub use routes::{
-    Api, ImageDetail, ImageInfo, NodeInfo, OverruleRequest, OverruleResponse, PartitionInfo, Status, SweepResult, TicketRequest, TicketResponse,
-    VerifyRequest, VerifyStarted,
+    Api, ImageDetail, ImageInfo, NodeInfo, OverruleRequest, OverruleResponse, PartitionInfo, Status, SweepResult,
+    TicketRequest, TicketResponse, VerifyRequest, VerifyStarted,
 };
 pub use tls_listener::{Acceptor, Server};

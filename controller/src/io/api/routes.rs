@@ -374,14 +374,43 @@ async fn nodes(State(c): Shared) -> Answer<Vec<NodeInfo>> {
     Ok(Json(c.catalog.nodes().map_err(catalog_refusal)?.into_iter().map(info).collect()))
 }
 
-fn image_info(image: &ImageName, root: &Root) -> ImageInfo {
-    ImageInfo {
-        image: image.to_string(),
-        disk_len: root.disk_len,
-        in_use: root.totals.in_use,
-        sealed: root.totals.sealed,
-        content: root.content.to_string(),
-        created_unix_s: root.created_unix_s,
+impl ImageInfo {
+    /// What a root says of its image.
+    #[must_use]
+    pub fn of(root: &Root) -> Self {
+        Self {
+            image: root.image.to_string(),
+            disk_len: root.disk_len,
+            in_use: root.totals.in_use,
+            sealed: root.totals.sealed,
+            content: root.content.to_string(),
+            created_unix_s: root.created_unix_s,
+        }
+    }
+}
+
+impl ImageDetail {
+    /// All that a root says of its image.
+    #[must_use]
+    pub fn of(root: &Root) -> Self {
+        let partition = |p: &images::disk::Partition| PartitionInfo {
+            number: p.number,
+            offset: p.offset,
+            len: p.len,
+            kind: p.kind.clone(),
+            name: p.name.clone(),
+        };
+        Self {
+            info: ImageInfo::of(root),
+            manifest: root.id().to_string(),
+            source_sha256: root.source_sha256.map(|d| HEXLOWER.encode(&d)),
+            table: root.disk.table.to_string(),
+            sector_size: root.disk.sector_size.bytes(),
+            damage: root.disk.damage.map(|d| format!("{d:?}")),
+            partitions: root.disk.partitions.iter().map(partition).collect(),
+            segments: root.totals.segments,
+            data: root.totals.data,
+        }
     }
 }
 
@@ -389,9 +418,9 @@ fn image_info(image: &ImageName, root: &Root) -> ImageInfo {
 #[utoipa::path(get, path = "/v1/images", responses((status = 200, body = [ImageInfo])))]
 async fn list_images(State(c): Shared) -> Answer<Vec<ImageInfo>> {
     let images = c.catalog.images().map_err(catalog_refusal)?;
-    let info = |(name, record): (ImageName, crate::catalog::ImageRecord)| {
+    let info = |(_, record): (ImageName, crate::catalog::ImageRecord)| {
         let root = Controller::root(&record.signed).map_err(catalog_refusal)?;
-        Ok::<_, Refusal>(image_info(&name, &root))
+        Ok::<_, Refusal>(ImageInfo::of(&root))
     };
     Ok(Json(images.into_iter().map(info).collect::<Result<_, _>>()?))
 }
@@ -400,26 +429,8 @@ async fn list_images(State(c): Shared) -> Answer<Vec<ImageInfo>> {
 #[utoipa::path(get, path = "/v1/images/{name}/{tag}", params(("name" = String, Path), ("tag" = String, Path)),
     responses((status = 200, body = ImageDetail), (status = 404)))]
 async fn show_image(State(c): Shared, Path((name, tag)): Path<(String, String)>) -> Answer<ImageDetail> {
-    let (image, record) = c.find_image(&name, Some(&tag))?;
-    let root = Controller::root(&record.signed).map_err(catalog_refusal)?;
-    let partition = |p: &images::disk::Partition| PartitionInfo {
-        number: p.number,
-        offset: p.offset,
-        len: p.len,
-        kind: p.kind.clone(),
-        name: p.name.clone(),
-    };
-    Ok(Json(ImageDetail {
-        info: image_info(&image, &root),
-        manifest: record.manifest.to_string(),
-        source_sha256: root.source_sha256.map(|d| HEXLOWER.encode(&d)),
-        table: root.disk.table.to_string(),
-        sector_size: root.disk.sector_size.bytes(),
-        damage: root.disk.damage.map(|d| format!("{d:?}")),
-        partitions: root.disk.partitions.iter().map(partition).collect(),
-        segments: root.totals.segments,
-        data: root.totals.data,
-    }))
+    let (_, record) = c.find_image(&name, Some(&tag))?;
+    Ok(Json(ImageDetail::of(&Controller::root(&record.signed).map_err(catalog_refusal)?)))
 }
 
 /// Remove an image
