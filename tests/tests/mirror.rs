@@ -39,11 +39,7 @@ fn joined(t: &TestFleet, name: &str, ticket: &str) -> PathBuf {
 fn lose_controller(t: &mut TestFleet) {
     let epoch = t.fleet.ctl(&["status"]).unwrap()["epoch"].as_u64().unwrap();
     fleet::wait_for("the newest directory at every stash", || {
-        t.fleet.stashes.iter().all(|stash| {
-            let mut status = t.fleet.command("coe-stash");
-            let status = shell::output(status.args(["status", "--json", "--dir"]).arg(&stash.dir)).unwrap();
-            serde_json::from_str::<serde_json::Value>(&status).unwrap()["epoch"].as_u64() >= Some(epoch)
-        })
+        (0..t.fleet.stashes.len()).all(|n| t.fleet.stash_status(n).unwrap()["epoch"].as_u64() >= Some(epoch))
     })
     .unwrap();
     t.fleet.kill_controller();
@@ -85,12 +81,12 @@ fn an_approved_machine_is_installed_without_the_controller() {
     sample::empty(&target, len).unwrap();
     let nowhere = installer(&t, &approved, &["--image", "disk:1", "--disk", disk]).output().unwrap();
     assert!(!nowhere.status.success() && said(&nowhere).contains("--via"), "{}", said(&nowhere));
-    let args = ["--image", "disk", "--disk", disk, "--via", &address_of(&t, 0)];
+    let args = ["--image", "disk", "--disk", disk, "--via", &t.fleet.stash_address(0).unwrap()];
     shell::output(&mut installer(&t, &approved, &args)).unwrap();
     compare::installed(&image, &target).unwrap();
 
     // An admin sees the same through any stash.
-    let via = address_of(&t, 2);
+    let via = t.fleet.stash_address(2).unwrap();
     let listed = t.fleet.ctl(&["images", "--via", &via]).unwrap();
     assert_eq!(listed, images_before);
     assert_eq!(t.fleet.ctl(&["show", "disk:1", "--via", &via]).unwrap(), shown_before);
@@ -132,16 +128,18 @@ fn recover(t: &TestFleet, kit: &Path, phrase: &Path, more: &[&str]) -> Output {
     let mut command = t.fleet.command("coe-controller");
     command.env("COE_HOME", t.file("new-admin"));
     let listen = format!("127.0.0.1:{}", fleet::free_port().unwrap());
-    command.args(["recover", "--json", "--listen", &listen, "--heartbeat-ms", "300", "--from", &address_of(t, 3)]);
+    command.args([
+        "recover",
+        "--json",
+        "--listen",
+        &listen,
+        "--heartbeat-ms",
+        "300",
+        "--from",
+        &t.fleet.stash_address(3).unwrap(),
+    ]);
     command.arg("--kit").arg(kit).arg("--phrase-file").arg(phrase).arg("--dir").arg(t.fleet.controller_dir());
     command.args(more).output().unwrap()
-}
-
-/// Where a stash listens, as its log says.
-fn address_of(t: &TestFleet, stash: usize) -> String {
-    let log = fs::read_to_string(t.fleet.dir().join(format!("stash-{stash}.log"))).unwrap();
-    let last = log.rsplit("listen=").next().and_then(|rest| rest.split_whitespace().next());
-    last.unwrap().to_string()
 }
 
 #[test]
@@ -246,7 +244,7 @@ fn an_old_catalog_stands_down() {
     let target = t.file("target.img");
     let len = fs::metadata(&second).unwrap().len();
     sample::empty(&target, len).unwrap();
-    let args = ["--image", "disk:2", "--disk", target.to_str().unwrap(), "--via", &address_of(&t, 1)];
+    let args = ["--image", "disk:2", "--disk", target.to_str().unwrap(), "--via", &t.fleet.stash_address(1).unwrap()];
     shell::output(&mut installer(&t, &installer_home, &args)).unwrap();
     compare::installed(&second, &target).unwrap();
 
@@ -262,11 +260,7 @@ fn an_old_catalog_stands_down() {
     t.fleet.install("disk:3", &target, len).unwrap();
     compare::installed(&second, &target).unwrap();
     fleet::wait_for("the new term at every stash", || {
-        t.fleet.stashes.iter().all(|stash| {
-            let mut status = t.fleet.command("coe-stash");
-            let status = shell::output(status.args(["status", "--json", "--dir"]).arg(&stash.dir)).unwrap();
-            serde_json::from_str::<serde_json::Value>(&status).unwrap()["term"] == 2
-        })
+        (0..t.fleet.stashes.len()).all(|n| t.fleet.stash_status(n).unwrap()["term"] == 2)
     })
     .unwrap();
 }

@@ -227,6 +227,26 @@ impl Fleet {
         kill(&mut self.stashes[number].child);
     }
 
+    /// `coe-stash status` of a stash.
+    ///
+    /// # Errors
+    /// If it fails; with what it says.
+    pub fn stash_status(&self, number: usize) -> anyhow::Result<Value> {
+        let mut status = self.command("coe-stash");
+        let text = shell::output(status.args(["status", "--json", "--dir"]).arg(&self.stashes[number].dir))?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// Where a stash listens, as its log said last.
+    ///
+    /// # Errors
+    /// If it has not said so yet.
+    pub fn stash_address(&self, number: usize) -> anyhow::Result<String> {
+        let log = fs::read_to_string(self.dir.join(format!("stash-{number}.log")))?;
+        let said = log.rsplit_once("listen=").and_then(|(_, rest)| rest.split_whitespace().next());
+        Ok(said.context("a stash that has not started yet")?.to_string())
+    }
+
     /// Number of stashes that run.
     #[must_use]
     pub fn running(&self) -> usize {

@@ -12,6 +12,7 @@ use images::NodeId;
 use images::fragment::FragmentId;
 use protocol::directory::Epoch;
 use protocol::io::directory::DirectoryKeeper;
+use protocol::io::nearby::Nearby;
 use protocol::io::pool::Pool;
 use protocol::io::rpc::{self, Answer, Peer};
 use protocol::io::{endpoint, tls};
@@ -65,7 +66,9 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
         directory: directory.clone(),
         shares: shares.clone(),
     });
-    let pool = Arc::new(Pool::new(endpoint.clone()));
+    let nearby = Arc::new(Nearby::new(array));
+    nearby.announce(own, endpoint.local_addr()?);
+    let pool = Arc::new(Pool::with_nearby(endpoint.clone(), nearby));
     let heartbeat_ms = Arc::new(AtomicU32::new(heartbeat::FIRST_PAUSE_MS));
     let gossip = Gossip { own, pool: pool.clone(), directory: directory.clone(), heartbeat_ms: heartbeat_ms.clone() };
     let heart = heartbeat::Heart {

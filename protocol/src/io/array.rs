@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use super::credentials::Credentials;
 use super::directory::{DirectoryKeeper, KeepError};
 use super::fetch::Fetcher;
+use super::nearby::Nearby;
 use super::pool::Pool;
 use super::rpc::{self, CallError};
 use crate::directory::{Directory, DirectoryError, Head, Mark, SignedDirectory};
@@ -30,6 +31,9 @@ use crate::message::store::GetShare;
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// So many members are asked which directory is the newest: one that keeps a newer one to itself is outvoted by any other.
 const ASKED: usize = 8;
+
+/// How long the others are waited for, once half have answered.
+const WAIT_FOR_OTHERS: Duration = Duration::from_millis(500);
 
 /// The array.
 #[derive(Clone)]
@@ -72,7 +76,19 @@ async fn look_for_newer(pool: &Arc<Pool>, keeper: &DirectoryKeeper, via: &[Conne
             });
         }
     }
-    let mut answers: Vec<(Connection, Mark)> = asks.join_all().await.into_iter().flatten().collect();
+    // Whoever is away is not waited for once half of those that were asked have answered.
+    let (asked, mut answers) = (asks.len(), Vec::new());
+    let mut enough = None;
+    while !asks.is_empty() {
+        let next = tokio::select! {
+            next = asks.join_next() => next,
+            () = async { tokio::time::sleep_until(enough.expect("guarded")).await }, if enough.is_some() => break,
+        };
+        answers.extend(next.and_then(Result::ok).flatten());
+        if enough.is_none() && answers.len() * 2 >= asked {
+            enough = Some(tokio::time::Instant::now() + WAIT_FOR_OTHERS);
+        }
+    }
     let heard = answers.len();
     answers.sort_by_key(|(_, mark)| std::cmp::Reverse((mark.term, mark.epoch)));
     for (connection, _) in answers {
@@ -94,14 +110,18 @@ impl Array {
     /// The array as a directory describes it.
     #[must_use]
     pub fn new(endpoint: Endpoint, member: &Credentials, directory: Arc<SignedDirectory>) -> Self {
-        let pool = Arc::new(Pool::new(endpoint));
+        let nearby = Arc::new(Nearby::new(member.identity.array));
+        Self::with_pool(Arc::new(Pool::with_nearby(endpoint, nearby)), member, directory)
+    }
+
+    fn with_pool(pool: Arc<Pool>, member: &Credentials, directory: Arc<SignedDirectory>) -> Self {
         pool.learn(directory.directory());
         let fetcher = Fetcher::start(pool.clone(), Patience::default(), directory.mark().epoch);
         Self { member: Arc::new(member.clone()), pool, directory, fetcher }
     }
 
-    /// Find the array without its controller: through stashes at `via` (`host:port`), and through those of the directory that was kept in
-    /// `home`.
+    /// Find the array without its controller: through stashes at `via` (`host:port`), through those of the directory that was kept in
+    /// `home`, or through those that are on the same network.
     ///
     /// # Errors
     /// If no stash answers.
@@ -119,20 +139,28 @@ impl Array {
         {
             return Err(error.into());
         }
-        let pool = Arc::new(Pool::new(endpoint.clone()));
+        let nearby = Arc::new(Nearby::new(member.identity.array));
+        let pool = Arc::new(Pool::with_nearby(endpoint.clone(), nearby.clone()));
         let before = keeper.mark();
         let mut heard = look_for_newer(&pool, &keeper, &connections).await?;
+        if heard == 0 {
+            for (node, addresses) in nearby.look().await.into_iter().take(ASKED) {
+                pool.learn_one(node, addresses);
+                connections.extend(pool.get(node).await.ok());
+            }
+            heard = look_for_newer(&pool, &keeper, &connections).await?;
+        }
         if keeper.mark() != before {
             // The stashes that this directory names may know a newer one.
             heard = heard.max(look_for_newer(&pool, &keeper, &connections).await?);
         }
         let Some(held) = keeper.held().filter(|_| heard > 0) else {
             bail!(
-                "no stash of the array answers: name one that is up with --via HOST:PORT (`coe-stash status` on it shows its \
-                 port)"
+                "no stash of the array answers, and none is on this network: name one that is up with --via HOST:PORT \
+                 (`coe-stash status` on it shows its port)"
             );
         };
-        Ok(Self::new(endpoint, member, held))
+        Ok(Self::with_pool(pool, member, held))
     }
 
     /// Who holds what.

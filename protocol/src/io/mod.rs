@@ -7,6 +7,7 @@ pub mod disk;
 pub mod endpoint;
 pub mod fetch;
 pub mod link;
+pub mod nearby;
 pub mod pool;
 pub mod program;
 pub mod rpc;

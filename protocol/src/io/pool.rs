@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use images::NodeId;
 use quinn::{Connection, Endpoint};
 
+use super::nearby::Nearby;
 use super::rpc::{self, CallError};
 use crate::directory::Directory;
 use crate::identity::{Role, server_name};
@@ -18,13 +19,25 @@ pub struct Pool {
     endpoint: Mutex<Endpoint>,
     addresses: Mutex<HashMap<NodeId, Vec<SocketAddr>>>,
     connections: Mutex<HashMap<NodeId, Slot>>,
+    nearby: Option<Arc<Nearby>>,
 }
 
 impl Pool {
     /// An empty pool on an endpoint.
     #[must_use]
     pub fn new(endpoint: Endpoint) -> Self {
-        Self { endpoint: Mutex::new(endpoint), addresses: Mutex::default(), connections: Mutex::default() }
+        Self {
+            endpoint: Mutex::new(endpoint),
+            addresses: Mutex::default(),
+            connections: Mutex::default(),
+            nearby: None,
+        }
+    }
+
+    /// The same, and members that do not answer where they were are looked for on this network.
+    #[must_use]
+    pub fn with_nearby(endpoint: Endpoint, nearby: Arc<Nearby>) -> Self {
+        Self { nearby: Some(nearby), ..Self::new(endpoint) }
     }
 
     /// Connect with a fresh certificate from now on.
@@ -54,16 +67,27 @@ impl Pool {
         if let Some(connection) = slot.as_ref().filter(|c| c.close_reason().is_none()) {
             return Ok(connection.clone());
         }
-        let addresses =
+        let known =
             self.addresses.lock().unwrap_or_else(PoisonError::into_inner).get(&node).cloned().unwrap_or_default();
+        let connection = match (self.connect(node, &known).await, &self.nearby) {
+            (Err(error), Some(nearby)) => {
+                let heard = nearby.look().await.remove(&node).filter(|heard| *heard != known).ok_or(error)?;
+                let connection = self.connect(node, &heard).await?;
+                self.learn_one(node, heard);
+                connection
+            }
+            (tried, _) => tried?,
+        };
+        *slot = Some(connection.clone());
+        Ok(connection)
+    }
+
+    async fn connect(&self, node: NodeId, addresses: &[SocketAddr]) -> Result<Connection, CallError> {
         let mut last = CallError::Unreachable(node.to_string());
         let endpoint = self.endpoint.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for address in addresses {
-            match rpc::connect(&endpoint, address, &server_name(Role::Stash, node)).await {
-                Ok(connection) => {
-                    *slot = Some(connection.clone());
-                    return Ok(connection);
-                }
+            match rpc::connect(&endpoint, *address, &server_name(Role::Stash, node)).await {
+                Ok(connection) => return Ok(connection),
                 Err(error) => last = error,
             }
         }

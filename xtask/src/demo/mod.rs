@@ -1,5 +1,7 @@
 //! `cargo xtask demo`: the main job, start to end, without root.
 
+mod mirror;
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -26,6 +28,9 @@ pub struct Demo {
     /// Delete the controller's mass storage before the installation
     #[arg(long)]
     without_mass_storage: bool,
+    /// Kill the controller and delete its folder; install, recover a new one from the clients, publish and install again
+    #[arg(long, conflicts_with_all = ["without_mass_storage", "keep"])]
+    controller_dies: bool,
     /// Leave the array running
     #[arg(long)]
     keep: bool,
@@ -75,6 +80,9 @@ impl Demo {
         let mut fleet =
             Fleet::start(&bin, &dir.join("array"), &Plan { stashes: self.stashes, size, ..Plan::default() })?;
 
+        if self.controller_dies {
+            return mirror::run(&mut fleet, &dir, &image, self.sample_mb);
+        }
         step("coe-ctl publish");
         let published = fleet.publish(&image, &["--name", "sample", "--sha256", &sha256])?;
         let name = published["image"].as_str().context("an image")?.to_string();
