@@ -16,6 +16,10 @@ pub const STREAMS_PER_CONNECTION: u32 = 64;
 pub const HAVE_MAX: usize = 16 * 1024;
 /// Segments in one draft page.
 pub const DRAFT_PAGE_SEGMENTS_MAX: usize = images::limits::PAGE_SEGMENTS_MAX;
+/// Reports that a stash passes on in one message, and the bytes of one.
+pub const REPORTS_TOGETHER: usize = 16;
+/// See [`REPORTS_TOGETHER`].
+pub const REPORT_LEN_MAX: usize = 64 * 1024;
 /// Members that a directory may list.
 pub const MEMBERS_MAX: usize = 20_000;
 /// Groups, and images, that a directory may list, those that were removed of late included.
@@ -43,6 +47,7 @@ const _: () = {
     assert!(SEALED_MAX <= BODY_MAX && PAGE_LEN_MAX <= BODY_MAX);
     assert!(FRAGMENT_HEADER_LEN < ENROLL_FRAME_MAX);
     assert!(HAVE_MAX * 48 <= FRAME_MAX, "the answer to the largest question fits a frame");
+    assert!(REPORTS_TOGETHER * (REPORT_LEN_MAX + 4096) <= FRAME_MAX);
     assert!(RECEIVE_WINDOW as usize * 2 <= SOCKET_BUFFER);
     assert!((UDP_PAYLOAD_MAX as usize) * 10 < 65_536);
     assert!(CONNECT_TIMEOUT.as_secs() < IDLE_TIMEOUT.as_secs());

@@ -59,6 +59,7 @@ fn an_approved_machine_is_installed_without_the_controller() {
     assert_eq!(denied["offline"], false);
     assert_eq!(t.fleet.ctl(&["verify", "--deep"]).unwrap()["problem_count"], 0, "pages are protected, too");
 
+    let pieces_before = t.fleet.ctl(&["verify", "disk:1"]).unwrap()["pieces_proven"].as_u64();
     let (images_before, shown_before) = (t.fleet.ctl(&["images"]).unwrap(), t.fleet.ctl(&["show", "disk:1"]).unwrap());
     let approved = approved_installer(&t, "lab-01", "S1");
     let anonymous = joined(&t, "anonymous", &t.fleet.ticket(&["--installer"]).unwrap());
@@ -76,11 +77,13 @@ fn an_approved_machine_is_installed_without_the_controller() {
     assert!(out.contains("installed disk:1"), "{out}");
     compare::installed(&image, &target).unwrap();
 
-    // From any one stash, whose address is all that is known: no directory was kept.
+    // With no address known at all, the stashes on this network are found; or any one that is named will do.
     fs::remove_file(approved.join("directory")).unwrap();
     sample::empty(&target, len).unwrap();
-    let nowhere = installer(&t, &approved, &["--image", "disk:1", "--disk", disk]).output().unwrap();
-    assert!(!nowhere.status.success() && said(&nowhere).contains("--via"), "{}", said(&nowhere));
+    shell::output(&mut installer(&t, &approved, &["--image", "disk:1", "--disk", disk])).unwrap();
+    compare::installed(&image, &target).unwrap();
+    fs::remove_file(approved.join("directory")).unwrap();
+    sample::empty(&target, len).unwrap();
     let args = ["--image", "disk", "--disk", disk, "--via", &t.fleet.stash_address(0).unwrap()];
     shell::output(&mut installer(&t, &approved, &args)).unwrap();
     compare::installed(&image, &target).unwrap();
@@ -94,6 +97,14 @@ fn an_approved_machine_is_installed_without_the_controller() {
     assert!(verified.is_err(), "two stashes are away");
     t.fleet.start_stash(1).unwrap();
     t.fleet.start_stash(4).unwrap();
+    // They are back on other ports, which no directory knows: they are found by multicast DNS.
+    let mut verified = serde_json::Value::Null;
+    fleet::wait_for("all holders to be found", || {
+        verified = t.fleet.ctl(&["verify", "disk:1", "--via", &via]).unwrap_or_default();
+        verified["problem_count"] == 0
+    })
+    .unwrap();
+    assert_eq!(verified["pieces_proven"].as_u64(), pieces_before);
 
     // Nobody else gets the key; and nothing was written for them.
     sample::empty(&target, len).unwrap();
@@ -117,8 +128,9 @@ fn an_approved_machine_is_installed_without_the_controller() {
     assert!(lines.iter().any(|l| l["refused"].as_str().is_some_and(|why| why.contains("not approved"))), "{audit}");
 
     // With one stash less than shares are needed, the key cannot be had by anybody.
-    t.fleet.kill_stash(0);
-    t.fleet.kill_stash(2);
+    for stash in [0, 1, 2, 4] {
+        t.fleet.kill_stash(stash);
+    }
     let out = installer(&t, &approved, &["--image", "disk:1", "--disk", disk]).output().unwrap();
     assert!(!out.status.success(), "{}", said(&out));
 }
@@ -151,13 +163,21 @@ fn a_new_controller_is_built_from_the_clients_alone() {
     sample::disk(&next, 34_000_000).unwrap();
     let len = fs::metadata(&image).unwrap().len();
     let first = t.fleet.publish(&image, &["--data", "3", "--parity", "2"]).unwrap();
-    let _installer = approved_installer(&t, "lab-01", "S1");
+    let installer_home = approved_installer(&t, "lab-01", "S1");
     let images = t.fleet.ctl(&["images"]).unwrap();
     // The kit went to a drawer long ago.
     let (kit, phrase) = (t.file("kit.age"), t.file("phrase"));
     fs::copy(t.fleet.controller_dir().join("recovery-kit.age"), &kit).unwrap();
     fs::write(&phrase, t.fleet.phrase()).unwrap();
     lose_controller(&mut t);
+    // An installation meanwhile: its report waits with the stashes.
+    let target = t.file("target.img");
+    sample::empty(&target, len).unwrap();
+    let args = ["--image", "disk:1", "--disk", target.to_str().unwrap()];
+    shell::output(&mut installer(&t, &installer_home, &args)).unwrap();
+    let waiting =
+        |t: &TestFleet| (0..6).map(|n| t.fleet.stash_status(n).unwrap()["reports"].as_u64().unwrap()).sum::<u64>();
+    assert!(waiting(&t) >= 3, "{}", waiting(&t));
     t.fleet.kill_stash(0);
     t.fleet.kill_stash(5);
 
@@ -182,6 +202,10 @@ fn a_new_controller_is_built_from_the_clients_alone() {
     t.fleet.start_stash(5).unwrap();
     t.fleet.wait_until_up(6).unwrap();
     assert_eq!(t.fleet.ctl(&["images"]).unwrap(), images);
+    fleet::wait_for("the reports to be passed on", || waiting(&t) == 0).unwrap();
+    let log = fs::read_to_string(t.fleet.dir().join("controller.log")).unwrap();
+    let told = log.lines().filter(|line| line.contains("installed") && line.contains("disk:1")).count();
+    assert_eq!(told, 1, "several stashes had it, and it counts once");
     let verified = t.fleet.ctl(&["verify", "--deep"]).unwrap();
     assert_eq!((&verified["problem_count"], &verified["unreadable"]), (&0.into(), &0.into()), "{verified}");
     let hosts = t.fleet.ctl(&["host", "list"]).unwrap();
@@ -194,7 +218,6 @@ fn a_new_controller_is_built_from_the_clients_alone() {
     let second = t.fleet.publish(&next, &["--name", "disk", "--tag", "2"]).unwrap();
     let (known, chunks) = (second["known_chunks"].as_u64().unwrap(), second["chunks"].as_u64().unwrap());
     assert!(known * 2 > chunks, "{known} of {chunks} chunks were known");
-    let target = t.file("target.img");
     for (tag, image) in [("disk:1", &image), ("disk:2", &next)] {
         t.fleet.install(tag, &target, fs::metadata(image).unwrap().len().max(len)).unwrap();
         compare::installed(image, &target).unwrap();

@@ -33,6 +33,7 @@ impl Status {
                 "epoch": directory.map(|mark| mark.epoch.0),
                 "term": directory.map(|mark| mark.term),
                 "shares": shares,
+                "reports": folder.reports().count(),
             });
             println!("{value}");
             return Ok(());

@@ -12,6 +12,7 @@ use protocol::io::directory::DirectoryKeeper;
 use serde::{Deserialize, Serialize};
 
 use super::file::FileStorage;
+use super::reports::ReportKeeper;
 use super::shares::ShareKeeper;
 use crate::limits::{REGION_LEN, REGIONS_MAX, REGIONS_MIN};
 use crate::store::Store;
@@ -152,6 +153,12 @@ impl Folder {
     #[must_use]
     pub fn directory(&self, member: &Credentials) -> DirectoryKeeper {
         DirectoryKeeper::open(self.0.join("directory"), member)
+    }
+
+    /// Reports that wait for the controller.
+    #[must_use]
+    pub fn reports(&self) -> ReportKeeper {
+        ReportKeeper::at(&self.0)
     }
 
     /// Shares of images' keys.

@@ -11,6 +11,7 @@ use protocol::io::credentials::{Credentials, request_certificate};
 use protocol::io::directory::DirectoryKeeper;
 use protocol::io::pool::Pool;
 use protocol::io::{endpoint, rpc, tls};
+use protocol::message::image::PassReports;
 use protocol::message::member;
 use quinn::{Connection, Endpoint};
 
@@ -95,8 +96,24 @@ impl Heart {
             tracing::warn!(error = format!("{:#}", anyhow::Error::new(error)), "directory refused");
         }
         self.heartbeat_ms.store(ack.again_ms, Ordering::Relaxed);
+        self.pass_reports(&link).await?;
         self.renew_if_due(&link).await?;
         Ok(Duration::from_millis(ack.again_ms.into()))
+    }
+
+    /// Pass on what installers left here while the controller was away.
+    async fn pass_reports(&self, link: &Connection) -> anyhow::Result<()> {
+        let reports = self.folder.reports();
+        loop {
+            let statements = reports.some();
+            if statements.is_empty() {
+                return Ok(());
+            }
+            let call = rpc::call(link, PassReports { statements: statements.clone() }, &[]);
+            tokio::time::timeout(ANSWER_WITHIN, call).await.context("pass reports on")??;
+            reports.forget(&statements);
+            tracing::info!(reports = statements.len(), "reports passed on to the controller");
+        }
     }
 
     /// Where the controller may be: where the directory says, and where it was when this stash joined.

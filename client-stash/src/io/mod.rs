@@ -4,6 +4,7 @@ pub mod file;
 pub mod folder;
 mod gossip;
 pub mod heartbeat;
+pub mod reports;
 pub mod service;
 pub mod shares;
 pub mod writer;

@@ -11,18 +11,21 @@ use bytes::Bytes;
 use images::NodeId;
 use images::fragment::FragmentId;
 use protocol::directory::Epoch;
+use protocol::io::credentials::Credentials;
 use protocol::io::directory::DirectoryKeeper;
 use protocol::io::nearby::Nearby;
 use protocol::io::pool::Pool;
 use protocol::io::rpc::{self, Answer, Peer};
 use protocol::io::{endpoint, tls};
-use protocol::message::{Refusal, Request, fetch, member as about, store as message};
+use protocol::limits::REPORT_LEN_MAX;
+use protocol::message::{Refusal, Request, fetch, image, member as about, store as message};
 use tokio::sync::oneshot;
 
 use super::file::FileStorage;
 use super::folder::Folder;
 use super::gossip::Gossip;
 use super::heartbeat;
+use super::reports::ReportKeeper;
 use super::shares::ShareKeeper;
 use super::writer::{Event, Writer};
 use crate::release;
@@ -37,6 +40,8 @@ struct Service {
     writer: Writer,
     directory: Arc<DirectoryKeeper>,
     shares: Arc<ShareKeeper>,
+    reports: ReportKeeper,
+    member: Credentials,
 }
 
 /// Serve a stash until the process is told to stop.
@@ -65,6 +70,8 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
         writer: writer.clone(),
         directory: directory.clone(),
         shares: shares.clone(),
+        reports: folder.reports(),
+        member: member.clone(),
     });
     let nearby = Arc::new(Nearby::new(array));
     nearby.announce(own, endpoint.local_addr()?);
@@ -159,9 +166,22 @@ impl Service {
                 let failed = |e| Refusal::Failed(format!("keep a share: {e}"));
                 Answer::to::<message::PutShare>(kept.map(|()| message::Stored).map_err(failed))
             }
+            Request::LeaveReport(leave) => Answer::to::<image::LeaveReport>(self.keep_report(&leave)),
             Request::GetShare(get) => Answer::to::<message::GetShare>(self.release(peer, &get)),
             other => Answer::refuse(Refusal::Invalid(format!("a stash does not answer {}", other.name()))),
         }
+    }
+
+    /// Keep a report for the controller, if a member of this array made it.
+    fn keep_report(&self, leave: &image::LeaveReport) -> Result<image::Left, Refusal> {
+        let statement = &leave.statement;
+        let (authority, array) = (&self.member.authority, self.member.identity.array);
+        let said = statement.verify(image::REPORT_PURPOSE, authority, array);
+        if statement.bytes.len() > REPORT_LEN_MAX || said.is_err() {
+            return Err(Refusal::Invalid("this is no report of a member".into()));
+        }
+        self.reports.keep(statement).map_err(|e| Refusal::Unavailable(format!("keep the report: {e}")))?;
+        Ok(image::Left)
     }
 
     /// Give a share away, if that may be, and not before it is written down.

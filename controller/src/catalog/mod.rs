@@ -21,7 +21,7 @@ use protocol::message::publish::ChunkPlace;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, WriteTransaction};
 
 use tables::{
-    CHUNKS, DIRECTORY, GROUPS, IMAGES, META, NODES, PAGES, PENDING, SEGMENT_CHUNKS, SEGMENTS, TICKETS, TRASH,
+    CHUNKS, DIRECTORY, GROUPS, IMAGES, META, NODES, PAGES, PENDING, REPORTS, SEGMENT_CHUNKS, SEGMENTS, TICKETS, TRASH,
 };
 
 /// Why the catalog does not answer.
@@ -49,6 +49,9 @@ macro_rules! from_redb {
 }
 
 from_redb!(redb::TransactionError, redb::TableError, redb::StorageError, redb::CommitError);
+
+/// A stash that was away for so long passes nothing on that was passed on before.
+const REPORTS_KEPT_S: u64 = 180 * 24 * 3600;
 
 type Result<T> = std::result::Result<T, CatalogError>;
 
@@ -251,6 +254,14 @@ impl Catalog {
         table.iter()?.map(|row| Ok(TrashKey::decode(&row?.0.value()))).collect()
     }
 
+    /// Whether a report came before, by way of another stash.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn knows_report(&self, id: [u8; 32]) -> Result<bool> {
+        Ok(self.0.begin_read()?.open_table(REPORTS)?.get(id)?.is_some())
+    }
+
     /// The newest directory that was signed, as it was kept.
     ///
     /// # Errors
@@ -294,6 +305,17 @@ impl Change<'_> {
     /// [`CatalogError`].
     pub fn bump_epoch(&self) -> Result<()> {
         self.count_up("epoch").map(drop)
+    }
+
+    /// A report came by way of a stash. Those of long ago are forgotten.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn note_report(&self, id: [u8; 32], now_unix_s: u64) -> Result<()> {
+        let mut table = self.0.open_table(REPORTS)?;
+        table.insert(id, now_unix_s)?;
+        table.retain(|_, came| came + REPORTS_KEPT_S > now_unix_s)?;
+        Ok(())
     }
 
     /// Keep the directory of this epoch. The next change has a higher one.

@@ -24,12 +24,16 @@ pub(super) const TICKETS: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition
 /// Node, segment, piece.
 pub(super) const TRASH: TableDefinition<'_, [u8; 49], ()> = TableDefinition::new("trash1");
 
+/// Reports that came by way of stashes: BLAKE3 of the report to when it came, seconds since 1970.
+pub(super) const REPORTS: TableDefinition<'_, [u8; 32], u64> = TableDefinition::new("reports1");
+
 /// Reading a table that was never written fails, so all are made at the start.
 pub(super) fn create_all(transaction: &WriteTransaction) -> Result<(), CatalogError> {
     transaction.open_table(META)?;
     transaction.open_table(IMAGES)?;
     transaction.open_table(DIRECTORY)?;
     transaction.open_table(PAGES)?;
+    transaction.open_table(REPORTS)?;
     transaction.open_table(CHUNKS)?;
     transaction.open_table(SEGMENTS)?;
     transaction.open_table(SEGMENT_CHUNKS)?;

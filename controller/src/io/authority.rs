@@ -118,6 +118,12 @@ impl Secrets {
 }
 
 impl Authority {
+    /// The authority's certificate, DER.
+    #[must_use]
+    pub fn certificate(&self) -> &[u8] {
+        &self.certificate
+    }
+
     /// The array's name.
     #[must_use]
     pub fn array(&self) -> ArrayId {

@@ -4,9 +4,13 @@ use std::sync::PoisonError;
 
 use bytes::Bytes;
 use images::manifest::ImageName;
+use images::wire;
 use protocol::identity::Identity;
+use protocol::limits::REPORTS_TOGETHER;
 use protocol::message::Refusal;
-use protocol::message::image::{GetImage, GetPage, ImageGrant, Page, Report, Reported};
+use protocol::message::image::{
+    GetImage, GetPage, ImageGrant, LeftReport, Page, PassReports, Passed, REPORT_PURPOSE, Report, Reported,
+};
 
 use super::controller::{Controller, catalog_refusal};
 use crate::catalog::ImageRecord;
@@ -46,6 +50,31 @@ impl Controller {
     pub fn page(&self, get: &GetPage) -> Result<(Page, Bytes), Refusal> {
         let page = self.catalog.page(&get.digest).map_err(catalog_refusal)?;
         page.map(|bytes| (Page, bytes.into())).ok_or_else(|| Refusal::NotFound("manifest page".into()))
+    }
+
+    /// Reports that waited with a stash. Several stashes may have the same; it counts once.
+    ///
+    /// # Errors
+    /// If they were not noted; the stash passes them on again.
+    pub async fn passed(&self, from: Identity, pass: &PassReports) -> Result<Passed, Refusal> {
+        for statement in pass.statements.iter().take(REPORTS_TOGETHER) {
+            let said = statement.verify(REPORT_PURPOSE, self.authority.certificate(), self.array());
+            let left = wire::decode::<LeftReport>(&statement.bytes);
+            let (Ok(who), Ok(left)) = (said, left) else {
+                // A stash checks before it keeps: this one lies, or its disk did. It may forget it.
+                tracing::warn!(stash = %from.node, "a stash passes on what no member reported");
+                continue;
+            };
+            let id = statement.id();
+            if self.catalog.knows_report(id).map_err(catalog_refusal)? {
+                continue;
+            }
+            self.report(who, &left.report).await?;
+            let now = super::unix_s();
+            let noted = self.committer.change(move |change| change.note_report(id, now));
+            noted.await.map_err(catalog_refusal)?;
+        }
+        Ok(Passed)
     }
 
     /// How an installation ended.

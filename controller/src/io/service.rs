@@ -148,6 +148,7 @@ async fn answer(controller: &Arc<Controller>, peer: Peer, request: Request, body
         Request::GetImage(get) => Answer::to::<image::GetImage>(controller.grant(who, &get)),
         Request::GetPage(get) => Answer::with_body::<image::GetPage>(controller.page(&get)),
         Request::Report(report) => Answer::to::<image::Report>(controller.report(who, &report).await),
+        Request::PassReports(pass) => Answer::to::<image::PassReports>(controller.passed(who, &pass).await),
         Request::AskBoot(ask) => Answer::to::<boot::AskBoot>(controller.ask_boot(ask).await),
         Request::TakeBoot(take) => Answer::to::<boot::TakeBoot>(controller.take_boot(take).await),
         Request::GetDeployment(get) => Answer::to::<boot::GetDeployment>(controller.deployment(who, get).await),

@@ -20,10 +20,11 @@ use super::fetch::Fetcher;
 use super::nearby::Nearby;
 use super::pool::Pool;
 use super::rpc::{self, CallError};
+use super::statement::Statement;
 use crate::directory::{Directory, DirectoryError, Head, Mark, SignedDirectory};
 use crate::getter::Patience;
 use crate::identity::STASH_NAME;
-use crate::message::image::MANIFEST_PURPOSE;
+use crate::message::image::{LeaveReport, LeftReport, MANIFEST_PURPOSE, REPORT_PURPOSE, Report};
 use crate::message::member::GetDirectory;
 use crate::message::store::GetShare;
 
@@ -32,6 +33,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// So many members are asked which directory is the newest: one that keeps a newer one to itself is outvoted by any other.
 const ASKED: usize = 8;
 
+/// Stashes that keep a report, where so many answer.
+const REPORT_COPIES: usize = 3;
 /// How long the others are waited for, once half have answered.
 const WAIT_FOR_OTHERS: Duration = Duration::from_millis(500);
 
@@ -52,6 +55,13 @@ async fn mark_of(connection: &Connection, have: Option<Mark>) -> Result<Option<M
     Ok(reply.mark)
 }
 
+/// Members from all over a directory, whose order is as good as chance.
+fn some_of(directory: &Directory) -> Vec<NodeId> {
+    let all: Vec<NodeId> = directory.members.iter().map(|(node, _)| *node).collect();
+    let step = (all.len() / ASKED).max(1);
+    all.into_iter().step_by(step).take(ASKED).collect()
+}
+
 /// Ask members for their newest directory, and keep the newest of all.
 async fn look_for_newer(pool: &Arc<Pool>, keeper: &DirectoryKeeper, via: &[Connection]) -> anyhow::Result<usize> {
     let mut asks: JoinSet<Option<(Connection, Mark)>> = JoinSet::new();
@@ -64,10 +74,7 @@ async fn look_for_newer(pool: &Arc<Pool>, keeper: &DirectoryKeeper, via: &[Conne
     }
     if let Some(held) = keeper.held() {
         pool.learn(held.directory());
-        // Spread over the directory, whose order is as good as chance.
-        let all: Vec<NodeId> = held.directory().members.iter().map(|(node, _)| *node).collect();
-        let step = (all.len() / ASKED).max(1);
-        for node in all.into_iter().step_by(step).take(ASKED) {
+        for node in some_of(held.directory()) {
             let pool = pool.clone();
             asks.spawn(async move {
                 let connection = pool.get(node).await.ok()?;
@@ -229,6 +236,38 @@ impl Array {
             bail!("the array answered with another image, {}", root.image);
         }
         Ok(root)
+    }
+
+    /// Leave a report with some stashes, for the controller.
+    ///
+    /// # Errors
+    /// The last stash's, if none kept it.
+    pub async fn leave_report(&self, report: Report) -> Result<(), CallError> {
+        let mut nonce = [0; 16];
+        let _ = aws_lc_rs::rand::fill(&mut nonce);
+        let bytes = wire::encode(&LeftReport { nonce, report });
+        let statement = Statement::sign(&self.member, REPORT_PURPOSE, bytes).map_err(|_| CallError::Malformed)?;
+        let mut asks = JoinSet::new();
+        for node in some_of(self.directory()) {
+            let (pool, leave) = (self.pool.clone(), LeaveReport { statement: statement.clone() });
+            asks.spawn(async move {
+                let left = async { rpc::call(&pool.get(node).await?, leave, &[]).await.map(drop) };
+                let silent = |_| Err(CallError::Unreachable(node.to_string()));
+                tokio::time::timeout(ANSWER_WITHIN, left).await.unwrap_or_else(silent)
+            });
+        }
+        let (mut kept, mut last) = (0, CallError::Unreachable("any stash".into()));
+        while let Some(answer) = asks.join_next().await {
+            match answer {
+                Ok(Ok(())) => kept += 1,
+                Ok(Err(error)) => last = error,
+                Err(_) => {}
+            }
+            if kept == REPORT_COPIES {
+                break;
+            }
+        }
+        if kept > 0 { Ok(()) } else { Err(last) }
     }
 
     /// The key of an image's manifest, from shares of as many stashes as it takes.

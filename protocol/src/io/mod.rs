@@ -12,4 +12,5 @@ pub mod pool;
 pub mod program;
 pub mod rpc;
 pub mod stage;
+pub mod statement;
 pub mod tls;

@@ -35,11 +35,11 @@ pub enum TlsError {
     Verifier(#[from] rustls::server::VerifierBuilderError),
 }
 
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+pub(super) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
-fn roots(authority: &[u8]) -> Result<Arc<RootCertStore>, Error> {
+pub(super) fn roots(authority: &[u8]) -> Result<Arc<RootCertStore>, Error> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from(authority.to_vec()))?;
     Ok(Arc::new(roots))

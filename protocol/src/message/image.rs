@@ -6,6 +6,7 @@ use images::manifest::{ImageName, Signed};
 use serde::{Deserialize, Serialize};
 
 use crate::directory::Update;
+use crate::io::statement::Statement;
 
 /// Ask for all that is needed to install an image.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -59,3 +60,37 @@ pub struct Report {
 /// The controller has it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Reported;
+
+/// What a [`Report`] that is left with stashes is signed for.
+pub const REPORT_PURPOSE: &str = "report";
+
+/// A report as it waits for the controller.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LeftReport {
+    /// Random: two reports that say the same are two.
+    pub nonce: [u8; 16],
+    /// What is reported.
+    pub report: Report,
+}
+
+/// The controller is away: keep this for it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LeaveReport {
+    /// A [`LeftReport`], signed for [`REPORT_PURPOSE`].
+    pub statement: Statement,
+}
+
+/// It is kept, durably.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Left;
+
+/// Reports that installers left with a stash.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PassReports {
+    /// At most [`crate::limits::REPORTS_TOGETHER`].
+    pub statements: Vec<Statement>,
+}
+
+/// The controller has them; the stash may forget them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Passed;

@@ -115,6 +115,10 @@ requests! {
     PutShare(store::PutShare) -> store::Stored, body 0, roles [Controller];
     /// A share, for an installer of an approved host; of boot files, for a boot server.
     GetShare(store::GetShare) -> store::TheShare, body 0, roles [Installer, Boot];
+    /// A report for a controller that is away.
+    LeaveReport(image::LeaveReport) -> image::Left, body 0, roles [Installer, Admin, Boot];
+    /// Reports that were left with a stash.
+    PassReports(image::PassReports) -> image::Passed, body 0, roles [Stash];
     /// What is newer in a member's directory.
     GetDirectory(member::GetDirectory) -> member::TheDirectory, body 0, roles [Controller, Stash, Installer, Admin, Boot, Recovery];
     /// A directory that is newer than a member's.

@@ -23,6 +23,9 @@ use protocol::ticket::Ticket;
 /// How long a controller may take that is there. One whose machine is off answers nothing at all.
 const CONTROLLER_WITHIN: Duration = Duration::from_secs(20);
 
+/// So long the controller is asked alone; then stashes are looked for, too, in case it is away.
+const CONTROLLER_ALONE_FOR: Duration = Duration::from_secs(1);
+
 /// A segment and its key.
 pub struct Segment {
     /// From the manifest.
@@ -33,7 +36,7 @@ pub struct Segment {
 
 /// An image that may be installed.
 pub struct Source {
-    controller: Link,
+    controller: Arc<Link>,
     array: Array,
     /// The verified root.
     pub root: Root,
@@ -82,17 +85,39 @@ impl Source {
         name: &str,
         tag: Option<String>,
     ) -> anyhow::Result<Self> {
-        let controller = Link::new(member).context("open a UDP socket")?;
+        let controller = Arc::new(Link::new(member).context("open a UDP socket")?);
+        let endpoint = controller.endpoint.clone();
+        let stashes = async move {
+            // A controller that is there answers long before this.
+            if via.is_empty() {
+                tokio::time::sleep(CONTROLLER_ALONE_FOR).await;
+            }
+            Array::reach(endpoint, member, home, via).await
+        };
+        let mut stashes = std::pin::pin!(stashes);
+        let mut reached = None;
         if via.is_empty() {
-            let asked = controller.call(GetImage { name: name.into(), tag: tag.clone() });
-            match tokio::time::timeout(CONTROLLER_WITHIN, asked).await {
+            let (link, get) = (controller.clone(), GetImage { name: name.into(), tag: tag.clone() });
+            let asked = async move { link.call(get).await };
+            let mut asked = std::pin::pin!(tokio::time::timeout(CONTROLLER_WITHIN, asked));
+            let answer = loop {
+                tokio::select! {
+                    biased;
+                    answer = &mut asked => break answer,
+                    array = &mut stashes, if reached.is_none() => reached = Some(array),
+                }
+            };
+            match answer {
                 Ok(Ok((grant, _))) => return Self::granted(member, home, controller, grant, name, tag.as_deref()),
                 Ok(Err(error @ rpc::CallError::Refused(_))) => return Err(error.into()),
                 Ok(Err(error)) => tracing::warn!(%error, "the controller is away, asking stashes"),
                 Err(_) => tracing::warn!("the controller does not answer, asking stashes"),
             }
         }
-        let array = Array::reach(controller.endpoint.clone(), member, home, via).await;
+        let array = match reached {
+            Some(array) => array,
+            None => stashes.await,
+        };
         let array = array.context("reach the array without its controller")?;
         let (image, head) = array.find(name, tag.as_deref())?;
         let root = array.root(&image, &head).await?;
@@ -103,7 +128,7 @@ impl Source {
     fn granted(
         member: &Credentials,
         home: &Path,
-        controller: Link,
+        controller: Arc<Link>,
         grant: ImageGrant,
         name: &str,
         tag: Option<&str>,
@@ -182,12 +207,20 @@ impl Source {
         self.array.holders(entry)
     }
 
-    /// Tell the controller how it went.
+    /// Tell the controller how it went; while it is away, leave it with some stashes, which tell it later.
     ///
     /// # Errors
-    /// If it did not hear it.
+    /// If neither it nor any stash heard it; or the controller refuses it.
     pub async fn deliver(&self, report: Report) -> Result<(), rpc::CallError> {
-        self.controller.call(report).await.map(drop)
+        if self.from_controller {
+            let told = tokio::time::timeout(CONTROLLER_WITHIN, self.controller.call(report.clone())).await;
+            match told {
+                Ok(Ok(_)) => return Ok(()),
+                Ok(Err(error @ rpc::CallError::Refused(_))) => return Err(error),
+                _ => tracing::info!("the controller is away, leaving the report with stashes"),
+            }
+        }
+        self.array.leave_report(report).await
     }
 
     /// Tell the controller how it went. An installation does not fail because nobody hears of it.

@@ -1,0 +1,83 @@
+//! Reports of installations that wait here for the controller, a file each.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use data_encoding::HEXLOWER;
+use images::wire;
+use protocol::io::credentials::{create_private_dir, write_private};
+use protocol::io::statement::Statement;
+use protocol::limits::REPORTS_TOGETHER;
+
+/// Reports that wait at the most: a machine that reports without end must not fill its neighbours' disks.
+const WAITING_MAX: usize = 2000;
+
+/// Keeps reports.
+pub struct ReportKeeper(PathBuf);
+
+impl ReportKeeper {
+    /// In a stash's folder.
+    #[must_use]
+    pub fn at(folder: &Path) -> Self {
+        Self(folder.join("reports"))
+    }
+
+    fn names(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(&self.0).into_iter().flatten().flatten().map(|entry| entry.path());
+        entries.filter(|path| path.extension().is_none()).collect()
+    }
+
+    /// How many wait.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.names().len()
+    }
+
+    /// Keep one; it is durable when this returns.
+    ///
+    /// # Errors
+    /// The file system's, or if too many wait.
+    pub fn keep(&self, statement: &Statement) -> io::Result<()> {
+        create_private_dir(&self.0)?;
+        if self.count() >= WAITING_MAX {
+            return Err(io::Error::other("too many reports wait here already"));
+        }
+        write_private(&self.0.join(HEXLOWER.encode(&statement.id())), &wire::encode(statement))
+    }
+
+    /// Some that wait. One that cannot be read is put aside.
+    #[must_use]
+    pub fn some(&self) -> Vec<Statement> {
+        let mut some = Vec::new();
+        for path in self.names().into_iter().take(REPORTS_TOGETHER) {
+            match fs::read(&path).ok().and_then(|bytes| wire::decode(&bytes).ok()) {
+                Some(statement) => some.push(statement),
+                None => drop(fs::rename(&path, path.with_extension("damaged"))),
+            }
+        }
+        some
+    }
+
+    /// The controller has these.
+    pub fn forget(&self, statements: &[Statement]) {
+        for statement in statements {
+            let _ = fs::remove_file(self.0.join(HEXLOWER.encode(&statement.id())));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_damaged_is_put_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let keeper = ReportKeeper::at(dir.path());
+        assert_eq!((keeper.count(), keeper.some()), (0, Vec::new()));
+        create_private_dir(&dir.path().join("reports")).unwrap();
+        fs::write(dir.path().join("reports/aa"), b"noise").unwrap();
+        assert_eq!((keeper.count(), keeper.some().len(), keeper.count()), (1, 0, 0));
+    }
+}

@@ -1,0 +1,74 @@
+//! What a member says, signed with the key of its certificate, so that others can pass it on.
+
+use std::sync::Arc;
+
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, UnparsedPublicKey};
+use images::ArrayId;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+use serde::{Deserialize, Serialize};
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use super::credentials::Credentials;
+use super::tls;
+use crate::identity::Identity;
+
+/// A statement.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Statement {
+    /// What is said.
+    pub bytes: Vec<u8>,
+    /// Certificate (DER) of whoever says it.
+    certificate: Vec<u8>,
+    /// ECDSA over P-256 and SHA-256, ASN.1.
+    signature: Vec<u8>,
+}
+
+/// Not what a member of this array said.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("the statement is not signed by a member of this array")]
+pub struct StatementError;
+
+/// What is really signed: the purpose goes along, so that nothing said for one is taken for another.
+fn message(purpose: &str, bytes: &[u8]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_derive_key("coe 2026 statement v1");
+    hasher.update(&(purpose.len() as u64).to_le_bytes()).update(purpose.as_bytes()).update(bytes);
+    *hasher.finalize().as_bytes()
+}
+
+impl Statement {
+    /// Say something.
+    ///
+    /// # Errors
+    /// If the member's key is damaged.
+    pub fn sign(member: &Credentials, purpose: &str, bytes: Vec<u8>) -> Result<Self, StatementError> {
+        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &member.key).map_err(|_| StatementError)?;
+        let signature = key.sign(&SystemRandom::new(), &message(purpose, &bytes)).map_err(|_| StatementError)?;
+        Ok(Self { bytes, certificate: member.certificate.clone(), signature: signature.as_ref().to_vec() })
+    }
+
+    /// Names it: whoever passes the same on twice is recognised.
+    #[must_use]
+    pub fn id(&self) -> [u8; 32] {
+        *blake3::hash(&self.bytes).as_bytes()
+    }
+
+    /// Who said it. That the certificate has expired by now does not matter: it may have waited for days.
+    ///
+    /// # Errors
+    /// [`StatementError`] if no member of this array did, or not this.
+    pub fn verify(&self, purpose: &str, authority: &[u8], array: ArrayId) -> Result<Identity, StatementError> {
+        let (_, certificate) = X509Certificate::from_der(&self.certificate).map_err(|_| StatementError)?;
+        let then = u64::try_from(certificate.validity().not_before.timestamp()).map_err(|_| StatementError)? + 1;
+        let roots = tls::roots(authority).map_err(|_| StatementError)?;
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots, tls::provider());
+        let verifier: Arc<_> = verifier.build().map_err(|_| StatementError)?;
+        let then = UnixTime::since_unix_epoch(std::time::Duration::from_secs(then));
+        let leaf = CertificateDer::from(self.certificate.as_slice());
+        verifier.verify_client_cert(&leaf, &[], then).map_err(|_| StatementError)?;
+        let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &certificate.public_key().subject_public_key.data);
+        key.verify(&message(purpose, &self.bytes), &self.signature).map_err(|_| StatementError)?;
+        tls::identity_of(&self.certificate, array).ok_or(StatementError)
+    }
+}
