@@ -10,6 +10,9 @@ pub struct Sim {
     /// Replay this seed and print every event
     #[arg(long)]
     seed: Option<u64>,
+    /// The mirror link: directory and key shares, instead of fragments
+    #[arg(long)]
+    mirror: bool,
     /// Number of seeds to run
     #[arg(long, default_value_t = 1000)]
     seeds: u64,
@@ -26,6 +29,9 @@ impl Sim {
             Some(seed) => command.args(["--seed", &seed.to_string()]),
             None => command.args(["--seeds", &self.seeds.to_string()]),
         };
+        if self.mirror {
+            command.arg("--mirror");
+        }
         shell::run(&mut command)
     }
 }

@@ -3,9 +3,13 @@
 //! Everything follows from a seed. Messages are delayed, reordered and lost; stashes crash in the middle of writes and come back
 //! with what their disk kept, torn at 512 bytes; some are slow, some lie. Checked throughout: what a stash confirmed is there
 //! after any crash, byte for byte; and a segment that was acknowledged is readable while k of its holders are up and honest.
+//!
+//! `mirror` does the same for the directory and for shares of keys, while controllers come and go.
 
+mod mirror;
 mod rng;
 mod run;
 
+pub use mirror::{MirrorStats, run as run_mirror, spread};
 pub use rng::Rng;
 pub use run::{Failure, Stats, run};

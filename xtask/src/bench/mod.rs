@@ -15,6 +15,8 @@ pub enum Bench {
     Delta(delta::Delta),
     /// Boot files over a shaped link
     Boot(boot::Boot),
+    /// Bytes and spreading of the directory
+    Directory,
 }
 
 impl Bench {
@@ -27,6 +29,15 @@ impl Bench {
             Self::Pipeline(args) => args.run(),
             Self::Delta(args) => args.run(),
             Self::Boot(args) => args.run(),
+            Self::Directory => crate::shell::run(&mut crate::shell::cargo(&[
+                "run",
+                "--quiet",
+                "--release",
+                "-p",
+                "tests",
+                "--bin",
+                "directory",
+            ])),
         }
     }
 }
