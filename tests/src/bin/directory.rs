@@ -61,13 +61,18 @@ fn main() {
     println!("|---|---|---|---|");
     for members in [100, 1000, 10_000] {
         let mut now = contents(members);
-        let first = Directory::next(None, ARRAY, Epoch(1), now.clone()).sign(&key);
-        now.members.values_mut().next().expect("a member").capacity += 1;
-        let second = Directory::next(Some(&first), ARRAY, Epoch(2), now).sign(&key);
+        // A directory that has lived a while names as many predecessors as it may.
+        let mut line: Vec<SignedDirectory> = Vec::new();
+        for epoch in 1..=40 {
+            now.members.values_mut().next().expect("a member").capacity += 1;
+            let next = Directory::next(line.last(), ARRAY, Epoch(epoch), now.clone()).sign(&key);
+            line.push(next);
+        }
+        let [.., first, second] = line.as_slice() else { unreachable!("forty of them") };
         let update = second.update_for(Some(first.mark())).expect("it is newer");
         let (whole, delta) = (first.encode().len(), wire::encode(&update).len());
         let start = Instant::now();
-        SignedDirectory::take(Some(&first), update, ARRAY, &key.public()).expect("it is the array's");
+        SignedDirectory::take(Some(first), update, ARRAY, &key.public()).expect("it is the array's");
         println!("| {members} | {whole} | {delta} | {:.1} |", start.elapsed().as_secs_f64() * 1e3);
     }
     let mut times: Vec<f64> = (0..21).map(|seed| spread(1000, HEARTBEAT, seed).as_secs_f64()).collect();
