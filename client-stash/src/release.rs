@@ -1,7 +1,7 @@
 //! What this stash does for others only if its own directory permits it: give a share of an image's key away, delete.
 
 use images::NodeId;
-use protocol::directory::{Directory, Mark, SignedDirectory, Verdict};
+use protocol::directory::{Directory, Mark, SignedDirectory};
 use protocol::identity::Role;
 use protocol::message::boot::BOOT_IMAGE;
 use protocol::message::store::GetShare;
@@ -38,16 +38,16 @@ pub fn check(
     }
 }
 
-/// Whether a controller with this directory may have something deleted: not if this stash holds one that it does not know.
+/// Whether a controller with this directory may have something deleted: only if this stash holds the same one. A controller tells a stash
+/// its directory before, and one that this stash knows better than is refused then.
 ///
 /// # Errors
 /// The reason.
 pub fn may_delete(held: Option<&SignedDirectory>, theirs: Mark) -> Result<(), &'static str> {
-    match held.map(|held| held.directory().compare(held.mark(), theirs)) {
-        None | Some(Verdict::Same | Verdict::Newer) => Ok(()),
-        Some(Verdict::Older | Verdict::Fork) => {
-            Err("this stash holds a directory that the controller does not know, and deletes nothing on its word")
-        }
+    if held.is_some_and(|held| held.mark() == theirs) {
+        Ok(())
+    } else {
+        Err("this stash holds another directory than the controller, and deletes nothing on its word")
     }
 }
 
@@ -58,7 +58,7 @@ mod tests {
     use images::manifest::PageRef;
     use images::shares::ShareDigest;
     use images::{ArrayId, GroupId, ManifestId};
-    use protocol::directory::{Contents, Epoch, Head, Host, Shares};
+    use protocol::directory::{Contents, Epoch, Head, Host, Line, Shares};
 
     use super::*;
 
@@ -87,7 +87,7 @@ mod tests {
             hosts: BTreeMap::from([(7, Host { name: "lab-07".into(), ..Host::default() })]),
             ..Contents::default()
         };
-        let directory = Directory::next(None, ArrayId([0; 32]), Epoch(1), contents);
+        let directory = Directory::next(None, ArrayId([0; 32]), Line::default(), Epoch(1), contents);
         let may = |own, role, host, ask| check(Some(&directory), own, role, host, &ask).is_ok();
         let table = [
             (OWN, Role::Installer, Some(7), ask("debian:1", 1), true, "approved"),

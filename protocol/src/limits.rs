@@ -22,6 +22,8 @@ pub const REPORTS_TOGETHER: usize = 16;
 pub const REPORT_LEN_MAX: usize = 64 * 1024;
 /// Members that a directory may list.
 pub const MEMBERS_MAX: usize = 20_000;
+/// A directory, encoded: it travels in a frame with something around it.
+pub const DIRECTORY_LEN_MAX: usize = FRAME_MAX - 64 * 1024;
 /// Groups, and images, that a directory may list, those that were removed of late included.
 pub const DIRECTORY_ROWS_MAX: usize = 50_000;
 /// Stashes among which an image's key may be split: a share's number is a byte, and nobody needs more than this.

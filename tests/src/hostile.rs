@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use bytes::Bytes;
 use images::fragment::{FragmentHeader, FragmentId};
-use protocol::directory::{Epoch, Mark};
+use protocol::directory::{Epoch, Line, Mark};
 use protocol::identity::CONTROLLER_NAME;
 use protocol::io::credentials::Credentials;
 use protocol::io::rpc::{self, Answer};
@@ -75,7 +75,7 @@ impl Hostile {
             capacity: 1 << 30,
             used: 0,
             fragments: 0,
-            directory: Some(Mark { term: u64::MAX, epoch: Epoch(u64::MAX), digest: [0; 16] }),
+            directory: Some(Mark { term: u64::MAX, epoch: Epoch(u64::MAX), line: Line::default(), digest: [0; 16] }),
             lost: Vec::new(),
         };
         rpc::call(&controller, beat(), &[]).await.context("report once")?;

@@ -164,7 +164,7 @@ impl Folder {
     /// Shares of images' keys.
     ///
     /// # Errors
-    /// If the file is damaged, or cannot be read.
+    /// If the file cannot be read.
     pub fn shares(&self) -> anyhow::Result<ShareKeeper> {
         ShareKeeper::open(&self.0)
     }

@@ -20,8 +20,8 @@ use super::folder::Folder;
 use super::writer::Writer;
 use crate::store::Reader;
 
-/// A certificate with less than this left is renewed: ten days of a thirty-day one, so that a long holiday is survived.
-const RENEW_BEFORE: Duration = Duration::from_secs(10 * 24 * 3600);
+/// A certificate with less than this left is renewed, once in a month: half a year without a controller is survived, until it is recovered.
+const RENEW_BEFORE: Duration = Duration::from_secs(180 * 24 * 3600);
 /// Between heartbeats, until the controller says how long.
 pub(super) const FIRST_PAUSE_MS: u32 = 2000;
 const RETRY: Duration = Duration::from_secs(2);
@@ -96,24 +96,28 @@ impl Heart {
             tracing::warn!(error = format!("{:#}", anyhow::Error::new(error)), "directory refused");
         }
         self.heartbeat_ms.store(ack.again_ms, Ordering::Relaxed);
-        self.pass_reports(&link).await?;
         self.renew_if_due(&link).await?;
+        if !ack.in_charge {
+            anyhow::bail!("the controller stands down: see `coe-ctl status`");
+        }
+        if let Err(error) = self.pass_reports(&link).await {
+            tracing::warn!(error = format!("{error:#}"), "reports were not passed on");
+        }
         Ok(Duration::from_millis(ack.again_ms.into()))
     }
 
     /// Pass on what installers left here while the controller was away.
     async fn pass_reports(&self, link: &Connection) -> anyhow::Result<()> {
         let reports = self.folder.reports();
-        loop {
-            let statements = reports.some();
-            if statements.is_empty() {
-                return Ok(());
-            }
-            let call = rpc::call(link, PassReports { statements: statements.clone() }, &[]);
-            tokio::time::timeout(ANSWER_WITHIN, call).await.context("pass reports on")??;
-            reports.forget(&statements);
-            tracing::info!(reports = statements.len(), "reports passed on to the controller");
+        let statements = reports.some();
+        if statements.is_empty() {
+            return Ok(());
         }
+        let call = rpc::call(link, PassReports { statements: statements.clone() }, &[]);
+        tokio::time::timeout(ANSWER_WITHIN, call).await.context("pass reports on")??;
+        reports.forget(&statements);
+        tracing::info!(reports = statements.len(), "reports passed on to the controller");
+        Ok(())
     }
 
     /// Where the controller may be: where the directory says, and where it was when this stash joined.

@@ -166,18 +166,18 @@ impl Service {
                 let failed = |e| Refusal::Failed(format!("keep a share: {e}"));
                 Answer::to::<message::PutShare>(kept.map(|()| message::Stored).map_err(failed))
             }
-            Request::LeaveReport(leave) => Answer::to::<image::LeaveReport>(self.keep_report(&leave)),
+            Request::LeaveReport(leave) => Answer::to::<image::LeaveReport>(self.keep_report(peer, &leave)),
             Request::GetShare(get) => Answer::to::<message::GetShare>(self.release(peer, &get)),
             other => Answer::refuse(Refusal::Invalid(format!("a stash does not answer {}", other.name()))),
         }
     }
 
-    /// Keep a report for the controller, if a member of this array made it.
-    fn keep_report(&self, leave: &image::LeaveReport) -> Result<image::Left, Refusal> {
+    /// Keep a report for the controller, if whoever leaves it made it.
+    fn keep_report(&self, peer: Peer, leave: &image::LeaveReport) -> Result<image::Left, Refusal> {
         let statement = &leave.statement;
         let (authority, array) = (&self.member.authority, self.member.identity.array);
         let said = statement.verify(image::REPORT_PURPOSE, authority, array);
-        if statement.bytes.len() > REPORT_LEN_MAX || said.is_err() {
+        if statement.bytes.len() > REPORT_LEN_MAX || !said.is_ok_and(|who| peer.identity == Some(who)) {
             return Err(Refusal::Invalid("this is no report of a member".into()));
         }
         self.reports.keep(statement).map_err(|e| Refusal::Unavailable(format!("keep the report: {e}")))?;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use images::shares::KeyShare;
 use images::{ManifestId, wire};
 use protocol::directory::Directory;
@@ -45,16 +45,19 @@ impl ShareKeeper {
     /// Read what was kept in a folder.
     ///
     /// # Errors
-    /// If it is damaged, or the file system fails.
+    /// The file system's. What is damaged is put aside.
     pub fn open(folder: &Path) -> anyhow::Result<Self> {
         let file = folder.join("shares");
         let held = match fs::read(&file) {
             Ok(bytes) => match decode(&bytes) {
                 Some(held) => held,
-                None => bail!(
-                    "{} is damaged: move it away; images are still installable by the other stashes' shares",
-                    file.display()
-                ),
+                None => {
+                    // Other stashes have shares enough; the fragments here are worth more than these.
+                    let aside = file.with_extension("damaged");
+                    fs::rename(&file, &aside).with_context(|| format!("put {} aside", file.display()))?;
+                    tracing::error!(aside = %aside.display(), "the shares of images' keys are damaged and were put aside");
+                    BTreeMap::new()
+                }
             },
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
             Err(error) => return Err(error).with_context(|| format!("read {}", file.display())),
@@ -153,6 +156,7 @@ mod tests {
         let mut bytes = fs::read(dir.path().join("shares")).unwrap();
         bytes[5] ^= 1;
         fs::write(dir.path().join("shares"), bytes).unwrap();
-        assert!(ShareKeeper::open(dir.path()).is_err_and(|e| e.to_string().contains("damaged")));
+        assert_eq!(ShareKeeper::open(dir.path()).unwrap().count(), 0);
+        assert!(dir.path().join("shares.damaged").exists());
     }
 }

@@ -254,6 +254,16 @@ impl Catalog {
         table.iter()?.map(|row| Ok(TrashKey::decode(&row?.0.value()))).collect()
     }
 
+    /// The highest number that a machine was ever given.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn last_host(&self) -> Result<u32> {
+        let read = self.0.begin_read()?;
+        let last = read.open_table(META)?.get("host")?.map_or(0, |v| v.value());
+        Ok(last as u32)
+    }
+
     /// Whether a report came before, by way of another stash.
     ///
     /// # Errors

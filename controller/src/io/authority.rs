@@ -23,7 +23,9 @@ const AUTHORITY_LASTS: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
 /// How long a role's certificate lasts.
 fn lifetime(role: Role) -> Duration {
     match role {
-        Role::Stash | Role::Controller => DAY * 30,
+        // Renewed by its service every month. Without a controller for half a year, clients could not be reached to build a new one.
+        Role::Stash => DAY * 210,
+        Role::Controller => DAY * 30,
         // A person renews by hand, with a ticket.
         Role::Admin => DAY * 365,
         // Renewed by its service, and its host may be switched off for a while.

@@ -1,15 +1,17 @@
 //! The controller's state, shared by all that answers a request.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use images::ArrayId;
 use images::manifest::{ImageName, Root, Signed};
-use protocol::directory::{Common, Contents, Directory, Epoch, Group, Head, Member, SignedDirectory};
+use images::{ArrayId, wire};
+use protocol::directory::{Common, Contents, Directory, Epoch, Group, Head, Line, Member, SignedDirectory};
 use protocol::identity::Role;
 use protocol::io::pool::Pool;
+use protocol::limits::DIRECTORY_LEN_MAX;
 use protocol::message::Refusal;
 
 use super::authority::Authority;
@@ -56,6 +58,12 @@ pub struct Controller {
     /// CPU of encoding.
     pub encode: protocol::io::stage::Stage,
     sealed_authority: Vec<u8>,
+    /// Names what this start of this controller signs.
+    pub(super) line: Line,
+    /// Whether clients were asked, after the start, if they hold what this catalog does not know.
+    pub(super) has_asked: AtomicBool,
+    /// Members that claimed directories which nobody signed.
+    pub(super) disbelieved: Mutex<HashSet<images::NodeId>>,
     /// What members hold and this catalog does not know. With one, this controller stands down.
     pub(super) rival: Mutex<Option<SignedDirectory>>,
     directory: Mutex<Option<Arc<SignedDirectory>>>,
@@ -92,6 +100,8 @@ impl Controller {
         let key = authority.array_key.public();
         let directory = kept.map(|bytes| SignedDirectory::open(&bytes, authority.array(), &key)).transpose();
         let directory = directory.context("read the directory in the catalog")?;
+        let mut line = [0; 8];
+        aws_lc_rs::rand::fill(&mut line).map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?;
         let heartbeat = Duration::from_millis(settings.heartbeat_ms.into());
         Ok(Self {
             authority,
@@ -110,6 +120,9 @@ impl Controller {
             started: Instant::now(),
             encode: protocol::io::stage::Stage::default(),
             sealed_authority,
+            line: Line(line),
+            has_asked: AtomicBool::new(false),
+            disbelieved: Mutex::default(),
             rival: Mutex::default(),
             directory: Mutex::new(directory.map(Arc::new)),
             liars: Mutex::default(),
@@ -130,10 +143,18 @@ impl Controller {
         let epoch = self.catalog.epoch()?;
         let is_in_charge = self.rival.lock().unwrap_or_else(PoisonError::into_inner).is_none();
         let mut held = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(signed) = held.as_ref().filter(|d| d.mark().epoch >= epoch || !is_in_charge) {
+        // Nothing is signed before clients were asked whether they know better.
+        let may_sign = is_in_charge && self.has_asked.load(Relaxed);
+        if let Some(signed) = held.as_ref().filter(|d| d.mark().epoch >= epoch || !may_sign) {
             return Ok(signed.clone());
         }
-        let next = Directory::next(held.as_deref(), self.array(), epoch.max(Epoch(1)), self.contents()?);
+        let next = Directory::next(held.as_deref(), self.array(), self.line, epoch.max(Epoch(1)), self.contents()?);
+        if let Some(signed) = held.as_ref()
+            && (next.check(self.array()).is_err() || wire::encode(&next).len() > DIRECTORY_LEN_MAX)
+        {
+            tracing::error!(epoch = %next.epoch, "the directory has become too large for clients: they keep the one before");
+            return Ok(signed.clone());
+        }
         let signed = Arc::new(next.sign(&self.authority.array_key));
         self.write_directory(&signed)?;
         *held = Some(signed.clone());
@@ -156,7 +177,7 @@ impl Controller {
     /// What the directory is to say.
     pub(super) fn contents(&self) -> Result<Contents, CatalogError> {
         let stashes = self.catalog.nodes()?.into_iter().filter(|(_, record)| record.role == Role::Stash);
-        let groups = self.catalog.groups()?.into_iter();
+        let groups = self.catalog.groups()?.into_iter().filter(|(_, group)| group.segments > 0);
         let approved = self.catalog.hosts()?.into_iter().filter(|(_, host)| host.approved);
         let head = |(name, image): (ImageName, ImageRecord)| {
             let sealed_key = self.authority.seal_manifest_key(&image.manifest, &image.key);
@@ -167,6 +188,7 @@ impl Controller {
             common: Common {
                 controller: self.settings.addresses.clone(),
                 sealed_authority: self.sealed_authority.clone(),
+                last_host: self.catalog.last_host()?,
             },
             members: stashes.map(|(id, r)| (id, Member { addresses: r.addresses, capacity: r.capacity })).collect(),
             groups: groups.map(|(id, g)| (id, Group { geometry: g.geometry, members: g.members })).collect(),

@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 use bytes::Bytes;
 use images::manifest::ImageName;
 use images::wire;
-use protocol::identity::Identity;
+use protocol::identity::{Identity, Role};
 use protocol::limits::REPORTS_TOGETHER;
 use protocol::message::Refusal;
 use protocol::message::image::{
@@ -35,9 +35,16 @@ impl Controller {
     ///
     /// # Errors
     /// [`Refusal::NotFound`].
-    pub fn grant(&self, who: Identity, get: &GetImage) -> Result<ImageGrant, Refusal> {
+    pub fn grant(&self, who: Identity, host: Option<u32>, get: &GetImage) -> Result<ImageGrant, Refusal> {
         let (image, record) = self.find_image(&get.name, get.tag.as_deref())?;
         self.check_grant(who, &image)?;
+        if let Some(host) = host {
+            // Its certificate lasts a day; the word that it rests on may be taken back before.
+            let hosts = self.catalog.hosts().map_err(catalog_refusal)?;
+            if !hosts.iter().any(|(id, record)| *id == host && record.approved) {
+                return Err(Refusal::NotAdmitted("the machine is not approved: `coe-ctl host approve`".into()));
+            }
+        }
         let directory = self.directory().map_err(catalog_refusal)?.whole();
         tracing::info!(%image, role = %who.role, node = %who.node, "image granted");
         Ok(ImageGrant { manifest: record.signed, key: record.key, directory })
@@ -60,7 +67,8 @@ impl Controller {
         for statement in pass.statements.iter().take(REPORTS_TOGETHER) {
             let said = statement.verify(REPORT_PURPOSE, self.authority.certificate(), self.array());
             let left = wire::decode::<LeftReport>(&statement.bytes);
-            let (Ok(who), Ok(left)) = (said, left) else {
+            let said = said.ok().filter(|who| matches!(who.role, Role::Installer | Role::Admin | Role::Boot));
+            let (Some(who), Ok(left)) = (said, left) else {
                 // A stash checks before it keeps: this one lies, or its disk did. It may forget it.
                 tracing::warn!(stash = %from.node, "a stash passes on what no member reported");
                 continue;

@@ -82,11 +82,18 @@ impl Controller {
         let known = self.catalog.node(node).map_err(catalog_refusal)?;
         let known = known.ok_or_else(|| Refusal::NotAdmitted("this stash was removed from the array".into()))?;
         let addresses = vec![SocketAddr::new(from.ip().to_canonical(), beat.port)];
-        if self.is_strange(beat.directory)? {
+        if !self.disbelieves(node) && self.is_strange(beat.directory)? {
             // It may be right, or lie. Until that is known, nothing changes on its word.
             self.pool.learn_one(node, addresses);
             tokio::spawn(self.clone().look_at(node));
-            return Ok(member::HeartbeatAck { directory: None, again_ms: self.settings.heartbeat_ms });
+            return Ok(member::HeartbeatAck { directory: None, again_ms: self.settings.heartbeat_ms, in_charge: true });
+        }
+        if self.check_in_charge().is_err() {
+            return Ok(member::HeartbeatAck {
+                directory: None,
+                again_ms: self.settings.heartbeat_ms,
+                in_charge: false,
+            });
         }
         if known.addresses != addresses || known.capacity != beat.capacity {
             let record = NodeRecord { addresses: addresses.clone(), capacity: beat.capacity, ..known };
@@ -104,7 +111,7 @@ impl Controller {
         let pulse = Pulse { at: Instant::now(), capacity: beat.capacity, used: beat.used, fragments: beat.fragments };
         self.fleet.heard(node, pulse);
         let directory = self.directory().map_err(catalog_refusal)?.update_for(beat.directory);
-        Ok(member::HeartbeatAck { directory, again_ms: self.settings.heartbeat_ms })
+        Ok(member::HeartbeatAck { directory, again_ms: self.settings.heartbeat_ms, in_charge: true })
     }
 
     /// A fresh certificate for a stash whose old one has expired, as after a long holiday: its key, which the request proves, is

@@ -134,8 +134,8 @@ impl Recovery {
             }
             for (id, host) in directory.hosts.iter() {
                 change.put_host(Some(*id), &HostRecord { first_unix_s: now, ..HostRecord::of_listed(host) })?;
-                change.restore_host_number(*id)?;
             }
+            change.restore_host_number(directory.common().last_host)?;
             for (image, restored) in &images {
                 change.restore_image(image, &restored.record)?;
             }
@@ -259,11 +259,12 @@ impl Recovery {
                 recovered.fetched += u64::from(len);
                 fetched.push((id, chunks));
             }
-            Err(error) if error.is::<protocol::getter::Shortfall>() => {
-                tracing::warn!(segment = %id.short(), %error, "a segment cannot be had now");
+            // A full disk of its own ends a recovery; what others have, or have not, does not.
+            Err(error) if error.is::<object_store::Error>() => return Err(error),
+            Err(error) => {
+                tracing::warn!(segment = %id.short(), error = format!("{error:#}"), "a segment cannot be had now");
                 unreadable.insert(id);
             }
-            Err(error) => return Err(error),
         }
         if fetched.len() >= COMMIT_TOGETHER { self.commit(fetched) } else { Ok(()) }
     }
@@ -321,7 +322,7 @@ async fn fetch(
     });
     let (id, sealed, chunks) = opened.await.context("open a segment")??;
     if let Some(store) = store {
-        store.put(&id, sealed.into()).await.with_context(|| format!("put segment {} on mass storage", id.short()))?;
+        store.put(&id, sealed.into()).await?;
     }
     Ok(chunks)
 }

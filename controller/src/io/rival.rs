@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use images::NodeId;
 use protocol::directory::{Directory, Epoch, Mark, SignedDirectory, Verdict};
-use protocol::io::rpc;
+use protocol::io::rpc::{self, CallError};
 use protocol::message::Refusal;
-use protocol::message::member::GetDirectory;
+use protocol::message::member::{GetDirectory, OfferDirectory};
+use quinn::Connection;
 
 use super::controller::{Controller, catalog_refusal};
 
@@ -24,6 +25,19 @@ fn refusal(theirs: Mark, ours: Mark) -> Refusal {
          controller directs this array: then stop one of them. To go on with this catalog and drop what only the clients know: `coe-ctl \
          overrule --epoch {epoch}`"
     ))
+}
+
+/// Tell a member of a directory, if its own is older. The answer is what it holds now.
+///
+/// # Errors
+/// The member's.
+pub(super) async fn tell(connection: &Connection, directory: &SignedDirectory) -> Result<Option<Mark>, CallError> {
+    let ask = GetDirectory { have: Some(directory.mark()) };
+    let theirs = rpc::call(connection, ask, &[]).await?.0.mark;
+    match directory.update_for(theirs) {
+        Some(update) => Ok(rpc::call(connection, OfferDirectory { update }, &[]).await?.0.mark),
+        None => Ok(theirs),
+    }
 }
 
 impl Controller {
@@ -43,13 +57,26 @@ impl Controller {
             let connection = self.pool.get(node).await?;
             rpc::call(&connection, GetDirectory { have: None }, &[]).await
         };
-        let Ok(Ok((shown, _))) = tokio::time::timeout(SHOW_WITHIN, show).await else { return };
-        let Some(update) = shown.update else { return };
-        match SignedDirectory::take(None, update, self.array(), &self.authority.array_key.public()) {
-            Ok(theirs) if self.is_strange(Some(theirs.mark())).unwrap_or(false) => self.stand_down(node, theirs),
-            Ok(_) => {}
-            Err(error) => tracing::warn!(%node, %error, "a stash claims a directory that this array did not sign"),
+        let update = match tokio::time::timeout(SHOW_WITHIN, show).await {
+            Ok(Ok((shown, _))) => shown.update,
+            Ok(Err(CallError::Refused(_) | CallError::Malformed)) => None,
+            // It may be right: it is asked again at its next report.
+            Ok(Err(_)) | Err(_) => return,
+        };
+        let key = self.authority.array_key.public();
+        match update.map(|update| SignedDirectory::take(None, update, self.array(), &key)) {
+            Some(Ok(theirs)) if self.is_strange(Some(theirs.mark())).unwrap_or(false) => self.stand_down(node, theirs),
+            Some(Ok(_)) => {}
+            None | Some(Err(_)) => {
+                tracing::warn!(%node, "a stash claims a directory that this array did not sign; it is not asked again");
+                self.disbelieved.lock().unwrap_or_else(PoisonError::into_inner).insert(node);
+            }
         }
+    }
+
+    /// Whether a member claimed a directory before that it could not show.
+    pub(super) fn disbelieves(&self, node: NodeId) -> bool {
+        self.disbelieved.lock().unwrap_or_else(PoisonError::into_inner).contains(&node)
     }
 
     fn stand_down(&self, node: NodeId, theirs: SignedDirectory) {
@@ -92,7 +119,7 @@ impl Controller {
         }
         let (term, next) = (own.mark().term.max(theirs.term) + 1, Epoch(own.mark().epoch.max(theirs.epoch).0 + 1));
         let contents = self.contents().map_err(catalog_refusal)?;
-        let directory = Directory::next(Some(&own), self.array(), next, contents).in_term(term);
+        let directory = Directory::next(Some(&own), self.array(), self.line, next, contents).in_term(term);
         self.keep_directory(directory.sign(&self.authority.array_key)).map_err(catalog_refusal)?;
         tracing::warn!(term, epoch = %next, over = %theirs.epoch, "overruled what clients held");
         *rival = None;

@@ -16,6 +16,7 @@ use super::api;
 use super::controller::Controller;
 use super::folder::Folder;
 use super::mass_storage::MassStorage;
+use super::rival::tell;
 use crate::catalog::Catalog;
 
 /// The controller's own certificate is renewed this often; it lasts thirty days.
@@ -45,6 +46,9 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
     let listen = settings.listen;
     let controller =
         Arc::new(Controller::new(authority, catalog, mass_storage, pool, settings, folder.sealed_authority()?)?);
+    if controller.catalog.nodes()?.is_empty() {
+        controller.has_asked.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
     controller.pool.learn(controller.directory()?.directory());
     let https = api::Server::bind(listen, &member).await.with_context(|| format!("listen on TCP {listen}"))?;
     tracing::info!(array = %controller.array(), %listen, "controller serves");
@@ -85,12 +89,9 @@ pub(super) async fn announce(controller: Arc<Controller>) {
         tasks.spawn(async move {
             let tell = async {
                 let connection = controller.pool.get(node).await?;
-                let ask = member::GetDirectory { have: Some(directory.mark()) };
-                let theirs = rpc::call(&connection, ask, &[]).await?.0.mark;
+                let theirs = tell(&connection, &directory).await?;
                 if controller.is_strange(theirs).unwrap_or(false) {
                     controller.clone().look_at(node).await;
-                } else if let Some(update) = directory.update_for(theirs) {
-                    rpc::call(&connection, member::OfferDirectory { update }, &[]).await?;
                 }
                 Ok::<(), rpc::CallError>(())
             };
@@ -98,6 +99,7 @@ pub(super) async fn announce(controller: Arc<Controller>) {
         });
     }
     told += tasks.join_all().await.into_iter().map(u32::from).sum::<u32>();
+    controller.has_asked.store(true, std::sync::atomic::Ordering::Relaxed);
     tracing::info!(told, "directory announced to stashes");
 }
 
@@ -120,10 +122,8 @@ async fn renew(controller: Arc<Controller>, endpoint: quinn::Endpoint, acceptor:
 }
 
 async fn answer(controller: &Arc<Controller>, peer: Peer, request: Request, body: Bytes) -> Answer {
-    let asks_only = matches!(
-        request,
-        Request::Heartbeat(_) | Request::Renew(_) | Request::GetImage(_) | Request::GetPage(_) | Request::Report(_)
-    );
+    // Not even an image: clients may know a newer one, and an installer that is refused asks them.
+    let asks_only = matches!(request, Request::Heartbeat(_) | Request::Renew(_) | Request::Report(_));
     if !asks_only && let Err(refusal) = controller.check_in_charge() {
         return Answer::refuse(refusal);
     }
@@ -145,7 +145,7 @@ async fn answer(controller: &Arc<Controller>, peer: Peer, request: Request, body
         Request::PutRuns(put) => Answer::to::<publish::PutRuns>(controller.put_runs(put)),
         Request::PutSpans(put) => Answer::to::<publish::PutSpans>(controller.put_spans(put)),
         Request::Finish(finish) => Answer::to::<publish::Finish>(controller.finish(finish).await),
-        Request::GetImage(get) => Answer::to::<image::GetImage>(controller.grant(who, &get)),
+        Request::GetImage(get) => Answer::to::<image::GetImage>(controller.grant(who, peer.host, &get)),
         Request::GetPage(get) => Answer::with_body::<image::GetPage>(controller.page(&get)),
         Request::Report(report) => Answer::to::<image::Report>(controller.report(who, &report).await),
         Request::PassReports(pass) => Answer::to::<image::PassReports>(controller.passed(who, &pass).await),

@@ -1,6 +1,7 @@
 //! Publications under way, from the controller's side.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use images::limits::{PAGE_RUNS_MAX, ROOT_LEN_MAX};
 use images::manifest::{ImageName, PageRef};
 use images::parity::{Codec, Geometry};
 use images::span::Span;
-use images::{ChunkId, GroupId, SegmentId, fragment, wire};
+use images::{ChunkId, GroupId, NodeId, SegmentId, fragment, wire};
 use protocol::limits::{DRAFT_PAGE_SEGMENTS_MAX, HAVE_MAX};
 use protocol::message::Refusal;
 use protocol::message::image::MANIFEST_PURPOSE;
@@ -21,12 +22,15 @@ use protocol::message::publish::{
 };
 
 use super::controller::{Controller, catalog_refusal};
+use super::rival::tell;
 use super::spread::Spread;
 use super::unix_s;
 use crate::catalog::{ImageRecord, NewSegment, PendingRecord, SegmentRecord};
 use crate::draft::Draft;
 use crate::geometry;
 
+/// How long a stash may take to keep a directory.
+const TOLD_WITHIN: Duration = Duration::from_secs(5);
 /// A publication without a word for this long was given up.
 const IDLE: Duration = Duration::from_secs(600);
 
@@ -55,11 +59,29 @@ struct Session {
 
 /// All publications under way.
 #[derive(Default)]
-pub struct Sessions(Mutex<HashMap<u64, Session>>);
+pub struct Sessions {
+    open: Mutex<HashMap<u64, Session>>,
+    /// Publications that are being finished.
+    finishing: AtomicUsize,
+}
+
+/// A publication is being finished as long as this lives.
+struct Finishing<'a>(&'a AtomicUsize);
+
+impl Drop for Finishing<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
 
 impl Sessions {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Session>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn finishing(&self) -> Finishing<'_> {
+        self.finishing.fetch_add(1, Ordering::SeqCst);
+        Finishing(&self.finishing)
     }
 
     fn with<T>(&self, id: u64, work: impl FnOnce(&mut Session) -> T) -> Result<T, Refusal> {
@@ -75,7 +97,7 @@ impl Sessions {
     pub fn any(&self) -> bool {
         let mut sessions = self.lock();
         sessions.retain(|_, s| s.last_word.elapsed() < IDLE);
-        !sessions.is_empty()
+        !sessions.is_empty() || self.finishing.load(Ordering::SeqCst) > 0
     }
 }
 
@@ -283,6 +305,21 @@ impl Controller {
         Ok(PageRef::of(&sealed, group))
     }
 
+    /// Have those that keep an image's root keep the directory that lists it, before anybody is told that it is published: otherwise a controller
+    /// that is lost in the next seconds takes the image along. Who is slow hears of it with the next heartbeat.
+    async fn tell_holders(&self, holders: Vec<NodeId>) {
+        let Ok(directory) = self.directory() else { return };
+        let told = holders.into_iter().map(|node| {
+            let directory = directory.clone();
+            let told = async move { tell(&self.pool.get(node).await?, &directory).await };
+            async move { tokio::time::timeout(TOLD_WITHIN, told).await.is_ok_and(|told| told.is_ok()) }
+        });
+        let told = futures_util::future::join_all(told).await;
+        if !told.contains(&true) {
+            tracing::warn!("no stash has heard yet of the directory that lists the new image");
+        }
+    }
+
     /// Take part of the draft.
     ///
     /// # Errors
@@ -322,6 +359,7 @@ impl Controller {
         if !complete {
             return Err(Refusal::Invalid("the draft is incomplete".into()));
         }
+        let _finishing = self.sessions.finishing();
         let session = self.sessions.lock().remove(&finish.session);
         let session = session.ok_or_else(|| Refusal::Unavailable("this publication was interrupted".into()))?;
         let mut random = [0; 32];
@@ -376,6 +414,8 @@ impl Controller {
             offline: record.offline.is_some(),
             weaker,
         };
+        self.check_in_charge()?;
+        let holders = self.catalog.groups().map_err(catalog_refusal)?.remove(&at.group).map(|group| group.members);
         let done = self.committer.change(move |change| {
             let pages = root.segment_pages.iter().chain(&root.span_pages).chain([&record.root]);
             for id in draft.segments().chain(pages.map(|page| SegmentId(page.digest))) {
@@ -384,6 +424,7 @@ impl Controller {
             change.put_image(&draft.image, &record)
         });
         done.await.map_err(catalog_refusal)?;
+        self.tell_holders(holders.unwrap_or_default()).await;
         tracing::info!(image = %result.image, segments = result.segments, sealed = result.sealed, "published");
         Ok(result)
     }

@@ -6,7 +6,7 @@ use images::ManifestId;
 use images::NodeId;
 use images::keys::ManifestKey;
 use images::parity::Geometry;
-use images::shares;
+use images::shares::{self, KeyShare};
 use protocol::directory::Shares;
 use protocol::io::rpc::{self, CallError};
 use protocol::limits::SHARES_MAX;
@@ -27,10 +27,11 @@ pub fn plan(geometry: Geometry, stashes: usize) -> Option<(u8, u8)> {
 }
 
 impl Controller {
-    /// Split a key among stashes that are up, each of which has its share durably when this returns.
+    /// Split a key among stashes that are up, each of which has its share durably when this returns. `None` if too few keep one: then the
+    /// controller alone has the key.
     ///
     /// # Errors
-    /// If too few keep one.
+    /// If there is no randomness.
     pub(super) async fn split_key(
         &self,
         manifest: ManifestId,
@@ -44,24 +45,36 @@ impl Controller {
         let mut seed = [0; 32];
         aws_lc_rs::rand::fill(&mut seed).map_err(|_| Refusal::Failed("no random bytes".into()))?;
         let split = shares::split(key, threshold, wanted, &seed).map_err(|e| Refusal::Failed(e.to_string()))?;
-        let (mut holders, mut candidates) = (Vec::with_capacity(split.len()), up.into_iter());
-        for share in split {
-            let digest = share.digest();
-            let kept = loop {
-                let Some(node) = candidates.next() else { break None };
-                match self.put_share(node, store::PutShare { manifest, share: share.clone() }).await {
-                    Ok(()) => break Some(node),
-                    Err(error) => tracing::warn!(%node, %error, "share of a key not kept, picking another member"),
-                }
+        // All at the same time; a share that its stash did not keep goes to the next one.
+        let (mut holders, mut waiting, mut candidates) = (Vec::new(), split, up.into_iter());
+        while !waiting.is_empty() {
+            let tries: Vec<_> = waiting.drain(..).zip(candidates.by_ref()).collect();
+            if tries.is_empty() {
+                break;
+            }
+            let put = |(share, node): (KeyShare, NodeId)| async move {
+                let kept = self.put_share(node, store::PutShare { manifest, share: share.clone() }).await;
+                (share, node, kept)
             };
-            let node = kept.ok_or_else(|| {
-                Refusal::Unavailable(format!(
-                    "only {} of {wanted} stashes kept a share of the image's key: see `coe-ctl nodes`, or publish with \
-                     --offline deny",
-                    holders.len()
-                ))
-            })?;
-            holders.push((node, digest));
+            for (share, node, kept) in futures_util::future::join_all(tries.into_iter().map(put)).await {
+                match kept {
+                    Ok(()) => holders.push((share.number(), node, share.digest())),
+                    Err(error) => {
+                        tracing::warn!(%node, %error, "share of a key not kept, picking another member");
+                        waiting.push(share);
+                    }
+                }
+            }
+        }
+        holders.sort_by_key(|(number, ..)| *number);
+        let holders: Vec<_> = holders.into_iter().map(|(_, node, digest)| (node, digest)).collect();
+        if holders.len() < usize::from(threshold) {
+            tracing::warn!(
+                kept = holders.len(),
+                threshold,
+                "too few stashes keep a share: the controller alone has the image's key"
+            );
+            return Ok(None);
         }
         Ok(Some(Shares { threshold, holders }))
     }

@@ -13,6 +13,7 @@ use protocol::io::rpc;
 use protocol::message::{Refusal, store};
 
 use super::controller::{Controller, catalog_refusal};
+use super::rival::tell;
 use super::unix_s;
 use crate::catalog::{Catalog, CatalogError, ImageRecord, SegmentRecord, TrashKey};
 
@@ -56,9 +57,9 @@ impl Controller {
     pub async fn sweep(&self, keep_s: u64) -> Result<Swept, Refusal> {
         self.check_in_charge()?;
         let mut swept = Swept::default();
+        let deleting = self.deleting.write().await;
         // A publication relies on segments that nothing refers to yet.
         if !self.sessions.any() {
-            let _deleting = self.deleting.write().await;
             let before = unix_s().saturating_sub(keep_s);
             let pending = self.catalog.pending().map_err(catalog_refusal)?;
             let pending: Vec<SegmentId> = pending.into_iter().map(|(id, _)| id).collect();
@@ -78,6 +79,7 @@ impl Controller {
                 reclaim.await.map_err(catalog_refusal)?;
             }
         }
+        drop(deleting);
         let expired = unix_s().saturating_sub(TICKETS_KEPT_S);
         let tickets = self.catalog.tickets_from_before(expired).map_err(catalog_refusal)?;
         if !tickets.is_empty() {
@@ -145,7 +147,9 @@ impl Controller {
 
     async fn delete_at(&self, node: NodeId, fragments: &[FragmentId]) -> anyhow::Result<()> {
         let connection = self.pool.get(node).await?;
-        let message = store::DeleteFragments { fragments: fragments.to_vec(), directory: self.directory()?.mark() };
+        let directory = self.directory()?;
+        tokio::time::timeout(DELETE_WITHIN, tell(&connection, &directory)).await??;
+        let message = store::DeleteFragments { fragments: fragments.to_vec(), directory: directory.mark() };
         tokio::time::timeout(DELETE_WITHIN, rpc::call(&connection, message, &[])).await??;
         let gone: Vec<TrashKey> =
             fragments.iter().map(|f| TrashKey::Fragment { node, segment: f.segment, piece: f.piece }).collect();

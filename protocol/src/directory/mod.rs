@@ -1,8 +1,9 @@
 //! The directory: the array's file allocation table. One writer, an epoch, signed; a member never goes back to an older one.
 //!
-//! Two directories of one array are compared by their [`Mark`]: a *term*, which a person's word alone counts up, and an epoch
-//! inside it. A directory names its last predecessors of the same term by digest. So a controller that went on from an old backup,
-//! or beside another one, is recognised as a fork: members keep what they have and say so, until a person decides by a new term.
+//! Two directories of one array are compared by their [`Mark`]: a *term*, which a person's word alone counts up, an epoch inside it, and the
+//! *line* that it belongs to. A controller begins a new line with every start, and its directories name the lines that they come from
+//! and where each ended. So a controller that went on from an old backup, or beside another one, is recognised as a fork however
+//! far it got: members keep what they have and say so, until a person decides by a new term.
 
 mod table;
 mod update;
@@ -24,8 +25,8 @@ use crate::limits::{ADDRESSES_MAX, DIRECTORY_ROWS_MAX, MEMBERS_MAX, SHARES_MAX};
 use crate::machine::{Mac, Uuid};
 
 const PURPOSE: &str = "directory";
-/// Predecessors that a directory names. A member that slept through more takes the newest on its signature alone.
-const LINEAGE_LEN: usize = 32;
+/// Lines that a directory names. A member that slept through more starts of its controller takes the newest on its signature alone.
+const LINES_MAX: usize = 512;
 /// For so many epochs it is remembered what was removed; whoever is further behind gets the whole directory.
 const REMOVALS_KEPT: u64 = 4096;
 
@@ -39,6 +40,10 @@ impl std::fmt::Display for Epoch {
     }
 }
 
+/// What one start of one controller signs. Random.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Line(pub [u8; 8]);
+
 /// What tells a directory from every other of the array.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Mark {
@@ -46,6 +51,8 @@ pub struct Mark {
     pub term: u64,
     /// Counts up with each change.
     pub epoch: Epoch,
+    /// Who signed it.
+    pub line: Line,
     /// First half of the BLAKE3 of its canonical bytes.
     pub digest: [u8; 16],
 }
@@ -86,7 +93,7 @@ pub struct Group {
 pub struct Shares {
     /// Shares that are needed, 2 at least.
     pub threshold: u8,
-    /// Who has one, share 1 first, and what tells it from a wrong one.
+    /// Who has one, and what tells it from a wrong one.
     pub holders: Vec<(NodeId, ShareDigest)>,
 }
 
@@ -127,6 +134,8 @@ pub struct Common {
     pub controller: Vec<String>,
     /// The authority's secrets, sealed to the recovery kit.
     pub sealed_authority: Vec<u8>,
+    /// The highest number that a machine was ever given: a number is never given again.
+    pub last_host: u32,
 }
 
 /// All that a directory says, without when it changed.
@@ -153,8 +162,10 @@ pub struct Directory {
     pub term: u64,
     /// Counts up with each change.
     pub epoch: Epoch,
-    /// Its last predecessors of this term, the newest last.
-    lineage: Vec<(Epoch, [u8; 16])>,
+    /// Who signed it.
+    line: Line,
+    /// The lines of this term that it comes from, and the last epoch of each that is a predecessor; the newest last.
+    lines: Vec<(Line, Epoch)>,
     /// Removals up to here are not listed any more.
     forgotten: Epoch,
     common: Table<(), Common>,
@@ -197,13 +208,21 @@ pub enum DirectoryError {
 impl Directory {
     /// The first directory of a term, or the one that follows `previous`; `epoch` must be higher than the previous one's.
     #[must_use]
-    pub fn next(previous: Option<&SignedDirectory>, array: ArrayId, epoch: Epoch, contents: Contents) -> Self {
-        let (mut lineage, mut forgotten, mut term) = (Vec::new(), Epoch(0), 1);
+    pub fn next(
+        previous: Option<&SignedDirectory>,
+        array: ArrayId,
+        line: Line,
+        epoch: Epoch,
+        contents: Contents,
+    ) -> Self {
+        let (mut lines, mut forgotten, mut term) = (Vec::new(), Epoch(0), 1);
         if let Some(previous) = previous {
             let mark = previous.mark();
-            lineage.clone_from(&previous.directory().lineage);
-            lineage.push((mark.epoch, mark.digest));
-            lineage.drain(..lineage.len().saturating_sub(LINEAGE_LEN));
+            lines.clone_from(&previous.directory().lines);
+            if mark.line != line {
+                lines.push((mark.line, mark.epoch));
+                lines.drain(..lines.len().saturating_sub(LINES_MAX));
+            }
             (forgotten, term) = (previous.directory().forgotten, mark.term);
         }
         let forgotten = forgotten.max(Epoch(epoch.0.saturating_sub(REMOVALS_KEPT)));
@@ -211,7 +230,8 @@ impl Directory {
             array,
             term,
             epoch,
-            lineage,
+            line,
+            lines,
             forgotten,
             common: Table::default(),
             members: Table::default(),
@@ -233,7 +253,7 @@ impl Directory {
     /// Overrule whatever members know: this directory in a new term.
     #[must_use]
     pub fn in_term(self, term: u64) -> Self {
-        Self { term, lineage: Vec::new(), ..self }
+        Self { term, lines: Vec::new(), ..self }
     }
 
     /// Sign it.
@@ -248,7 +268,7 @@ impl Directory {
     pub fn mark(&self) -> Mark {
         let mut digest = [0; 16];
         digest.copy_from_slice(&blake3::hash(&wire::encode(self)).as_bytes()[..16]);
-        Mark { term: self.term, epoch: self.epoch, digest }
+        Mark { term: self.term, epoch: self.epoch, line: self.line, digest }
     }
 
     /// What another directory is, seen from this one, whose mark is `own`.
@@ -264,18 +284,28 @@ impl Directory {
             std::cmp::Ordering::Greater => Verdict::Newer,
             std::cmp::Ordering::Equal => Verdict::Fork,
             std::cmp::Ordering::Less => {
-                let is_before_lineage = self.lineage.first().is_none_or(|(first, _)| other.epoch < *first);
-                // With a full lineage, what lies before it is forgotten; with a shorter one, it begins with the term.
-                let is_known = self.lineage.contains(&(other.epoch, other.digest))
-                    || (is_before_lineage && self.lineage.len() == LINEAGE_LEN);
-                if is_known { Verdict::Older } else { Verdict::Fork }
+                if self.comes_from(other.line, other.epoch) {
+                    Verdict::Older
+                } else {
+                    Verdict::Fork
+                }
             }
         }
     }
 
-    /// Whether a directory of this mark is surely a predecessor, and near enough to be brought up by changes alone.
+    /// Whether an earlier epoch of a line of this term is a predecessor.
+    fn comes_from(&self, line: Line, epoch: Epoch) -> bool {
+        match self.lines.iter().rev().find(|(known, _)| *known == line) {
+            Some((_, last)) => epoch <= *last,
+            None if line == self.line => true,
+            // What lies before the first line of a full list is forgotten.
+            None => self.lines.len() == LINES_MAX && self.lines.first().is_some_and(|(_, last)| epoch < *last),
+        }
+    }
+
+    /// Whether a directory of this mark is a predecessor, and near enough to be brought up by changes alone.
     fn has_passed(&self, other: Mark) -> bool {
-        other.term == self.term && other.epoch >= self.forgotten && self.lineage.contains(&(other.epoch, other.digest))
+        other.term == self.term && other.epoch >= self.forgotten && self.comes_from(other.line, other.epoch)
     }
 
     fn since(&self, from: Epoch) -> Self {
@@ -285,7 +315,7 @@ impl Directory {
             groups: self.groups.since(from),
             heads: self.heads.since(from),
             hosts: self.hosts.since(from),
-            lineage: self.lineage.clone(),
+            lines: self.lines.clone(),
             ..*self
         }
     }
@@ -302,7 +332,11 @@ impl Directory {
         }
     }
 
-    fn check(&self, array: ArrayId) -> Result<(), DirectoryError> {
+    /// Whether every member will accept it, as far as numbers go.
+    ///
+    /// # Errors
+    /// [`DirectoryError::Array`] or [`DirectoryError::Invalid`].
+    pub fn check(&self, array: ArrayId) -> Result<(), DirectoryError> {
         if self.array != array {
             return Err(DirectoryError::Array(self.array));
         }
@@ -315,7 +349,7 @@ impl Directory {
             .iter()
             .filter_map(|(_, h)| h.offline.as_ref())
             .all(|s| (2..=s.holders.len()).contains(&usize::from(s.threshold)) && s.holders.len() <= SHARES_MAX);
-        if few && groups_fit && addresses_fit && shares_fit && self.lineage.len() <= LINEAGE_LEN {
+        if few && groups_fit && addresses_fit && shares_fit && self.lines.len() <= LINES_MAX {
             Ok(())
         } else {
             Err(DirectoryError::Invalid)

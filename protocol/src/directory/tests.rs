@@ -19,7 +19,12 @@ fn contents(members: &[u8], capacity: u64) -> Contents {
 }
 
 fn next(previous: Option<&SignedDirectory>, epoch: u64, contents: Contents) -> SignedDirectory {
-    Directory::next(previous, ARRAY, Epoch(epoch), contents).sign(&key())
+    next_by(1, previous, epoch, contents)
+}
+
+/// By one start of a controller.
+fn next_by(line: u8, previous: Option<&SignedDirectory>, epoch: u64, contents: Contents) -> SignedDirectory {
+    Directory::next(previous, ARRAY, Line([line; 8]), Epoch(epoch), contents).sign(&key())
 }
 
 fn take(held: Option<&SignedDirectory>, update: Update) -> Result<SignedDirectory, DirectoryError> {
@@ -68,7 +73,7 @@ fn changes_lead_to_the_same_directory_and_nothing_can_be_left_out() {
     let newest = line.last().unwrap();
     for old in &line[..59] {
         let update = newest.update_for(Some(old.mark())).unwrap();
-        assert_eq!(update.from.is_some(), old.mark().epoch.0 >= 60 - LINEAGE_LEN as u64);
+        assert!(update.from.is_some());
         assert_eq!(&take(Some(old), update.clone()).unwrap(), newest);
         let mut less = update;
         less.changes.members = less.changes.members.since(Epoch(59));
@@ -92,27 +97,28 @@ fn never_back() {
 #[test]
 fn a_fork_is_refused_until_a_person_decides() {
     let line = line(10);
-    // A controller from yesterday's backup goes on from epoch 6 and overtakes.
+    // A controller from yesterday's backup goes on from epoch 6 and overtakes, however far.
     let mut stale = vec![line[5].clone()];
-    for epoch in 7..=12 {
-        stale.push(next(stale.last(), epoch, contents(&[99], 1)));
+    for epoch in 7..=3000 {
+        stale.push(next_by(2, stale.last(), epoch, contents(&[99], 1)));
     }
-    let (held, stale) = (line.last().unwrap(), stale.last().unwrap());
-    assert_eq!(take(Some(held), stale.whole()), Err(DirectoryError::Fork(stale.mark())));
-    assert_eq!(take(Some(stale), held.whole()), Err(DirectoryError::Stale(held.mark())));
-    assert_eq!(
-        stale.directory().compare(stale.mark(), held.mark()),
-        Verdict::Fork,
-        "the stale controller sees it, too"
-    );
+    let held = line.last().unwrap();
+    for stale in [&stale[8], stale.last().unwrap()] {
+        assert_eq!(take(Some(held), stale.whole()), Err(DirectoryError::Fork(stale.mark())));
+        assert_eq!(take(Some(stale), held.whole()), Err(DirectoryError::Stale(held.mark())));
+        assert_eq!(stale.directory().compare(stale.mark(), held.mark()), Verdict::Fork, "it sees that itself");
+        assert_eq!(stale.directory().compare(stale.mark(), line[5].mark()), Verdict::Older);
+        assert_eq!(&take(Some(&line[2]), stale.whole()).unwrap(), stale, "who knows no better");
+    }
+    let stale = stale.last().unwrap();
     // Both at the same epoch.
-    let twin = next(Some(&line[8]), 10, contents(&[77], 1));
+    let twin = next_by(3, Some(&line[8]), 10, contents(&[77], 1));
     assert_eq!(take(Some(held), twin.whole()), Err(DirectoryError::Fork(twin.mark())));
     // The person's word: a new term, whatever its epoch.
     let decided = stale.directory().clone().in_term(2).sign(&key());
     assert_eq!(take(Some(held), decided.whole()).unwrap(), decided);
     assert_eq!(take(Some(&decided), held.whole()), Err(DirectoryError::Stale(held.mark())));
-    let after = next(Some(&decided), 13, contents(&[99], 2));
+    let after = next_by(4, Some(&decided), 3001, contents(&[99], 2));
     assert_eq!(after.mark().term, 2);
     assert_eq!(take(Some(&decided), after.update_for(Some(decided.mark())).unwrap()).unwrap(), after);
 }

@@ -21,15 +21,17 @@ use super::nearby::Nearby;
 use super::pool::Pool;
 use super::rpc::{self, CallError};
 use super::statement::Statement;
-use crate::directory::{Directory, DirectoryError, Head, Mark, SignedDirectory};
+use crate::directory::{Directory, DirectoryError, Head, Mark, SignedDirectory, Verdict};
 use crate::getter::Patience;
 use crate::identity::STASH_NAME;
 use crate::message::image::{LeaveReport, LeftReport, MANIFEST_PURPOSE, REPORT_PURPOSE, Report};
-use crate::message::member::GetDirectory;
+use crate::message::member::{GetDirectory, TheDirectory};
 use crate::message::store::GetShare;
 
 /// How long a stash may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// The same for one that may have to be looked for first, on its old address and on the network.
+const FOUND_AND_ANSWERED_WITHIN: Duration = Duration::from_secs(15);
 /// So many members are asked which directory is the newest: one that keeps a newer one to itself is outvoted by any other.
 const ASKED: usize = 8;
 
@@ -48,11 +50,10 @@ pub struct Array {
     pub fetcher: Fetcher,
 }
 
-async fn mark_of(connection: &Connection, have: Option<Mark>) -> Result<Option<Mark>, CallError> {
+/// What a member has that is newer than `have`; `None` from one that does not answer.
+async fn told_by(connection: &Connection, have: Option<Mark>) -> Option<TheDirectory> {
     let asked = rpc::call(connection, GetDirectory { have }, &[]);
-    let silent = || CallError::Unreachable(connection.remote_address().to_string());
-    let (reply, _) = tokio::time::timeout(ANSWER_WITHIN, asked).await.map_err(|_| silent())??;
-    Ok(reply.mark)
+    Some(tokio::time::timeout(ANSWER_WITHIN, asked).await.ok()?.ok()?.0)
 }
 
 /// Members from all over a directory, whose order is as good as chance.
@@ -64,11 +65,12 @@ fn some_of(directory: &Directory) -> Vec<NodeId> {
 
 /// Ask members for their newest directory, and keep the newest of all.
 async fn look_for_newer(pool: &Arc<Pool>, keeper: &DirectoryKeeper, via: &[Connection]) -> anyhow::Result<usize> {
+    let have = keeper.mark();
     let mut asks: JoinSet<Option<(Connection, Mark)>> = JoinSet::new();
     for connection in via {
         let connection = connection.clone();
         asks.spawn(async move {
-            let mark = mark_of(&connection, None).await.ok()??;
+            let mark = told_by(&connection, have).await?.mark?;
             Some((connection, mark))
         });
     }
@@ -78,7 +80,7 @@ async fn look_for_newer(pool: &Arc<Pool>, keeper: &DirectoryKeeper, via: &[Conne
             let pool = pool.clone();
             asks.spawn(async move {
                 let connection = pool.get(node).await.ok()?;
-                let mark = mark_of(&connection, None).await.ok()??;
+                let mark = told_by(&connection, have).await?.mark?;
                 Some((connection, mark))
             });
         }
@@ -98,12 +100,19 @@ async fn look_for_newer(pool: &Arc<Pool>, keeper: &DirectoryKeeper, via: &[Conne
     }
     let heard = answers.len();
     answers.sort_by_key(|(_, mark)| std::cmp::Reverse((mark.term, mark.epoch)));
-    for (connection, _) in answers {
-        let Ok((reply, _)) = rpc::call(&connection, GetDirectory { have: keeper.mark() }, &[]).await else { continue };
-        let Some(update) = reply.update else { break };
+    // The newest claim first. A claim is nothing before the array's signature is seen, so every one that is not a predecessor of what is held
+    // by then is looked at.
+    for (connection, claim) in answers {
+        let is_known = |held: &SignedDirectory| {
+            matches!(held.directory().compare(held.mark(), claim), Verdict::Same | Verdict::Older)
+        };
+        if keeper.held().is_some_and(|held| is_known(&held)) {
+            continue;
+        }
+        let whole = told_by(&connection, None).await.and_then(|told| told.update);
+        let Some(update) = whole else { continue };
         match keeper.take(update) {
-            Ok(_) => break,
-            Err(KeepError::Refused(DirectoryError::Stale(_))) => {}
+            Ok(_) | Err(KeepError::Refused(DirectoryError::Stale(_))) => {}
             Err(KeepError::Refused(error @ DirectoryError::Fork(_))) => return Err(error.into()),
             Err(error) => {
                 tracing::warn!(from = %connection.remote_address(), error = format!("{error:#}"), "directory refused")
@@ -253,7 +262,7 @@ impl Array {
             asks.spawn(async move {
                 let left = async { rpc::call(&pool.get(node).await?, leave, &[]).await.map(drop) };
                 let silent = |_| Err(CallError::Unreachable(node.to_string()));
-                tokio::time::timeout(ANSWER_WITHIN, left).await.unwrap_or_else(silent)
+                tokio::time::timeout(FOUND_AND_ANSWERED_WITHIN, left).await.unwrap_or_else(silent)
             });
         }
         let (mut kept, mut last) = (0, CallError::Unreachable("any stash".into()));
@@ -284,7 +293,7 @@ impl Array {
             asks.spawn(async move {
                 let asked = async { rpc::call(&pool.get(node).await?, ask, &[]).await };
                 let silent = |_| Err(CallError::Unreachable(node.to_string()));
-                let answer = tokio::time::timeout(ANSWER_WITHIN, asked).await.unwrap_or_else(silent);
+                let answer = tokio::time::timeout(FOUND_AND_ANSWERED_WITHIN, asked).await.unwrap_or_else(silent);
                 let share = answer.map(|(reply, _)| reply.share).map_err(|error| error.to_string());
                 (node, share.and_then(|s| if s.digest() == digest { Ok(s) } else { Err("its share is wrong".into()) }))
             });

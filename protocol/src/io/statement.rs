@@ -51,7 +51,7 @@ impl Statement {
     /// Names it: whoever passes the same on twice is recognised.
     #[must_use]
     pub fn id(&self) -> [u8; 32] {
-        *blake3::hash(&self.bytes).as_bytes()
+        *blake3::Hasher::new().update(&self.certificate).update(&self.bytes).finalize().as_bytes()
     }
 
     /// Who said it. That the certificate has expired by now does not matter: it may have waited for days.

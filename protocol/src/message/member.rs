@@ -28,6 +28,8 @@ pub struct HeartbeatAck {
     pub directory: Option<Update>,
     /// When to report again, milliseconds.
     pub again_ms: u32,
+    /// Whether this controller directs the array; one that stands down does not, and the stash may find another.
+    pub in_charge: bool,
 }
 
 /// Which directory have you? And what is newer in it than in mine?

@@ -122,7 +122,7 @@ requests! {
     /// What is newer in a member's directory.
     GetDirectory(member::GetDirectory) -> member::TheDirectory, body 0, roles [Controller, Stash, Installer, Admin, Boot, Recovery];
     /// A directory that is newer than a member's.
-    OfferDirectory(member::OfferDirectory) -> member::HaveDirectory, body 0, roles [Controller, Stash, Installer, Admin, Boot];
+    OfferDirectory(member::OfferDirectory) -> member::HaveDirectory, body 0, roles [Controller, Stash];
 }
 
 /// Why a request was not carried out. The text is for people; nothing may be decided on it.

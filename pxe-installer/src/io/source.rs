@@ -9,14 +9,15 @@ use anyhow::{Context as _, bail};
 use images::NodeId;
 use images::keys::{ManifestKey, SegmentKey};
 use images::manifest::{PageRef, Root, SegmentEntry, SegmentPage, SpanPage};
-use protocol::directory::{Directory, SignedDirectory};
+use protocol::directory::{Directory, DirectoryError, SignedDirectory};
 use protocol::identity::Role;
 use protocol::io::array::Array;
 use protocol::io::credentials::{Credentials, CredentialsError, file_of};
-use protocol::io::directory::DirectoryKeeper;
+use protocol::io::directory::{DirectoryKeeper, KeepError};
 use protocol::io::fetch::Fetcher;
 use protocol::io::link::Link;
 use protocol::io::rpc;
+use protocol::message::Refusal;
 use protocol::message::image::{GetImage, GetPage, ImageGrant, MANIFEST_PURPOSE, Report};
 use protocol::ticket::Ticket;
 
@@ -108,7 +109,18 @@ impl Source {
                 }
             };
             match answer {
-                Ok(Ok((grant, _))) => return Self::granted(member, home, controller, grant, name, tag.as_deref()),
+                Ok(Ok((grant, _))) => {
+                    let granted = Self::granted(member, home, controller.clone(), grant, name, tag.as_deref())?;
+                    match granted {
+                        Some(source) => return Ok(source),
+                        None => tracing::warn!(
+                            "the controller's directory is older than what stashes have told before; asking stashes"
+                        ),
+                    }
+                }
+                Ok(Err(rpc::CallError::Refused(Refusal::Unavailable(why)))) => {
+                    tracing::warn!(why, "the controller does not grant images now, asking stashes");
+                }
                 Ok(Err(error @ rpc::CallError::Refused(_))) => return Err(error.into()),
                 Ok(Err(error)) => tracing::warn!(%error, "the controller is away, asking stashes"),
                 Err(_) => tracing::warn!("the controller does not answer, asking stashes"),
@@ -132,7 +144,7 @@ impl Source {
         grant: ImageGrant,
         name: &str,
         tag: Option<&str>,
-    ) -> anyhow::Result<Self> {
+    ) -> anyhow::Result<Option<Self>> {
         let signed = grant.manifest.verify(MANIFEST_PURPOSE, &member.array_key).context("verify the manifest")?;
         let root = Root::decode(signed).context("decode the manifest")?;
         if root.array != member.identity.array
@@ -143,12 +155,16 @@ impl Source {
         }
         let (array, key) = (member.identity.array, &member.array_key);
         let directory = SignedDirectory::take(None, grant.directory.clone(), array, key)?;
-        // For a try while the controller is away. An installation does not fail because that cannot be kept.
-        if let Err(error) = DirectoryKeeper::open(home.join("directory"), member).take(grant.directory) {
-            tracing::debug!(error = format!("{error:#}"), "directory not kept");
+        let keeper = DirectoryKeeper::open(home.join("directory"), member);
+        match keeper.take(grant.directory) {
+            Err(KeepError::Refused(DirectoryError::Stale(mark))) if keeper.mark() != Some(mark) => return Ok(None),
+            Err(KeepError::Refused(error @ DirectoryError::Fork(_))) => return Err(error.into()),
+            // It is for a try while the controller is away. An installation does not fail because that cannot be kept.
+            Err(error @ KeepError::File(..)) => tracing::debug!(error = format!("{error:#}"), "directory not kept"),
+            Ok(_) | Err(_) => {}
         }
         let array = Array::new(controller.endpoint.clone(), member, Arc::new(directory));
-        Ok(Self { controller, array, root, key: grant.key, from_controller: true })
+        Ok(Some(Self { controller, array, root, key: grant.key, from_controller: true }))
     }
 
     /// Who holds what.
@@ -205,6 +221,14 @@ impl Source {
     /// If the directory does not know its group.
     pub fn holders(&self, entry: &SegmentEntry) -> anyhow::Result<Vec<NodeId>> {
         self.array.holders(entry)
+    }
+
+    /// Tell the controller itself how it went.
+    ///
+    /// # Errors
+    /// If it did not hear it, or refuses it.
+    pub async fn tell_controller(&self, report: Report) -> Result<(), rpc::CallError> {
+        self.controller.call(report).await.map(drop)
     }
 
     /// Tell the controller how it went; while it is away, leave it with some stashes, which tell it later.

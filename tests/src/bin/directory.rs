@@ -7,7 +7,9 @@ use images::manifest::{ArrayKey, PageRef};
 use images::parity::Geometry;
 use images::shares::ShareDigest;
 use images::{ArrayId, GroupId, ManifestId, NodeId, wire};
-use protocol::directory::{Common, Contents, Directory, Epoch, Group, Head, Host, Member, Shares, SignedDirectory};
+use protocol::directory::{
+    Common, Contents, Directory, Epoch, Group, Head, Host, Line, Member, Shares, SignedDirectory,
+};
 use protocol::machine::{Mac, Uuid};
 use tests::world::{Rng, spread};
 
@@ -47,7 +49,11 @@ fn contents(members: u64) -> Contents {
         (n as u32, host)
     };
     Contents {
-        common: Common { controller: vec!["10.0.0.1:7400".into()], sealed_authority: vec![0; 1500] },
+        common: Common {
+            controller: vec!["10.0.0.1:7400".into()],
+            sealed_authority: vec![0; 1500],
+            last_host: members as u32,
+        },
         members: (0..members).map(member).collect(),
         groups: (0..members / 8).map(group).collect(),
         heads: (0..50).map(head).collect::<BTreeMap<_, _>>(),
@@ -61,11 +67,12 @@ fn main() {
     println!("|---|---|---|---|");
     for members in [100, 1000, 10_000] {
         let mut now = contents(members);
-        // A directory that has lived a while names as many predecessors as it may.
+        // A directory that has lived a while, under a controller that was started forty times.
         let mut line: Vec<SignedDirectory> = Vec::new();
         for epoch in 1..=40 {
             now.members.values_mut().next().expect("a member").capacity += 1;
-            let next = Directory::next(line.last(), ARRAY, Epoch(epoch), now.clone()).sign(&key);
+            let next =
+                Directory::next(line.last(), ARRAY, Line([epoch as u8; 8]), Epoch(epoch), now.clone()).sign(&key);
             line.push(next);
         }
         let [.., first, second] = line.as_slice() else { unreachable!("forty of them") };

@@ -9,7 +9,7 @@ use images::manifest::{ArrayKey, ImageName, PageRef};
 use images::shares::ShareDigest;
 use images::{ArrayId, GroupId, ManifestId, NodeId};
 use protocol::directory::{
-    Contents, Directory, DirectoryError, Epoch, Head, Host, Member, Shares, SignedDirectory, Update, Verdict,
+    Contents, Directory, DirectoryError, Epoch, Head, Host, Line, Member, Shares, SignedDirectory, Update, Verdict,
 };
 use protocol::identity::Role;
 use protocol::message::store::GetShare;
@@ -82,6 +82,7 @@ struct Controller {
     held: Option<SignedDirectory>,
     rival: Option<SignedDirectory>,
     side: u64,
+    line: Line,
 }
 
 struct World {
@@ -91,6 +92,8 @@ struct World {
     controllers: Vec<Controller>,
     backup: Option<Controller>,
     recorded: Vec<Update>,
+    /// What each directory was made from: an oracle that knows nothing of lines.
+    parents: BTreeMap<[u8; 16], [u8; 16]>,
     stats: MirrorStats,
     log: bool,
 }
@@ -141,13 +144,17 @@ impl World {
 
     fn sign(&mut self, at: usize, epoch: Epoch, term: Option<u64>) {
         let contents = self.contents(&self.controllers[at]);
-        let next = Directory::next(self.controllers[at].held.as_ref(), ARRAY, epoch, contents);
+        let next =
+            Directory::next(self.controllers[at].held.as_ref(), ARRAY, self.controllers[at].line, epoch, contents);
         let signed = term.map_or(next.clone(), |term| next.in_term(term)).sign(&self.key);
         self.say(|| format!("controller {at} signs {:?}", signed.mark()));
         if self.rng.one_in(4) {
             self.recorded.push(signed.whole());
         }
-        self.controllers[at].held = Some(signed);
+        let before = self.controllers[at].held.replace(signed.clone());
+        if let Some(before) = before.filter(|_| term.is_none()) {
+            self.parents.insert(signed.mark().digest, before.mark().digest);
+        }
         self.stats.signed += 1;
     }
 
@@ -179,6 +186,10 @@ impl World {
         }
     }
 
+    fn descends(&self, from: [u8; 16], ancestor: [u8; 16]) -> bool {
+        std::iter::successors(Some(&from), |digest| self.parents.get(*digest)).any(|digest| *digest == ancestor)
+    }
+
     /// A member is offered a directory. Whatever it does with it, these hold.
     fn offer(&mut self, peer: usize, update: Update) -> Result<Result<(), DirectoryError>, Failure> {
         let before = self.peers[peer].held.clone();
@@ -191,7 +202,7 @@ impl World {
             let (old, new) = (before.mark(), after.mark());
             ensure!((new.term, new.epoch) > (old.term, old.epoch), "peer {peer} went back from {old:?} to {new:?}");
             ensure!(
-                new.term > old.term || after.directory().compare(new, old) == Verdict::Older,
+                new.term > old.term || self.descends(new.digest, old.digest),
                 "peer {peer} changed lines from {old:?} to {new:?} without a person's word"
             );
         }
@@ -284,7 +295,8 @@ impl World {
             96 => self.backup = Some(self.controllers[at].clone()),
             97 => {
                 // A controller is lost and comes back from a backup; or one that was believed lost runs beside it.
-                let Some(backup) = self.backup.clone() else { return Ok(()) };
+                let Some(mut backup) = self.backup.clone() else { return Ok(()) };
+                backup.line = Line(self.rng.number().to_le_bytes());
                 if self.rng.one_in(2) || self.controllers.len() > 1 {
                     self.controllers[at] = backup;
                 } else {
@@ -336,7 +348,8 @@ impl World {
 pub fn run(seed: u64, log: bool) -> Result<MirrorStats, Failure> {
     let mut rng = Rng::new(seed);
     let count = 3 + rng.below(10) as usize;
-    let first = Controller { hosts: BTreeSet::new(), changes: 0, held: None, rival: None, side: 0 };
+    let first =
+        Controller { hosts: BTreeSet::new(), changes: 0, held: None, rival: None, side: 0, line: Line::default() };
     let peer = |_| Peer { held: None, awake: true, side: 0 };
     let mut world = World {
         rng,
@@ -345,6 +358,7 @@ pub fn run(seed: u64, log: bool) -> Result<MirrorStats, Failure> {
         controllers: vec![first],
         backup: None,
         recorded: Vec::new(),
+        parents: BTreeMap::new(),
         stats: MirrorStats::default(),
         log,
     };

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use protocol::directory::{SignedDirectory, Verdict};
 use protocol::identity::Role;
 use protocol::io::array::Array;
-use protocol::io::credentials::{create_private_dir, default_home, file_of};
+use protocol::io::credentials::{Credentials, create_private_dir, default_home, file_of};
 use protocol::io::{endpoint, tls};
 use redb::Database;
 
@@ -115,6 +116,9 @@ impl Recover {
         }
         let settings = folder.settings()?;
         let admin_file = file_of(&self.home, Role::Admin);
+        if Credentials::load(&admin_file).is_ok_and(|admin| admin.identity.array != authority.array()) {
+            bail!("{} holds an admin's credentials of another array; choose another --home", admin_file.display());
+        }
         authority.credentials(Role::Admin, settings.addresses.clone())?.save(&admin_file)?;
 
         // From here on as the controller: only that may fetch everything.
@@ -131,7 +135,18 @@ impl Recover {
         };
         let recovery = Recovery { array, authority, catalog: Catalog::new(database)?, mass_storage };
         let mut recovered = Recovered::default();
-        if recovery.catalog.directory()?.is_none() {
+        let (newest, kept) = (recovery.array.signed_directory(), recovery.catalog.directory()?);
+        let kept =
+            kept.map(|bytes| SignedDirectory::open(&bytes, member.identity.array, &member.array_key)).transpose()?;
+        if let Some(kept) = &kept
+            && matches!(kept.directory().compare(kept.mark(), newest.mark()), Verdict::Newer | Verdict::Fork)
+        {
+            bail!(
+                "the catalog in {} does not know what the clients know: recover into an empty folder (--dir)",
+                folder.path().display()
+            );
+        }
+        if kept.is_none() {
             eprintln!("directory of epoch {}: reading manifests", recovery.array.directory().epoch);
             recovery.fill_catalog(self.give_up, &mut recovered).await?;
         }

@@ -178,7 +178,9 @@ impl Publish {
         let (outcome, wanted) = (outcome?, self.offline == OfflineArg::Allow);
         print(&outcome, self.common.json)?;
         if wanted && !outcome.offline {
-            eprintln!("note: it cannot be installed while the controller is away: that takes two stashes at least");
+            eprintln!(
+                "note: it cannot be installed while the controller is away: too few stashes have a share of its key, which takes two at least"
+            );
         }
         Ok(())
     }

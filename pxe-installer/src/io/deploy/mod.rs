@@ -237,12 +237,12 @@ async fn attempt(link: &Arc<Link>, home: &Path, member: &Credentials, deployment
 
 /// Everything is done: the controller hears it, and the firmware.
 async fn conclude(source: &Source, report: Report, disk: &DiskFacts) -> anyhow::Result<()> {
-    // Until the controller knows, or will hear it from stashes, the machine is not started: it would install it again, over whatever somebody did on it by then.
-    while let Err(error) = source.deliver(report.clone()).await {
+    // Until the controller itself knows, the machine is not started: it would install it again, over whatever somebody did on it by then.
+    while let Err(error) = source.tell_controller(report.clone()).await {
         if matches!(error, CallError::Refused(_)) {
             return Err(error.into());
         }
-        say("installed, but neither the controller nor a stash hears it; waiting");
+        say("installed, but the controller does not hear it; waiting for it");
         tokio::time::sleep(ASK_EVERY).await;
     }
     let (path, layout) = (disk.path.clone(), source.root.disk.clone());
