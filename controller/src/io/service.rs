@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use bytes::Bytes;
+use protocol::directory::SignedDirectory;
 use protocol::identity::Role;
 use protocol::io::pool::Pool;
 use protocol::io::rpc::{self, Answer, Peer};
@@ -25,6 +26,8 @@ const RENEW_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// Members that are told of the directory at the same time, and how long each may take.
 const ANNOUNCE_TOGETHER: usize = 32;
 const ANNOUNCE_WITHIN: Duration = Duration::from_secs(10);
+/// After a start, so long members are asked what they hold before this controller signs anything new.
+const ASKED_WITHIN: Duration = Duration::from_secs(15);
 
 /// Serve until the process is told to stop.
 ///
@@ -75,12 +78,23 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
 }
 
 /// Tell all members the newest directory, and with it where this controller is: those that knew it elsewhere would never come by
-/// themselves.
+/// themselves. After a start they are asked first, with what was signed before; only then anything new is signed, and told.
 pub(super) async fn announce(controller: Arc<Controller>) {
-    let Ok(directory) = controller.directory() else { return };
+    let Ok(first) = controller.directory() else { return };
+    let mut asking = std::pin::pin!(announce_one(&controller, &first));
+    // In a large fleet many are away; some answers suffice.
+    let all_asked = tokio::time::timeout(ASKED_WITHIN, &mut asking).await.is_ok();
+    controller.has_asked.store(true, std::sync::atomic::Ordering::Relaxed);
+    match controller.directory() {
+        Ok(next) if next.mark() != first.mark() => announce_one(&controller, &next).await,
+        _ if !all_asked => asking.await,
+        _ => {}
+    }
+}
+
+async fn announce_one(controller: &Arc<Controller>, directory: &Arc<SignedDirectory>) {
     let members: Vec<images::NodeId> = directory.directory().members.iter().map(|(node, _)| *node).collect();
-    let mut tasks = tokio::task::JoinSet::new();
-    let mut told = 0;
+    let (mut tasks, mut told) = (tokio::task::JoinSet::new(), 0);
     for node in members {
         if tasks.len() >= ANNOUNCE_TOGETHER {
             told += u32::from(matches!(tasks.join_next().await, Some(Ok(true))));
@@ -99,8 +113,7 @@ pub(super) async fn announce(controller: Arc<Controller>) {
         });
     }
     told += tasks.join_all().await.into_iter().map(u32::from).sum::<u32>();
-    controller.has_asked.store(true, std::sync::atomic::Ordering::Relaxed);
-    tracing::info!(told, "directory announced to stashes");
+    tracing::info!(told, epoch = %directory.mark().epoch, "directory announced to stashes");
 }
 
 async fn renew(controller: Arc<Controller>, endpoint: quinn::Endpoint, acceptor: api::Acceptor) {
