@@ -138,7 +138,17 @@ fn read_refusal(error: StoreError) -> Refusal {
 }
 
 impl Service {
-    async fn answer(&self, peer: Peer, request: Request, body: Bytes) -> Answer {
+    /// Carry out what waits for the disk.
+    async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let service = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&service)).await;
+        done.unwrap_or_else(|_| Err(Refusal::Failed("the stash failed".into())))
+    }
+
+    async fn answer(self: &Arc<Self>, peer: Peer, request: Request, body: Bytes) -> Answer {
         match request {
             Request::GetFragment(fetch::GetFragment { fragment }) => {
                 let read = self.read(fragment).await;
@@ -160,14 +170,23 @@ impl Service {
             }
             Request::Prove(prove) => Answer::with_body::<message::Prove>(self.prove(prove).await),
             Request::GetDirectory(get) => Answer::to::<about::GetDirectory>(Ok(self.directory.tell(&get))),
-            Request::OfferDirectory(offer) => Answer::to::<about::OfferDirectory>(Ok(self.directory.hear(offer))),
-            Request::PutShare(put) => {
-                let kept = self.shares.put(put.manifest, put.share);
-                let failed = |e| Refusal::Failed(format!("keep a share: {e}"));
-                Answer::to::<message::PutShare>(kept.map(|()| message::Stored).map_err(failed))
+            Request::OfferDirectory(offer) => {
+                let heard = self.blocking(move |service| Ok(service.directory.hear(offer))).await;
+                Answer::to::<about::OfferDirectory>(heard)
             }
-            Request::LeaveReport(leave) => Answer::to::<image::LeaveReport>(self.keep_report(peer, &leave)),
-            Request::GetShare(get) => Answer::to::<message::GetShare>(self.release(peer, &get)),
+            Request::PutShare(put) => {
+                let failed = |e| Refusal::Failed(format!("keep a share: {e}"));
+                let kept = self.blocking(move |service| service.shares.put(put.manifest, put.share).map_err(failed));
+                Answer::to::<message::PutShare>(kept.await.map(|()| message::Stored))
+            }
+            Request::LeaveReport(leave) => {
+                let kept = self.blocking(move |service| service.keep_report(peer, &leave)).await;
+                Answer::to::<image::LeaveReport>(kept)
+            }
+            Request::GetShare(get) => {
+                let released = self.blocking(move |service| service.release(peer, &get)).await;
+                Answer::to::<message::GetShare>(released)
+            }
             other => Answer::refuse(Refusal::Invalid(format!("a stash does not answer {}", other.name()))),
         }
     }

@@ -51,6 +51,8 @@ pub struct Controller {
     pub deleting: tokio::sync::RwLock<()>,
     /// One segment is placed once at a time: tries of the same segment wait for each other here.
     pub placing: [tokio::sync::Mutex<()>; 256],
+    /// Held while reports that waited with a stash are noted.
+    pub passing: tokio::sync::Mutex<()>,
     /// Held while an image comes or goes.
     pub images: tokio::sync::Mutex<()>,
     /// When this process started.
@@ -116,6 +118,7 @@ impl Controller {
             settings,
             deleting: tokio::sync::RwLock::default(),
             placing: std::array::from_fn(|_| tokio::sync::Mutex::default()),
+            passing: tokio::sync::Mutex::default(),
             images: tokio::sync::Mutex::default(),
             started: Instant::now(),
             encode: protocol::io::stage::Stage::default(),

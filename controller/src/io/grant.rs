@@ -64,6 +64,8 @@ impl Controller {
     /// # Errors
     /// If they were not noted; the stash passes them on again.
     pub async fn passed(&self, from: Identity, pass: &PassReports) -> Result<Passed, Refusal> {
+        // Two stashes that pass the same on at the same time must not both find it new.
+        let _one_at_a_time = self.passing.lock().await;
         for statement in pass.statements.iter().take(REPORTS_TOGETHER) {
             let said = statement.verify(REPORT_PURPOSE, self.authority.certificate(), self.array());
             let left = wire::decode::<LeftReport>(&statement.bytes);

@@ -215,6 +215,10 @@ impl Recovery {
             let group = groups.get(&record.group).filter(|_| !is_here);
             let Some(group) = group else {
                 progress.done.fetch_add(record.sealed_len.into(), Relaxed);
+                if !is_here {
+                    tracing::warn!(segment = %id.short(), group = %record.group, "nobody knows who holds a segment");
+                    unreadable.insert(id);
+                }
                 continue;
             };
             let is_page = self.catalog.page(&id.0)?.is_some();

@@ -7,54 +7,47 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use images::fragment::FragmentHeader;
-use images::keys::{ManifestKey, SegmentKey};
-use images::limits::{PAGE_RUNS_MAX, ROOT_LEN_MAX};
-use images::manifest::{ImageName, PageRef};
+use images::limits::PAGE_RUNS_MAX;
+use images::manifest::ImageName;
 use images::parity::{Codec, Geometry};
 use images::span::Span;
-use images::{ChunkId, GroupId, NodeId, SegmentId, fragment, wire};
+use images::{ChunkId, GroupId, SegmentId, fragment};
 use protocol::limits::{DRAFT_PAGE_SEGMENTS_MAX, HAVE_MAX};
 use protocol::message::Refusal;
-use protocol::message::image::MANIFEST_PURPOSE;
 use protocol::message::publish::{
-    Accepted, Begin, Begun, DraftSegment, Finish, Have, Known, Layout, Published, PutRuns, PutSegment, PutSpans,
-    SegmentStored,
+    Accepted, Begin, Begun, DraftSegment, Have, Known, Layout, PutRuns, PutSegment, PutSpans, SegmentStored,
 };
 
 use super::controller::{Controller, catalog_refusal};
-use super::rival::tell;
 use super::spread::Spread;
 use super::unix_s;
-use crate::catalog::{ImageRecord, NewSegment, PendingRecord, SegmentRecord};
-use crate::draft::Draft;
+use crate::catalog::{NewSegment, PendingRecord, SegmentRecord};
 use crate::geometry;
 
-/// How long a stash may take to keep a directory.
-const TOLD_WITHIN: Duration = Duration::from_secs(5);
 /// A publication without a word for this long was given up.
 const IDLE: Duration = Duration::from_secs(600);
 
 /// A segment on its way to its holders.
-struct Placing {
-    id: SegmentId,
-    sealed: Bytes,
-    pieces: Vec<(FragmentHeader, Bytes)>,
-    geometry: Geometry,
+pub(super) struct Placing {
+    pub(super) id: SegmentId,
+    pub(super) sealed: Bytes,
+    pub(super) pieces: Vec<(FragmentHeader, Bytes)>,
+    pub(super) geometry: Geometry,
     /// As it will be noted; its group is found then.
-    record: SegmentRecord,
-    chunks: Vec<(ChunkId, u32)>,
-    is_page: bool,
+    pub(super) record: SegmentRecord,
+    pub(super) chunks: Vec<(ChunkId, u32)>,
+    pub(super) is_page: bool,
 }
 
-struct Session {
-    image: ImageName,
-    geometry: Geometry,
-    layout: Layout,
-    disk_len: u64,
-    offline: bool,
-    last_word: Instant,
-    runs: BTreeMap<u32, Vec<DraftSegment>>,
-    spans: BTreeMap<u32, Vec<Span>>,
+pub(super) struct Session {
+    pub(super) image: ImageName,
+    pub(super) geometry: Geometry,
+    pub(super) layout: Layout,
+    pub(super) disk_len: u64,
+    pub(super) offline: bool,
+    pub(super) last_word: Instant,
+    pub(super) runs: BTreeMap<u32, Vec<DraftSegment>>,
+    pub(super) spans: BTreeMap<u32, Vec<Span>>,
 }
 
 /// All publications under way.
@@ -66,7 +59,7 @@ pub struct Sessions {
 }
 
 /// A publication is being finished as long as this lives.
-struct Finishing<'a>(&'a AtomicUsize);
+pub(super) struct Finishing<'a>(&'a AtomicUsize);
 
 impl Drop for Finishing<'_> {
     fn drop(&mut self) {
@@ -75,16 +68,16 @@ impl Drop for Finishing<'_> {
 }
 
 impl Sessions {
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Session>> {
+    pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Session>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn finishing(&self) -> Finishing<'_> {
+    pub(super) fn finishing(&self) -> Finishing<'_> {
         self.finishing.fetch_add(1, Ordering::SeqCst);
         Finishing(&self.finishing)
     }
 
-    fn with<T>(&self, id: u64, work: impl FnOnce(&mut Session) -> T) -> Result<T, Refusal> {
+    pub(super) fn with<T>(&self, id: u64, work: impl FnOnce(&mut Session) -> T) -> Result<T, Refusal> {
         let mut sessions = self.lock();
         let session = sessions.get_mut(&id).ok_or_else(|| {
             Refusal::Unavailable("this publication was interrupted: publish again, and it goes on where it was".into())
@@ -164,7 +157,7 @@ impl Controller {
 
     /// An image that nobody could install must not be called published: what it shares with others may have lost its holders.
     /// The answer is the number of shared segments that are protected less than this publication asked for.
-    fn check_readable(&self, session: &Session) -> Result<u64, Refusal> {
+    pub(super) fn check_readable(&self, session: &Session) -> Result<u64, Refusal> {
         let (groups, up) = (self.catalog.groups().map_err(catalog_refusal)?, self.fleet.up());
         let (mut unreadable, mut weaker) = (0, 0);
         for segment in session.runs.values().flatten() {
@@ -251,7 +244,7 @@ impl Controller {
     }
 
     /// Make a segment durable, on mass storage if its record says so and on all its holders; then note it.
-    async fn place(&self, new: Placing) -> Result<Spread, Refusal> {
+    pub(super) async fn place(&self, new: Placing) -> Result<Spread, Refusal> {
         let Placing { id, sealed, pieces, geometry, record, chunks, is_page } = new;
         let copy = async {
             if !record.on_mass_storage {
@@ -277,49 +270,6 @@ impl Controller {
         Ok(spread)
     }
 
-    /// Make a page of a manifest durable, as copies on members of its own.
-    async fn store_page(&self, bytes: Vec<u8>, session: &Session) -> Result<PageRef, Refusal> {
-        let id = SegmentId::of(&bytes);
-        if let Some(known) = self.catalog.segment(&id).map_err(catalog_refusal)? {
-            return Ok(PageRef::of(&bytes, known.group));
-        }
-        let geometry = session.geometry.redundant();
-        let sealed = Bytes::from(bytes);
-        let pieces = fragment::split(&Codec::new(geometry), id, &sealed);
-        let record = SegmentRecord {
-            sealed_len: sealed.len() as u32,
-            data_len: 0,
-            // A page seals what is secret in it.
-            key: SegmentKey([0; 32]),
-            group: GroupId(0),
-            fragments: pieces.iter().map(|(header, _)| header.digest).collect(),
-            on_mass_storage: session.layout == Layout::Mirror,
-            references: 0,
-            stored_unix_s: unix_s(),
-        };
-        let placing =
-            Placing { id, sealed: sealed.clone(), pieces, geometry, record, chunks: Vec::new(), is_page: true };
-        self.place(placing).await?;
-        let stored = self.catalog.segment(&id).map_err(catalog_refusal)?;
-        let group = stored.ok_or_else(|| Refusal::Failed("a page was not noted".into()))?.group;
-        Ok(PageRef::of(&sealed, group))
-    }
-
-    /// Have those that keep an image's root keep the directory that lists it, before anybody is told that it is published: otherwise a controller
-    /// that is lost in the next seconds takes the image along. Who is slow hears of it with the next heartbeat.
-    async fn tell_holders(&self, holders: Vec<NodeId>) {
-        let Ok(directory) = self.directory() else { return };
-        let told = holders.into_iter().map(|node| {
-            let directory = directory.clone();
-            let told = async move { tell(&self.pool.get(node).await?, &directory).await };
-            async move { tokio::time::timeout(TOLD_WITHIN, told).await.is_ok_and(|told| told.is_ok()) }
-        });
-        let told = futures_util::future::join_all(told).await;
-        if !told.contains(&true) {
-            tracing::warn!("no stash has heard yet of the directory that lists the new image");
-        }
-    }
-
     /// Take part of the draft.
     ///
     /// # Errors
@@ -343,89 +293,5 @@ impl Controller {
         }
         self.sessions.with(put.session, |s| drop(s.spans.insert(put.index, put.spans)))?;
         Ok(Accepted)
-    }
-
-    /// Sign and publish. The image is there when this returns, or not at all.
-    ///
-    /// # Errors
-    /// If the draft is incomplete or wrong, or the name was taken meanwhile.
-    pub async fn finish(self: &Arc<Self>, finish: Finish) -> Result<Published, Refusal> {
-        let complete = self.sessions.with(finish.session, |s| {
-            let all =
-                |have: usize, last: Option<u32>, want: u32| have == want as usize && last.is_none_or(|l| l + 1 == want);
-            all(s.runs.len(), s.runs.keys().next_back().copied(), finish.run_pages)
-                && all(s.spans.len(), s.spans.keys().next_back().copied(), finish.span_pages)
-        })?;
-        if !complete {
-            return Err(Refusal::Invalid("the draft is incomplete".into()));
-        }
-        let _finishing = self.sessions.finishing();
-        let session = self.sessions.lock().remove(&finish.session);
-        let session = session.ok_or_else(|| Refusal::Unavailable("this publication was interrupted".into()))?;
-        let mut random = [0; 32];
-        aws_lc_rs::rand::fill(&mut random).map_err(|_| Refusal::Failed("no random bytes".into()))?;
-        let _images = self.images.lock().await;
-        // A page may be the same as one that is still to be deleted somewhere.
-        if !self.catalog.trash().map_err(catalog_refusal)?.is_empty() {
-            self.empty_trash().await;
-        }
-        let _placing = self.deleting.read().await;
-        let weaker = self.check_readable(&session)?;
-        let mut session = session;
-        let draft = Draft {
-            array: self.array(),
-            image: session.image.clone(),
-            created_unix_s: unix_s(),
-            disk_len: session.disk_len,
-            disk: finish.disk,
-            content: finish.content,
-            source_sha256: finish.source_sha256,
-            in_use: finish.in_use,
-            run_pages: std::mem::take(&mut session.runs).into_values().collect(),
-            span_pages: std::mem::take(&mut session.spans).into_values().collect(),
-            key: ManifestKey(random),
-        };
-        let pages = draft.pages(&self.catalog).map_err(catalog_refusal)?;
-        let (mut segment_pages, mut span_pages) = (Vec::new(), Vec::new());
-        for bytes in pages.segments {
-            segment_pages.push(self.store_page(bytes, &session).await?);
-        }
-        for bytes in pages.spans {
-            span_pages.push(self.store_page(bytes, &session).await?);
-        }
-        let root = draft.root(pages.totals, segment_pages, span_pages);
-        let signed = self.authority.array_key.sign(MANIFEST_PURPOSE, root.encode());
-        let bytes = wire::encode(&signed);
-        if bytes.len() > ROOT_LEN_MAX {
-            return Err(Refusal::Invalid("the manifest's root is too long".into()));
-        }
-        let at = self.store_page(bytes, &session).await?;
-        let manifest = root.id();
-        let offline = match session.offline {
-            true => self.split_key(manifest, &draft.key, session.geometry).await?,
-            false => None,
-        };
-        let record = ImageRecord { number: 0, manifest, signed, root: at, key: draft.key.clone(), offline };
-        let result = Published {
-            image: draft.image.clone(),
-            manifest: record.manifest,
-            segments: root.totals.segments,
-            sealed: root.totals.sealed,
-            offline: record.offline.is_some(),
-            weaker,
-        };
-        self.check_in_charge()?;
-        let holders = self.catalog.groups().map_err(catalog_refusal)?.remove(&at.group).map(|group| group.members);
-        let done = self.committer.change(move |change| {
-            let pages = root.segment_pages.iter().chain(&root.span_pages).chain([&record.root]);
-            for id in draft.segments().chain(pages.map(|page| SegmentId(page.digest))) {
-                change.refer(&id)?;
-            }
-            change.put_image(&draft.image, &record)
-        });
-        done.await.map_err(catalog_refusal)?;
-        self.tell_holders(holders.unwrap_or_default()).await;
-        tracing::info!(image = %result.image, segments = result.segments, sealed = result.sealed, "published");
-        Ok(result)
     }
 }

@@ -26,6 +26,8 @@ pub struct DirectoryKeeper {
     file: PathBuf,
     array: ArrayId,
     key: ArrayPublicKey,
+    /// One update is taken at a time; readers do not wait for it.
+    taking: Mutex<()>,
     held: Mutex<Option<Arc<SignedDirectory>>>,
 }
 
@@ -44,7 +46,7 @@ impl DirectoryKeeper {
             },
             Err(_) => None,
         };
-        Self { file, array, key, held: Mutex::new(held) }
+        Self { file, array, key, taking: Mutex::default(), held: Mutex::new(held) }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<SignedDirectory>>> {
@@ -63,16 +65,16 @@ impl DirectoryKeeper {
         self.lock().as_ref().map(|held| held.mark())
     }
 
-    /// Take an update: verified, newer, and kept durably before it counts.
+    /// Take an update: verified, newer, and kept durably before it counts. Blocks on the disk.
     ///
     /// # Errors
     /// [`KeepError`]; then what was here stays.
     pub fn take(&self, update: Update) -> Result<Arc<SignedDirectory>, KeepError> {
-        let mut held = self.lock();
-        let new = SignedDirectory::take(held.as_deref(), update, self.array, &self.key)?;
+        let _one_at_a_time = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = SignedDirectory::take(self.held().as_deref(), update, self.array, &self.key)?;
         write_private(&self.file, &new.encode()).map_err(|error| KeepError::File(self.file.clone(), error))?;
         let new = Arc::new(new);
-        *held = Some(new.clone());
+        *self.lock() = Some(new.clone());
         Ok(new)
     }
 

@@ -128,6 +128,7 @@ impl Cli {
         let (name, tag) = split_image(&self.image.context("which image?")?)?;
         let member = credentials(&self.home, self.ticket).await?;
         let source = Source::open(&member, &self.home, &self.via, &name, tag).await?;
+        source.key().await?;
         let target = Target::open(&disk, &source.root, &Consent { wipe: self.wipe })?;
         if self.dry_run {
             let (image, disk, len) = (source.root.image.to_string(), disk.display(), target.len());

@@ -20,6 +20,7 @@ use protocol::io::rpc;
 use protocol::message::Refusal;
 use protocol::message::image::{GetImage, GetPage, ImageGrant, MANIFEST_PURPOSE, Report};
 use protocol::ticket::Ticket;
+use tokio::sync::OnceCell;
 
 /// How long a controller may take that is there. One whose machine is off answers nothing at all.
 const CONTROLLER_WITHIN: Duration = Duration::from_secs(20);
@@ -41,7 +42,8 @@ pub struct Source {
     array: Array,
     /// The verified root.
     pub root: Root,
-    key: ManifestKey,
+    /// Had when it is first needed: stashes write down who asks them for it.
+    key: OnceCell<ManifestKey>,
     /// Whether the controller was asked, and not stashes.
     pub from_controller: bool,
 }
@@ -133,8 +135,7 @@ impl Source {
         let array = array.context("reach the array without its controller")?;
         let (image, head) = array.find(name, tag.as_deref())?;
         let root = array.root(&image, &head).await?;
-        let key = array.key(&image, &head).await?;
-        Ok(Self { controller, array, root, key, from_controller: false })
+        Ok(Self { controller, array, root, key: OnceCell::new(), from_controller: false })
     }
 
     fn granted(
@@ -164,7 +165,20 @@ impl Source {
             Ok(_) | Err(_) => {}
         }
         let array = Array::new(controller.endpoint.clone(), member, Arc::new(directory));
-        Ok(Some(Self { controller, array, root, key: grant.key, from_controller: true }))
+        Ok(Some(Self { controller, array, root, key: OnceCell::from(grant.key), from_controller: true }))
+    }
+
+    /// The key of the manifest. Asked for before a disk is touched, it is one reason less to stop in the middle.
+    ///
+    /// # Errors
+    /// If too few stashes release their share.
+    pub async fn key(&self) -> anyhow::Result<&ManifestKey> {
+        let image = &self.root.image;
+        let ask = || async {
+            let (image, head) = self.array.find(image.name(), Some(image.tag()))?;
+            self.array.key(&image, &head).await
+        };
+        self.key.get_or_try_init(ask).await
     }
 
     /// Who holds what.
@@ -201,7 +215,7 @@ impl Source {
     pub async fn segments(&self, index: usize) -> anyhow::Result<Vec<Segment>> {
         let bytes = self.page(&self.root.segment_pages[index]).await?;
         let page = SegmentPage::decode(&bytes, index as u32, self.root.disk_len)?;
-        let keys = page.keys(&self.key)?;
+        let keys = page.keys(self.key().await?)?;
         let segment = |(entry, key)| Segment { entry: Arc::new(entry), key };
         Ok(page.segments.into_iter().zip(keys).map(segment).collect())
     }

@@ -168,6 +168,7 @@ fn prepare(link: &Arc<Link>, deployment: &Deployment, disk: &DiskFacts, image: &
 async fn attempt(link: &Arc<Link>, home: &Path, member: &Credentials, deployment: &Deployment) -> anyhow::Result<()> {
     let image = &deployment.image;
     let source = Source::open(member, home, &[], image.name(), Some(image.tag().into())).await?;
+    source.key().await?;
     let disks = scan::disks().await;
     let disk = choose(&disks, &deployment.disk, source.root.disk_len).map_err(anyhow::Error::msg)?;
     say(&format!("disk {}", disk.describe()));
