@@ -121,8 +121,8 @@ fn an_approved_machine_is_installed_without_the_controller() {
     assert!(fs::read(&target).unwrap().iter().all(|b| *b == 0));
 
     // Every request for a share was written down where it was made.
-    let audits = t.fleet.stashes.iter().filter_map(|s| fs::read_to_string(s.dir.join("audit.log")).ok());
-    let audit: String = audits.collect();
+    let logs = t.fleet.stashes.iter().flat_map(|s| [s.dir.join("audit.log"), s.dir.join("refused.log")]);
+    let audit: String = logs.filter_map(|log| fs::read_to_string(log).ok()).collect();
     let lines: Vec<serde_json::Value> = audit.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert!(lines.iter().any(|l| l["image"] == "disk:1" && l["refused"].is_null() && l["host"].is_u64()), "{audit}");
     assert!(lines.iter().any(|l| l["refused"].as_str().is_some_and(|why| why.contains("not approved"))), "{audit}");

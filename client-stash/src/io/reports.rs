@@ -5,13 +5,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use data_encoding::HEXLOWER;
-use images::wire;
+use images::{NodeId, wire};
 use protocol::io::credentials::{create_private_dir, write_private};
 use protocol::io::statement::Statement;
 use protocol::limits::REPORTS_TOGETHER;
 
 /// Reports that wait at the most: a machine that reports without end must not fill its neighbours' disks.
 const WAITING_MAX: usize = 2000;
+
+/// Reports of one member.
+const OF_ONE_MAX: usize = 20;
 
 /// Keeps reports.
 pub struct ReportKeeper(PathBuf);
@@ -38,12 +41,15 @@ impl ReportKeeper {
     ///
     /// # Errors
     /// The file system's, or if too many wait.
-    pub fn keep(&self, statement: &Statement) -> io::Result<()> {
+    pub fn keep(&self, from: NodeId, statement: &Statement) -> io::Result<()> {
         create_private_dir(&self.0)?;
-        if self.count() >= WAITING_MAX {
+        let (all, prefix) = (self.names(), from.to_string());
+        let is_from =
+            |path: &&PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix));
+        if all.len() >= WAITING_MAX || all.iter().filter(is_from).count() >= OF_ONE_MAX {
             return Err(io::Error::other("too many reports wait here already"));
         }
-        write_private(&self.0.join(HEXLOWER.encode(&statement.id())), &wire::encode(statement))
+        write_private(&self.0.join(format!("{prefix}-{}", HEXLOWER.encode(&statement.id()))), &wire::encode(statement))
     }
 
     /// Some that wait. One that cannot be read is put aside.
@@ -61,8 +67,11 @@ impl ReportKeeper {
 
     /// The controller has these.
     pub fn forget(&self, statements: &[Statement]) {
-        for statement in statements {
-            let _ = fs::remove_file(self.0.join(HEXLOWER.encode(&statement.id())));
+        let ids: Vec<String> = statements.iter().map(|statement| HEXLOWER.encode(&statement.id())).collect();
+        for path in self.names() {
+            if path.file_name().is_some_and(|name| ids.iter().any(|id| name.to_string_lossy().ends_with(id))) {
+                let _ = fs::remove_file(path);
+            }
         }
     }
 }

@@ -196,10 +196,9 @@ impl Service {
         let statement = &leave.statement;
         let (authority, array) = (&self.member.authority, self.member.identity.array);
         let said = statement.verify(image::REPORT_PURPOSE, authority, array);
-        if statement.bytes.len() > REPORT_LEN_MAX || !said.is_ok_and(|who| peer.identity == Some(who)) {
-            return Err(Refusal::Invalid("this is no report of a member".into()));
-        }
-        self.reports.keep(statement).map_err(|e| Refusal::Unavailable(format!("keep the report: {e}")))?;
+        let said = said.ok().filter(|who| statement.bytes.len() <= REPORT_LEN_MAX && peer.identity == Some(*who));
+        let who = said.ok_or_else(|| Refusal::Invalid("this is no report of whoever leaves it".into()))?;
+        self.reports.keep(who.node, statement).map_err(|e| Refusal::Unavailable(format!("keep the report: {e}")))?;
         Ok(image::Left)
     }
 

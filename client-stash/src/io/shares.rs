@@ -22,7 +22,7 @@ const AUDIT_MAX: u64 = 4 << 20;
 /// Keeps shares, in one small file that is replaced as a whole.
 pub struct ShareKeeper {
     file: PathBuf,
-    audit: PathBuf,
+    folder: PathBuf,
     held: Mutex<BTreeMap<ManifestId, KeyShare>>,
 }
 
@@ -62,7 +62,7 @@ impl ShareKeeper {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
             Err(error) => return Err(error).with_context(|| format!("read {}", file.display())),
         };
-        Ok(Self { file, audit: folder.join("audit.log"), held: Mutex::new(held) })
+        Ok(Self { file, folder: folder.into(), held: Mutex::new(held) })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<ManifestId, KeyShare>> {
@@ -129,11 +129,13 @@ impl ShareKeeper {
             "unix_s": unix_s, "role": who.role.as_str(), "node": who.node.to_string(), "host": host,
             "image": ask.image.to_string(), "manifest": ask.manifest.to_string(), "refused": refused,
         });
+        // Whoever is refused without end must not push out who was not.
+        let log = self.folder.join(if refused.is_some() { "refused.log" } else { "audit.log" });
         let _one_at_a_time = self.lock();
-        if fs::metadata(&self.audit).is_ok_and(|m| m.len() > AUDIT_MAX) {
-            fs::rename(&self.audit, self.audit.with_extension("log.1"))?;
+        if fs::metadata(&log).is_ok_and(|m| m.len() > AUDIT_MAX) {
+            fs::rename(&log, log.with_extension("log.1"))?;
         }
-        let mut file = OpenOptions::new().create(true).append(true).mode(0o600).open(&self.audit)?;
+        let mut file = OpenOptions::new().create(true).append(true).mode(0o600).open(&log)?;
         file.write_all(format!("{line}\n").as_bytes())?;
         file.sync_data()
     }
