@@ -31,7 +31,7 @@ use crate::io::recover::{Progress, Recovered, Recovery};
 /// goes on where it was. The old controller must not come back beside the new one.
 #[derive(Args)]
 #[command(
-    after_help = "Example:\n  coe-controller recover --kit recovery-kit.age --from lab-03.school.example:38211 --mass-storage\n  coe-controller serve"
+    after_help = "Example:\n  coe-controller recover --kit recovery-kit.age --from lab-03.school.example:7401 --mass-storage\n  coe-controller serve"
 )]
 pub struct Recover {
     /// The recovery kit that `coe-controller init` wrote

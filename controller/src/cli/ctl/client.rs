@@ -41,7 +41,7 @@ impl Client {
     async fn send<R: DeserializeOwned>(&self, request: reqwest::RequestBuilder) -> anyhow::Result<R> {
         let answer = request.send().await.map_err(|e| {
             let hint = if e.is_connect() {
-                "reach the controller: is `coe-controller serve` running?"
+                "reach the controller: is `coe-controller serve` running? While it is away, `images`, `show` and `verify` ask a stash with --via HOST:PORT"
             } else {
                 "ask the controller"
             };

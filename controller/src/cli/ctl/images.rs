@@ -11,7 +11,7 @@ use crate::io::unix_s;
 /// List published images
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  coe-ctl images --json\n  coe-ctl images --via lab-03:38211    # while the controller is away"
+    after_help = "Examples:\n  coe-ctl images --json\n  coe-ctl images --via lab-03:7401    # while the controller is away"
 )]
 pub struct Images {
     #[command(flatten)]
