@@ -73,7 +73,7 @@ impl Folder {
     ///
     /// # Errors
     /// If there is one already: an authority is never overwritten.
-    pub fn create(&self, name: &str, settings: &Settings) -> anyhow::Result<(Authority, NewKit)> {
+    pub fn create(&self, name: &str, settings: &Settings, kit_file: &Path) -> anyhow::Result<(Authority, NewKit)> {
         if self.holds_an_array() {
             bail!("{} holds an array already; choose another --dir", self.0.display());
         }
@@ -82,6 +82,9 @@ impl Folder {
         let secrets = Secrets::create(name, &random)?;
         let authority = secrets.open()?;
         let kit = kit::create(&secrets, &authority)?;
+        // First: an array whose kit could not be written, and whose phrase nobody saw, must not be used.
+        create_private_dir(&self.0).with_context(|| format!("create {}", self.0.display()))?;
+        write_private(kit_file, kit.file.as_bytes()).with_context(|| format!("write {}", kit_file.display()))?;
         self.write(&secrets, &kit.sealed_authority, settings)?;
         Ok((authority, kit))
     }

@@ -3,10 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::Args;
 use protocol::identity::Role;
-use protocol::io::credentials::{default_home, file_of, write_private};
+use protocol::io::credentials::{default_home, file_of};
 
 use super::Which;
 use crate::io::folder::Settings;
@@ -87,8 +87,7 @@ impl Init {
         if kit_file.exists() {
             bail!("{} exists already; choose another --kit", kit_file.display());
         }
-        let (authority, kit) = folder.create(&self.name, &settings)?;
-        write_private(&kit_file, kit.file.as_bytes()).with_context(|| format!("write {}", kit_file.display()))?;
+        let (authority, kit) = folder.create(&self.name, &settings, &kit_file)?;
         authority.credentials(Role::Admin, addresses.clone())?.save(&admin_file)?;
         let array = authority.array();
         if self.json {
