@@ -14,7 +14,7 @@ use protocol::message::member::{GetDirectory, Heartbeat, OfferDirectory, TheDire
 use protocol::message::{Call, Refusal, Request, store};
 use protocol::ticket::Ticket;
 use tests::fleet::{TestFleet, start};
-use xtask::{fleet, sample, setup};
+use xtask::{sample, setup};
 
 async fn ask<C: Call>(member: &Credentials, address: &str, message: C) -> Result<C::Reply, CallError> {
     let endpoint = endpoint::client(tls::client(member, tls::ALPN_MEMBER).unwrap()).unwrap();
@@ -33,14 +33,8 @@ async fn directory_of(member: &Credentials, address: &str) -> (Mark, Update) {
 }
 
 fn change_something(t: &TestFleet, name: &str) {
-    let list = t.file("hosts.csv");
-    std::fs::write(&list, format!("name,serial\n{name},{name}\n")).unwrap();
-    t.fleet.ctl(&["host", "import", list.to_str().unwrap()]).unwrap();
-    let epoch = t.fleet.ctl(&["status"]).unwrap()["epoch"].as_u64();
-    fleet::wait_for("the change at every stash", || {
-        (0..t.fleet.stashes.len()).all(|n| t.fleet.stash_status(n).unwrap()["epoch"].as_u64() >= epoch)
-    })
-    .unwrap();
+    t.fleet.approve_host(name, name).unwrap();
+    t.fleet.wait_until_told().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,9 +20,7 @@ fn said(out: &Output) -> String {
 
 /// Know a machine, and let an installer join for it while the controller is there. The answer is its home.
 fn approved_installer(t: &TestFleet, name: &str, serial: &str) -> PathBuf {
-    let list = t.file("hosts.csv");
-    fs::write(&list, format!("name,serial\n{name},{serial}\n")).unwrap();
-    t.fleet.ctl(&["host", "import", list.to_str().unwrap()]).unwrap();
+    t.fleet.approve_host(name, serial).unwrap();
     let ticket = t.fleet.ticket(&["--installer", "--host", name]).unwrap();
     joined(t, name, &ticket)
 }
@@ -37,11 +35,7 @@ fn joined(t: &TestFleet, name: &str, ticket: &str) -> PathBuf {
 
 /// Kill the controller and delete all that it has; everybody has heard of the newest directory before.
 fn lose_controller(t: &mut TestFleet) {
-    let epoch = t.fleet.ctl(&["status"]).unwrap()["epoch"].as_u64().unwrap();
-    fleet::wait_for("the newest directory at every stash", || {
-        (0..t.fleet.stashes.len()).all(|n| t.fleet.stash_status(n).unwrap()["epoch"].as_u64() >= Some(epoch))
-    })
-    .unwrap();
+    t.fleet.wait_until_told().unwrap();
     t.fleet.kill_controller();
     fs::remove_dir_all(t.fleet.controller_dir()).unwrap();
 }

@@ -1,23 +1,25 @@
 //! The seeded world, as many seeds as CI has time for. A failure names its seed; `cargo xtask sim --seed N` replays it.
 
+use tests::world::{self, Failure};
+
+fn hold<S>(seeds: u64, replay: &str, run: impl Fn(u64) -> Result<S, Failure>) {
+    let failures: Vec<String> =
+        (0..seeds).filter_map(|seed| run(seed).err().map(|f| format!("seed {seed}: {}", f.0))).collect();
+    assert!(failures.is_empty(), "replay with `{replay} --seed N`\n{}", failures.join("\n"));
+}
+
 #[test]
 fn seeds() {
-    let failures: Vec<String> = (0..400)
-        .filter_map(|seed| tests::world::run(seed, false).err().map(|f| format!("seed {seed}: {}", f.0)))
-        .collect();
-    assert!(failures.is_empty(), "replay with `cargo xtask sim --seed N`\n{}", failures.join("\n"));
+    hold(400, "cargo xtask sim", |seed| world::run(seed, false));
 }
 
 #[test]
 fn mirror_seeds() {
-    let failures: Vec<String> = (0..1000)
-        .filter_map(|seed| tests::world::run_mirror(seed, false).err().map(|f| format!("seed {seed}: {}", f.0)))
-        .collect();
-    assert!(failures.is_empty(), "replay with `cargo xtask sim --mirror --seed N`\n{}", failures.join("\n"));
+    hold(1000, "cargo xtask sim --mirror", |seed| world::run_mirror(seed, false));
 }
 
 #[test]
 fn the_same_seed_is_the_same_world() {
-    let once = format!("{:?}", tests::world::run(7, false).unwrap());
-    assert_eq!(once, format!("{:?}", tests::world::run(7, false).unwrap()));
+    let once = format!("{:?}", world::run(7, false).unwrap());
+    assert_eq!(once, format!("{:?}", world::run(7, false).unwrap()));
 }

@@ -237,6 +237,26 @@ impl Fleet {
         Ok(serde_json::from_str(&text)?)
     }
 
+    /// Wait until every stash has the controller's newest directory.
+    ///
+    /// # Errors
+    /// If one does not in a minute.
+    pub fn wait_until_told(&self) -> anyhow::Result<()> {
+        let epoch = self.ctl(&["status"])?["epoch"].as_u64();
+        let has = |number| self.stash_status(number).is_ok_and(|status| status["epoch"].as_u64() >= epoch);
+        wait_for("the newest directory at every stash", || (0..self.stashes.len()).all(has))
+    }
+
+    /// Know a machine by its serial number, and approve it.
+    ///
+    /// # Errors
+    /// If the controller refuses.
+    pub fn approve_host(&self, name: &str, serial: &str) -> anyhow::Result<()> {
+        let list = self.dir.join("hosts.csv");
+        fs::write(&list, format!("name,serial\n{name},{serial}\n"))?;
+        self.ctl(&["host", "import", list.to_str().context("a path in UTF-8")?]).map(drop)
+    }
+
     /// Where a stash listens, as its log said last.
     ///
     /// # Errors

@@ -3,7 +3,6 @@
 use std::io::{Cursor, Read as _};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use bao::encode::SliceExtractor;
@@ -30,9 +29,6 @@ use super::shares::ShareKeeper;
 use super::writer::{Event, Writer};
 use crate::release;
 use crate::store::{Reader, StoreError};
-
-/// How often a stash looks whether images were removed.
-const LOOK_FOR_REMOVED: Duration = Duration::from_secs(10);
 
 struct Service {
     own: NodeId,
@@ -103,14 +99,13 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Forget the shares of images that were removed, soon after a directory says so.
+/// Forget the shares of images that were removed, as soon as a directory says so.
 async fn forget_removed(directory: Arc<DirectoryKeeper>, shares: Arc<ShareKeeper>) {
-    let mut before = directory.held();
-    loop {
-        tokio::time::sleep(LOOK_FOR_REMOVED).await;
-        let now = directory.held();
+    let mut changes = directory.watch();
+    let mut before = changes.borrow_and_update().clone();
+    while changes.changed().await.is_ok() {
+        let now = changes.borrow_and_update().clone();
         if let (Some(old), Some(new)) = (&before, &now)
-            && old.mark() != new.mark()
             && let Err(error) = shares.forget_removed(old.directory(), new.directory())
         {
             tracing::warn!(%error, "shares of removed images are still here");

@@ -3,9 +3,9 @@
 use std::time::{Duration, SystemTime};
 
 use data_encoding::BASE64;
-use images::keys::{ManifestKey, OwnerKey};
+use images::keys::OwnerKey;
 use images::manifest::ArrayKey;
-use images::{ArrayId, ManifestId, NodeId};
+use images::{ArrayId, NodeId};
 use protocol::identity::{CONTROLLER_NAME, Identity, Role, STASH_NAME, server_name};
 use protocol::io::credentials::{Credentials, array_id};
 use protocol::io::tls;
@@ -130,12 +130,6 @@ impl Authority {
     #[must_use]
     pub fn array(&self) -> ArrayId {
         self.array
-    }
-
-    /// Seal the key of a manifest so that this authority, or one that is rebuilt from its secrets, opens it.
-    #[must_use]
-    pub fn seal_manifest_key(&self, manifest: &ManifestId, key: &ManifestKey) -> Vec<u8> {
-        self.owner_key.seal_manifest_key(manifest, key)
     }
 
     fn params(&self, role: Role, node: NodeId, host: Option<u32>) -> Result<CertificateParams, rcgen::Error> {

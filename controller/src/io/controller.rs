@@ -183,7 +183,7 @@ impl Controller {
         let groups = self.catalog.groups()?.into_iter().filter(|(_, group)| group.segments > 0);
         let approved = self.catalog.hosts()?.into_iter().filter(|(_, host)| host.approved);
         let head = |(name, image): (ImageName, ImageRecord)| {
-            let sealed_key = self.authority.seal_manifest_key(&image.manifest, &image.key);
+            let sealed_key = self.authority.owner_key.seal_manifest_key(&image.manifest, &image.key);
             let (manifest, number, root, offline) = (image.manifest, image.number, image.root, image.offline);
             (name, Head { manifest, number, root, sealed_key, offline })
         };

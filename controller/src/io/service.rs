@@ -1,6 +1,7 @@
 //! Serving: QUIC for members, HTTPS for people, and the work that nobody asks for.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -50,7 +51,7 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
     let controller =
         Arc::new(Controller::new(authority, catalog, mass_storage, pool, settings, folder.sealed_authority()?)?);
     if controller.catalog.nodes()?.is_empty() {
-        controller.has_asked.store(true, std::sync::atomic::Ordering::Relaxed);
+        controller.has_asked.store(true, Relaxed);
     }
     controller.pool.learn(controller.directory()?.directory());
     let https = api::Server::bind(listen, &member).await.with_context(|| format!("listen on TCP {listen}"))?;
@@ -84,7 +85,7 @@ pub(super) async fn announce(controller: Arc<Controller>) {
     let mut asking = std::pin::pin!(announce_one(&controller, &first));
     // In a large fleet many are away; some answers suffice.
     let all_asked = tokio::time::timeout(ASKED_WITHIN, &mut asking).await.is_ok();
-    controller.has_asked.store(true, std::sync::atomic::Ordering::Relaxed);
+    controller.has_asked.store(true, Relaxed);
     match controller.directory() {
         Ok(next) if next.mark() != first.mark() => announce_one(&controller, &next).await,
         _ if !all_asked => asking.await,

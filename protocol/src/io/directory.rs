@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use images::ArrayId;
 use images::manifest::ArrayPublicKey;
+use tokio::sync::watch;
 
 use super::credentials::{Credentials, write_private};
 use crate::directory::{DirectoryError, Mark, SignedDirectory, Update};
@@ -28,7 +29,7 @@ pub struct DirectoryKeeper {
     key: ArrayPublicKey,
     /// One update is taken at a time; readers do not wait for it.
     taking: Mutex<()>,
-    held: Mutex<Option<Arc<SignedDirectory>>>,
+    held: watch::Sender<Option<Arc<SignedDirectory>>>,
 }
 
 impl DirectoryKeeper {
@@ -46,23 +47,25 @@ impl DirectoryKeeper {
             },
             Err(_) => None,
         };
-        Self { file, array, key, taking: Mutex::default(), held: Mutex::new(held) }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<SignedDirectory>>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        Self { file, array, key, taking: Mutex::default(), held: watch::Sender::new(held) }
     }
 
     /// The newest.
     #[must_use]
     pub fn held(&self) -> Option<Arc<SignedDirectory>> {
-        self.lock().clone()
+        self.held.borrow().clone()
+    }
+
+    /// The newest, and every newer one from now on.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Option<Arc<SignedDirectory>>> {
+        self.held.subscribe()
     }
 
     /// Its mark.
     #[must_use]
     pub fn mark(&self) -> Option<Mark> {
-        self.lock().as_ref().map(|held| held.mark())
+        self.held.borrow().as_ref().map(|held| held.mark())
     }
 
     /// Take an update: verified, newer, and kept durably before it counts. Blocks on the disk.
@@ -74,7 +77,7 @@ impl DirectoryKeeper {
         let new = SignedDirectory::take(self.held().as_deref(), update, self.array, &self.key)?;
         write_private(&self.file, &new.encode()).map_err(|error| KeepError::File(self.file.clone(), error))?;
         let new = Arc::new(new);
-        *self.lock() = Some(new.clone());
+        self.held.send_replace(Some(new.clone()));
         Ok(new)
     }
 

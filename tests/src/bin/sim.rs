@@ -1,9 +1,10 @@
 //! Runs seeds of the world, or replays one.
 
+use std::ops::Range;
 use std::process::ExitCode;
 
 use clap::Parser;
-use tests::world::{self, MirrorStats, Stats};
+use tests::world::{self, Failure, MirrorStats, Stats};
 
 #[derive(Parser)]
 struct Cli {
@@ -18,18 +19,24 @@ struct Cli {
     mirror: bool,
 }
 
-fn mirror(seeds: std::ops::Range<u64>, log: bool) -> ExitCode {
-    let mut sum = MirrorStats::default();
-    for seed in seeds.clone() {
-        match world::run_mirror(seed, log) {
-            Ok(stats) => sum.add(&stats),
+/// Run seeds one by one, and print what they add up to.
+fn all<S: Default + std::fmt::Debug>(
+    seeds: Range<u64>,
+    replay: &str,
+    run: impl Fn(u64) -> Result<S, Failure>,
+    add: impl Fn(&mut S, &S),
+) -> ExitCode {
+    let (count, mut sum) = (seeds.end - seeds.start, S::default());
+    for seed in seeds {
+        match run(seed) {
+            Ok(stats) => add(&mut sum, &stats),
             Err(failure) => {
-                eprintln!("seed {seed} fails: {}\nreplay it: cargo xtask sim --mirror --seed {seed}", failure.0);
+                eprintln!("seed {seed} fails: {}\nreplay it: {replay} --seed {seed}", failure.0);
                 return ExitCode::FAILURE;
             }
         }
     }
-    println!("{} seeds: {sum:?}", seeds.end - seeds.start);
+    println!("{count} seeds: {sum:?}");
     ExitCode::SUCCESS
 }
 
@@ -40,28 +47,8 @@ fn main() -> ExitCode {
         None => (0..cli.seeds, false),
     };
     if cli.mirror {
-        return mirror(seeds, log);
+        all(seeds, "cargo xtask sim --mirror", |seed| world::run_mirror(seed, log), MirrorStats::add)
+    } else {
+        all(seeds, "cargo xtask sim", |seed| world::run(seed, log), Stats::add)
     }
-    let mut sum = Stats::default();
-    for seed in seeds.clone() {
-        match world::run(seed, log) {
-            Ok(s) => {
-                sum.messages += s.messages;
-                sum.lost += s.lost;
-                sum.crashes += s.crashes;
-                sum.lies += s.lies;
-                sum.acknowledged += s.acknowledged;
-                sum.short += s.short;
-                sum.read += s.read;
-                sum.unreadable += s.unreadable;
-                sum.hedged += s.hedged;
-            }
-            Err(failure) => {
-                eprintln!("seed {seed} fails: {}\nreplay it: cargo xtask sim --seed {seed}", failure.0);
-                return ExitCode::FAILURE;
-            }
-        }
-    }
-    println!("{} seeds: {sum:?}", seeds.end - seeds.start);
-    ExitCode::SUCCESS
 }

@@ -44,6 +44,21 @@ pub struct Stats {
     pub hedged: u64,
 }
 
+impl Stats {
+    /// Add another seed's.
+    pub fn add(&mut self, other: &Self) {
+        self.messages += other.messages;
+        self.lost += other.lost;
+        self.crashes += other.crashes;
+        self.lies += other.lies;
+        self.acknowledged += other.acknowledged;
+        self.short += other.short;
+        self.read += other.read;
+        self.unreadable += other.unreadable;
+        self.hedged += other.hedged;
+    }
+}
+
 /// An invariant that did not hold.
 #[derive(Debug)]
 pub struct Failure(pub String);

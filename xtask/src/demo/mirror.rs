@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use serde_json::Value;
 
 use super::{number, step};
-use crate::fleet::{Fleet, free_port, wait_for};
+use crate::fleet::{Fleet, free_port};
 use crate::shell::mb;
 use crate::{compare, sample, shell};
 
@@ -24,9 +24,7 @@ pub(super) fn run(fleet: &mut Fleet, dir: &Path, image: &Path, sample_mb: u64) -
 
     step("coe-ctl publish; know one machine, and let its installer join");
     let published = fleet.publish(image, &["--name", "sample", "--tag", "1"])?;
-    let hosts = dir.join("hosts.csv");
-    std::fs::write(&hosts, "name,serial\nlab-01,S1\n")?;
-    fleet.ctl(&["host", "import", hosts.to_str().context("a path in UTF-8")?])?;
+    fleet.approve_host("lab-01", "S1")?;
     let ticket = fleet.ticket(&["--installer", "--host", "lab-01"])?;
     let home = dir.join("lab-01");
     let installer = |fleet: &Fleet, image: &str, more: &[&str]| -> anyhow::Result<Value> {
@@ -41,10 +39,7 @@ pub(super) fn run(fleet: &mut Fleet, dir: &Path, image: &Path, sample_mb: u64) -
     };
     let (_, with_s) = timed(fleet, "sample:1", &["--ticket", &ticket])?;
     println!("installed with the controller there: {with_s:.1} s");
-    let epoch = fleet.ctl(&["status"])?["epoch"].as_u64();
-    wait_for("the newest directory at every stash", || {
-        (0..fleet.stashes.len()).all(|stash| fleet.stash_status(stash).is_ok_and(|s| s["epoch"].as_u64() >= epoch))
-    })?;
+    fleet.wait_until_told()?;
 
     step("SIGKILL the controller, and delete its folder");
     fleet.kill_controller();
