@@ -225,7 +225,12 @@ fn a_new_controller_is_built_from_the_clients_alone() {
         t.fleet.install(tag, &target, fs::metadata(image).unwrap().len().max(len)).unwrap();
         compare::installed(image, &target).unwrap();
     }
+    // With an image its shares go: five of its own, where three pieces are needed and two may be lost.
+    let shares =
+        |t: &TestFleet| (0..6).map(|n| t.fleet.stash_status(n).unwrap()["shares"].as_u64().unwrap()).sum::<u64>();
+    let before = shares(&t);
     t.fleet.ctl(&["rm", "disk:1"]).unwrap();
+    fleet::wait_for("the shares of the removed image to go", || shares(&t) == before - 5).unwrap();
     assert_eq!(t.fleet.ctl(&["verify", "--deep"]).unwrap()["problem_count"], 0);
     t.fleet.install("disk:2", &target, fs::metadata(&next).unwrap().len()).unwrap();
     compare::installed(&next, &target).unwrap();
