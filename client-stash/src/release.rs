@@ -3,38 +3,69 @@
 use images::NodeId;
 use protocol::directory::{Directory, Mark, SignedDirectory};
 use protocol::identity::Role;
+use protocol::io::tls::Bearer;
 use protocol::message::boot::BOOT_IMAGE;
 use protocol::message::store::GetShare;
 
-/// Whether a share may leave. `host` is the machine that the asker's certificate was given for; the directory is the newest that this
-/// stash has seen. `Err` says why not.
+/// Why a share stays.
+#[derive(Debug)]
+pub struct No {
+    /// For the asker and the audit record.
+    pub why: &'static str,
+    /// Whether the asker's deployment was carried out.
+    pub is_done: bool,
+}
+
+impl From<&'static str> for No {
+    fn from(why: &'static str) -> Self {
+        Self { why, is_done: false }
+    }
+}
+
+/// Whether a share may leave. `who` is the asker, the directory the newest that this stash has seen; `is_done` tells whether a deployment
+/// was carried out. `Err` says why not.
 ///
 /// # Errors
 /// The reason, for the asker and the audit record.
 pub fn check(
     directory: Option<&Directory>,
     own: NodeId,
-    role: Role,
-    host: Option<u32>,
+    who: &Bearer,
     ask: &GetShare,
-) -> Result<(), &'static str> {
+    is_done: impl Fn(u32) -> bool,
+) -> Result<(), No> {
     let directory = directory.ok_or("this stash has not seen a directory yet")?;
     let head = directory.heads.get(&ask.image).filter(|head| head.manifest == ask.manifest);
     let head = head.ok_or("the image is not published, as far as this stash knows")?;
     let shares = head.offline.as_ref().ok_or("the image was published with --offline deny")?;
     if !shares.holders.iter().any(|(node, _)| *node == own) {
-        return Err("this stash has no share of that image's key");
+        return Err("this stash has no share of that image's key".into());
     }
-    match role {
+    if who.issuer.is_some_and(|boot_server| !directory.common().policy.boot_servers.contains(&boot_server)) {
+        return Err("the boot server that admitted this installer may not: `coe-ctl boot servers`".into());
+    }
+    match who.identity.role {
         // Boot files are for every machine that boots.
         Role::Boot if ask.image.name() == BOOT_IMAGE => Ok(()),
         Role::Installer => {
-            let host = host.ok_or(
+            let host = who.host.ok_or(
                 "the installer's certificate names no machine: `coe-ctl token create --installer --host NAME`",
             )?;
-            directory.hosts.get(&host).map(drop).ok_or("the machine is not approved: `coe-ctl host approve`")
+            let host = directory.hosts.get(&host).ok_or("the machine is not approved: `coe-ctl host approve`")?;
+            match who.deployment {
+                Some(id) => {
+                    let planned =
+                        host.planned.as_ref().filter(|planned| planned.id == id && planned.image == ask.image);
+                    planned.ok_or("this is not what is planned for the machine: `coe-ctl deploy`")?;
+                    // Its machine would be installed again, over whatever somebody did on it since.
+                    if is_done(id) { Err(No { why: "this deployment is done", is_done: true }) } else { Ok(()) }
+                }
+                // A boot server admits for a deployment; the controller also for a person who types the commands.
+                None if who.issuer.is_some() => Err("the installer's certificate names no deployment".into()),
+                None => Ok(()),
+            }
         }
-        _ => Err("only an installer gets an image's key"),
+        _ => Err("only an installer gets an image's key".into()),
     }
 }
 
@@ -58,7 +89,8 @@ mod tests {
     use images::manifest::PageRef;
     use images::shares::ShareDigest;
     use images::{ArrayId, GroupId, ManifestId};
-    use protocol::directory::{Contents, Epoch, Head, Host, Line, Shares};
+    use protocol::directory::{Common, Contents, Epoch, Head, Host, Line, Planned, Policy, Shares};
+    use protocol::identity::Identity;
 
     use super::*;
 
@@ -79,32 +111,68 @@ mod tests {
         GetShare { image: image.parse().unwrap(), manifest: ManifestId([manifest; 32]) }
     }
 
+    const BOOT: NodeId = NodeId([5; 16]);
+
+    fn bearer(role: Role, host: Option<u32>) -> Bearer {
+        let identity = Identity { array: ArrayId([0; 32]), role, node: NodeId([7; 16]) };
+        Bearer { identity, host, deployment: None, issuer: None }
+    }
+
+    fn started(host: u32, deployment: u32) -> Bearer {
+        Bearer { deployment: Some(deployment), ..bearer(Role::Installer, Some(host)) }
+    }
+
+    fn admitted_by(issuer: NodeId, bearer: Bearer) -> Bearer {
+        Bearer { issuer: Some(issuer), ..bearer }
+    }
+
     #[test]
     fn only_to_an_installer_of_an_approved_machine() {
         let heads = [("debian:1", head(1, true)), ("secret:1", head(2, false)), ("coe-boot:1", head(3, true))];
+        let planned = |id| {
+            let image = "debian:1".parse().unwrap();
+            Some(Planned { id, image, not_before_unix_s: 0, rescue: false, order: Vec::new(), user_data: None })
+        };
+        let host = |planned| Host { name: "lab".into(), planned, ..Host::default() };
         let contents = Contents {
+            common: Common { policy: Policy { boot_servers: vec![BOOT] }, ..Common::default() },
             heads: heads.into_iter().map(|(name, head)| (name.parse().unwrap(), head)).collect(),
-            hosts: BTreeMap::from([(7, Host { name: "lab-07".into(), ..Host::default() })]),
+            hosts: BTreeMap::from([(7, host(None)), (8, host(planned(30))), (9, host(planned(31)))]),
             ..Contents::default()
         };
         let directory = Directory::next(None, ArrayId([0; 32]), Line::default(), Epoch(1), contents);
-        let may = |own, role, host, ask| check(Some(&directory), own, role, host, &ask).is_ok();
+        let may = |own, who, ask| check(Some(&directory), own, &who, &ask, |id| id == 31).is_ok();
+        let by_hand = |host| bearer(Role::Installer, host);
         let table = [
-            (OWN, Role::Installer, Some(7), ask("debian:1", 1), true, "approved"),
-            (OWN, Role::Installer, Some(8), ask("debian:1", 1), false, "another machine"),
-            (OWN, Role::Installer, None, ask("debian:1", 1), false, "no machine"),
-            (OWN, Role::Installer, Some(7), ask("debian:1", 2), false, "another manifest"),
-            (OWN, Role::Installer, Some(7), ask("debian:2", 1), false, "another image"),
-            (OWN, Role::Installer, Some(7), ask("secret:1", 2), false, "not while the controller is away"),
-            (NodeId([9; 16]), Role::Installer, Some(7), ask("debian:1", 1), false, "not a holder"),
-            (OWN, Role::Stash, Some(7), ask("debian:1", 1), false, "another stash"),
-            (OWN, Role::Admin, Some(7), ask("debian:1", 1), false, "a person"),
-            (OWN, Role::Boot, None, ask("debian:1", 1), false, "a boot server, for an image"),
-            (OWN, Role::Boot, None, ask("coe-boot:1", 3), true, "a boot server, for boot files"),
+            (OWN, by_hand(Some(7)), ask("debian:1", 1), true, "approved"),
+            (OWN, by_hand(Some(6)), ask("debian:1", 1), false, "another machine"),
+            (OWN, by_hand(None), ask("debian:1", 1), false, "no machine"),
+            (OWN, by_hand(Some(7)), ask("debian:1", 2), false, "another manifest"),
+            (OWN, by_hand(Some(7)), ask("debian:2", 1), false, "another image"),
+            (OWN, by_hand(Some(7)), ask("secret:1", 2), false, "not while the controller is away"),
+            (NodeId([9; 16]), by_hand(Some(7)), ask("debian:1", 1), false, "not a holder"),
+            (OWN, bearer(Role::Stash, Some(7)), ask("debian:1", 1), false, "another stash"),
+            (OWN, bearer(Role::Admin, Some(7)), ask("debian:1", 1), false, "a person"),
+            (OWN, bearer(Role::Boot, None), ask("debian:1", 1), false, "a boot server, for an image"),
+            (OWN, bearer(Role::Boot, None), ask("coe-boot:1", 3), true, "a boot server, for boot files"),
+            (OWN, started(8, 30), ask("debian:1", 1), true, "as planned"),
+            (OWN, started(8, 29), ask("debian:1", 1), false, "an earlier deployment"),
+            (OWN, started(7, 30), ask("debian:1", 1), false, "another machine's deployment"),
+            (OWN, started(8, 30), ask("coe-boot:1", 3), false, "planned, another image"),
+            (OWN, started(9, 31), ask("debian:1", 1), false, "done"),
+            (OWN, admitted_by(BOOT, started(8, 30)), ask("debian:1", 1), true, "admitted by a boot server"),
+            (OWN, admitted_by(OWN, started(8, 30)), ask("debian:1", 1), false, "by one that may not"),
+            (
+                OWN,
+                admitted_by(BOOT, by_hand(Some(7))),
+                ask("debian:1", 1),
+                false,
+                "by a boot server, for no deployment",
+            ),
         ];
-        for (own, role, host, ask, want, why) in table {
-            assert_eq!(may(own, role, host, ask), want, "{why}");
+        for (own, who, ask, want, why) in table {
+            assert_eq!(may(own, who, ask), want, "{why}");
         }
-        assert!(check(None, OWN, Role::Installer, Some(7), &ask("debian:1", 1)).is_err(), "no directory");
+        assert!(check(None, OWN, &by_hand(Some(7)), &ask("debian:1", 1), |_| false).is_err(), "no directory");
     }
 }

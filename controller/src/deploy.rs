@@ -2,6 +2,7 @@
 
 use images::manifest::ImageName;
 use protocol::message::boot::{DiskPolicy, Finishing};
+use protocol::ticket::fresh_secret;
 use serde::{Deserialize, Serialize};
 
 /// Where a deployment is.
@@ -67,6 +68,8 @@ pub struct DeployRecord {
     pub user_data: Option<String>,
     /// What the machine's stash offers, bytes; 0 for no stash.
     pub stash_size: u64,
+    /// Of the ticket with which that stash joins.
+    pub stash_secret: [u8; 16],
     /// Whether to give a shell when it fails.
     pub rescue: bool,
     /// Not before this, seconds since 1970.
@@ -82,6 +85,18 @@ pub struct DeployRecord {
 }
 
 impl DeployRecord {
+    /// This plan for one machine, from now on.
+    #[must_use]
+    pub fn for_host(&self, host: u32, hostname: Option<String>, now_unix_s: u64) -> Self {
+        Self { host, hostname, stash_secret: fresh_secret(), since_unix_s: now_unix_s, ..self.clone() }
+    }
+
+    /// What of it others are told, in the directory.
+    #[must_use]
+    pub fn told(&self) -> Option<&Option<Finishing>> {
+        self.state.wants_boot().then_some(&self.finishing)
+    }
+
     /// Whether the machine is to be installed at this time, seconds since 1970.
     #[must_use]
     pub fn is_due(&self, now_unix_s: u64) -> bool {

@@ -1,7 +1,7 @@
 //! Machines that boot from the network: which known machine is this one, and what may be learnt of it.
 
-use protocol::directory::Host;
-use protocol::machine::{Facts, Firmware, Mac, Uuid};
+use protocol::directory::{Host, Planned};
+use protocol::machine::{Facts, Firmware, Mac, Marks, Uuid, identify};
 use serde::{Deserialize, Serialize};
 
 /// A machine.
@@ -29,32 +29,6 @@ pub struct HostRecord {
     pub last_unix_s: u64,
 }
 
-/// The known machine that these facts are of.
-///
-/// A UUID decides. A serial number decides where one of both has no UUID. An Ethernet address decides only where one of both has
-/// neither, and only if a single machine has it: cards in docks are shared.
-#[must_use]
-pub fn identify(hosts: &[(u32, HostRecord)], facts: &Facts) -> Option<u32> {
-    if let Some(uuid) = facts.uuid
-        && let Some((id, _)) = hosts.iter().find(|(_, h)| h.uuid.is_some_and(|known| known.is_same(&uuid)))
-    {
-        return Some(*id);
-    }
-    let other = |a: Option<Uuid>| a.is_some() && facts.uuid.is_some();
-    if let Some(serial) = &facts.serial
-        && let Some((id, _)) = hosts.iter().find(|(_, h)| h.serial.as_ref() == Some(serial) && !other(h.uuid))
-    {
-        return Some(*id);
-    }
-    let is_known_otherwise =
-        |h: &HostRecord| (h.uuid.is_some() && facts.uuid.is_some()) || (h.serial.is_some() && facts.serial.is_some());
-    let mut with_mac = hosts.iter().filter(|(_, h)| h.macs.iter().any(|mac| facts.macs.contains(mac)));
-    match (with_mac.next(), with_mac.next()) {
-        (Some((id, host)), None) if !is_known_otherwise(host) => Some(*id),
-        _ => None,
-    }
-}
-
 impl HostRecord {
     /// Add what these facts say.
     pub fn learn(&mut self, facts: &Facts) {
@@ -76,15 +50,16 @@ impl HostRecord {
         }
     }
 
-    /// As the directory lists it.
+    /// As the directory lists it, with what is planned for it.
     #[must_use]
-    pub fn listed(&self) -> Host {
+    pub fn listed(&self, planned: Option<Planned>) -> Host {
         Host {
             name: self.name.clone(),
             uuid: self.uuid,
             serial: self.serial.clone(),
             macs: self.macs.clone(),
             groups: self.groups.clone(),
+            planned,
         }
     }
 
@@ -103,12 +78,10 @@ impl HostRecord {
         }
     }
 
-    /// Whether these facts, now in full, can be this machine's.
+    /// What it is known by.
     #[must_use]
-    pub fn can_be(&self, facts: &Facts) -> bool {
-        let other_uuid = self.uuid.zip(facts.uuid).is_some_and(|(a, b)| !a.is_same(&b));
-        let other_serial = self.serial.as_ref().zip(facts.serial.as_ref()).is_some_and(|(a, b)| a != b);
-        !other_uuid && !other_serial
+    pub fn marks(&self) -> Marks<'_> {
+        Marks { uuid: self.uuid, serial: self.serial.as_deref(), macs: &self.macs }
     }
 
     /// Whether a person means this one: by name, UUID, serial number or Ethernet address.
@@ -119,6 +92,12 @@ impl HostRecord {
             || text.parse().is_ok_and(|uuid| self.uuid == Some(uuid))
             || text.parse().is_ok_and(|mac| self.macs.contains(&mac))
     }
+}
+
+/// The known machine that these facts are of.
+#[must_use]
+pub fn find(hosts: &[(u32, HostRecord)], facts: &Facts) -> Option<u32> {
+    identify(hosts.iter().map(|(id, host)| (*id, host.marks())), facts)
 }
 
 #[cfg(test)]
@@ -164,7 +143,7 @@ mod tests {
             (facts(None, None, &[]), None, "nothing"),
         ];
         for (facts, want, why) in table {
-            assert_eq!(identify(&hosts, &facts), want, "{why}");
+            assert_eq!(find(&hosts, &facts), want, "{why}");
         }
     }
 
@@ -174,8 +153,10 @@ mod tests {
         known.firmware = Some(Firmware::SecureBoot);
         known.learn(&Facts { macs: vec![mac(2)], firmware: Some(Firmware::Uefi), ..Facts::default() });
         assert_eq!((known.uuid, known.serial.as_deref()), (Some(Uuid([1; 16])), Some("S")));
-        assert!(known.can_be(&facts(Some(1), None, &[])) && !known.can_be(&facts(Some(1), Some("T"), &[])));
-        assert!(!known.can_be(&facts(Some(2), Some("S"), &[1])));
+        assert!(
+            known.marks().can_be(&facts(Some(1), None, &[])) && !known.marks().can_be(&facts(Some(1), Some("T"), &[]))
+        );
+        assert!(!known.marks().can_be(&facts(Some(2), Some("S"), &[1])));
         assert_eq!((known.macs.len(), known.firmware), (2, Some(Firmware::SecureBoot)));
         assert!(known.is_called("02:00:00:00:00:02") && known.is_called("S") && !known.is_called(""));
     }

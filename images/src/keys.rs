@@ -79,6 +79,40 @@ impl OwnerKey {
     }
 }
 
+impl ManifestKey {
+    /// Key of the seal that bytes with this tag get, and the tag of some bytes. The tag depends on the bytes and the key, so equal bytes
+    /// are sealed alike, different bytes never under one key, and who lacks the manifest's key can test no guess.
+    fn sealing_key(&self, purpose: &str, tag: &[u8; 32]) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_derive_key("coe 2026 sealed beside manifest v1 key");
+        hasher.update(&self.0).update(tag).update(purpose.as_bytes());
+        *hasher.finalize().as_bytes()
+    }
+
+    fn tag(&self, purpose: &str, bytes: &[u8]) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_derive_key("coe 2026 sealed beside manifest v1 tag");
+        hasher.update(&self.0).update(&(purpose.len() as u64).to_le_bytes()).update(purpose.as_bytes()).update(bytes);
+        *hasher.finalize().as_bytes()
+    }
+
+    /// Seal what only those may read who may install the image. The same bytes for the same purpose give the same result.
+    #[must_use]
+    pub fn seal(&self, purpose: &str, bytes: &[u8]) -> Vec<u8> {
+        let tag = self.tag(purpose, bytes);
+        let mut sealed = [&tag, bytes].concat();
+        seal_in_place(&self.sealing_key(purpose, &tag), 0, &mut sealed, tag.len());
+        sealed
+    }
+
+    /// Undo [`ManifestKey::seal`].
+    ///
+    /// # Errors
+    /// [`OpenError`] if it was sealed with another key or for another purpose, or changed since.
+    pub fn open(&self, purpose: &str, sealed: &[u8]) -> Result<Vec<u8>, OpenError> {
+        let tag = sealed.first_chunk::<32>().ok_or(OpenError)?;
+        open(&self.sealing_key(purpose, tag), 0, sealed, tag.len())
+    }
+}
+
 fn cipher(key: &[u8; 32]) -> LessSafeKey {
     LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).expect("AES-256 takes 32 bytes"))
 }

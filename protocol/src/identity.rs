@@ -68,6 +68,18 @@ pub const CONTROLLER_NAME: &str = "controller.coe.internal";
 /// The name by which somebody asks for any one stash, knowing its address only.
 pub const STASH_NAME: &str = "stash.coe.internal";
 
+/// Under this name a boot server that acts for an absent controller may issue certificates, and under no other: those of installers.
+#[must_use]
+pub fn delegate_domain(boot_server: NodeId) -> String {
+    format!("{boot_server}.{}.coe.internal", Role::Installer)
+}
+
+/// The DNS name in a certificate that a boot server issued for an absent controller.
+#[must_use]
+pub fn delegated_name(installer: NodeId, boot_server: NodeId) -> String {
+    format!("{installer}.{}", delegate_domain(boot_server))
+}
+
 /// The DNS name in a member's certificate. A caller asks TLS for exactly the member it means, so a certificate of another
 /// member of the same array does not pass.
 #[must_use]

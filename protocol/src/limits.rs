@@ -8,6 +8,8 @@ use images::limits::{FRAGMENT_HEADER_LEN, PAGE_LEN_MAX, SEALED_MAX};
 pub const FRAME_MAX: usize = 8 * 1024 * 1024;
 /// A message of somebody who has no certificate yet.
 pub const ENROLL_FRAME_MAX: usize = 16 * 1024;
+/// One message of a member that does not stay: an installer, or a boot server.
+pub const GUEST_FRAME_MAX: usize = 2 * 1024 * 1024;
 /// Bulk bytes behind a message: a segment, a fragment or a page.
 pub const BODY_MAX: usize = 4 * 1024 * 1024;
 /// Requests that one connection may have under way.
@@ -24,6 +26,8 @@ pub const REPORT_LEN_MAX: usize = 64 * 1024;
 pub const MEMBERS_MAX: usize = 20_000;
 /// A directory, encoded: it travels in a frame with something around it.
 pub const DIRECTORY_LEN_MAX: usize = FRAME_MAX - 64 * 1024;
+/// Orders of planned deployments in a directory, sealed, in bytes. What is beyond waits for the controller.
+pub const ORDERS_LEN_MAX: usize = 2 * 1024 * 1024;
 /// Groups, and images, that a directory may list, those that were removed of late included.
 pub const DIRECTORY_ROWS_MAX: usize = 50_000;
 /// Stashes among which an image's key may be split: a share's number is a byte, and nobody needs more than this.
@@ -48,6 +52,7 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const _: () = {
     assert!(SEALED_MAX <= BODY_MAX && PAGE_LEN_MAX <= BODY_MAX);
     assert!(FRAGMENT_HEADER_LEN < ENROLL_FRAME_MAX);
+    assert!(ENROLL_FRAME_MAX < GUEST_FRAME_MAX && GUEST_FRAME_MAX < FRAME_MAX);
     assert!(HAVE_MAX * 48 <= FRAME_MAX, "the answer to the largest question fits a frame");
     assert!(REPORTS_TOGETHER * (REPORT_LEN_MAX + 4096) <= FRAME_MAX);
     assert!(RECEIVE_WINDOW as usize * 2 <= SOCKET_BUFFER);

@@ -147,6 +147,53 @@ pub struct Facts {
     pub firmware: Option<Firmware>,
 }
 
+/// What tells a known machine from others.
+#[derive(Clone, Copy, Debug)]
+pub struct Marks<'a> {
+    /// SMBIOS UUID.
+    pub uuid: Option<Uuid>,
+    /// Serial number.
+    pub serial: Option<&'a str>,
+    /// All Ethernet addresses that it was seen with.
+    pub macs: &'a [Mac],
+}
+
+impl Marks<'_> {
+    /// Whether these facts, now in full, can be this machine's.
+    #[must_use]
+    pub fn can_be(&self, facts: &Facts) -> bool {
+        let other_uuid = self.uuid.zip(facts.uuid).is_some_and(|(a, b)| !a.is_same(&b));
+        let other_serial = self.serial.zip(facts.serial.as_deref()).is_some_and(|(a, b)| a != b);
+        !other_uuid && !other_serial
+    }
+}
+
+/// The known machine that these facts are of, by its number.
+///
+/// A UUID decides. A serial number decides where one of both has no UUID. An Ethernet address decides only where one of both has
+/// neither, and only if a single machine has it: cards in docks are shared.
+#[must_use]
+pub fn identify<'a>(known: impl Iterator<Item = (u32, Marks<'a>)> + Clone, facts: &Facts) -> Option<u32> {
+    if let Some(uuid) = facts.uuid
+        && let Some((id, _)) = known.clone().find(|(_, h)| h.uuid.is_some_and(|known| known.is_same(&uuid)))
+    {
+        return Some(id);
+    }
+    let other = |a: Option<Uuid>| a.is_some() && facts.uuid.is_some();
+    if let Some(serial) = facts.serial.as_deref()
+        && let Some((id, _)) = known.clone().find(|(_, h)| h.serial == Some(serial) && !other(h.uuid))
+    {
+        return Some(id);
+    }
+    let is_known_otherwise =
+        |h: &Marks<'_>| (h.uuid.is_some() && facts.uuid.is_some()) || (h.serial.is_some() && facts.serial.is_some());
+    let mut with_mac = known.filter(|(_, h)| h.macs.iter().any(|mac| facts.macs.contains(mac)));
+    match (with_mac.next(), with_mac.next()) {
+        (Some((id, host)), None) if !is_known_otherwise(&host) => Some(id),
+        _ => None,
+    }
+}
+
 /// Ethernet addresses that are kept of one machine.
 pub const MACS_MAX: usize = 32;
 /// Bytes of a text about a machine.

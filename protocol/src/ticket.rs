@@ -4,7 +4,7 @@
 //! told from a ticket that is refused.
 
 use data_encoding::BASE32_NOPAD_NOCASE;
-use images::{ArrayId, wire};
+use images::{ArrayId, NodeId, wire};
 use serde::{Deserialize, Serialize};
 
 use crate::identity::Role;
@@ -21,8 +21,10 @@ pub struct Ticket {
     pub role: Role,
     /// The right itself. The controller keeps only its hash.
     pub secret: [u8; 16],
-    /// Where the controller listens, `host:port`.
+    /// Where whoever gave it listens, `host:port`.
     pub addresses: Vec<String>,
+    /// The boot server that gave it while the controller was away; `None`: the controller did.
+    pub issuer: Option<NodeId>,
 }
 
 impl std::fmt::Debug for Ticket {
@@ -40,6 +42,17 @@ pub enum TicketError {
     /// It was cut, or mistyped.
     #[error("the ticket is incomplete or mistyped: copy it whole")]
     Checksum,
+}
+
+/// A fresh secret.
+///
+/// # Panics
+/// If the system gives no random bytes, which it does not outlive.
+#[must_use]
+pub fn fresh_secret() -> [u8; 16] {
+    let mut secret = [0; 16];
+    aws_lc_rs::rand::fill(&mut secret).expect("the system gives random bytes");
+    secret
 }
 
 /// What the controller keeps of a ticket's secret.
@@ -84,6 +97,7 @@ mod tests {
             role: Role::Stash,
             secret: [3; 16],
             addresses: vec!["10.0.0.1:7400".into()],
+            issuer: Some(NodeId([5; 16])),
         };
         let text = ticket.to_string();
         assert_eq!(text.parse(), Ok(ticket.clone()));

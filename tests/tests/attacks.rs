@@ -1,18 +1,25 @@
 //! Attacks on the mirror link, by members of the array with real certificates, against real stashes.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use images::ArrayId;
+use controller::io::authority::{Authority, Secrets};
 use images::manifest::ArrayKey;
+use images::{ArrayId, NodeId, wire};
 use protocol::directory::{Contents, Directory, Epoch, Line, Mark, SignedDirectory, Update};
-use protocol::identity::{Role, STASH_NAME, server_name};
+use protocol::identity::{CONTROLLER_NAME, Identity, Role, STASH_NAME, server_name};
 use protocol::io::array::Array;
-use protocol::io::credentials::{Credentials, file_of};
+use protocol::io::credentials::{Credentials, file_of, request_certificate};
+use protocol::io::issue::{Admitted, Delegate, member_params};
 use protocol::io::rpc::{self, Answer, CallError};
+use protocol::io::statement::Statement;
 use protocol::io::{endpoint, tls};
+use protocol::message::boot::GetDelegation;
+use protocol::message::image::{LeaveReport, LeftReport, REPORT_PURPOSE, Report, Word};
 use protocol::message::member::{GetDirectory, Heartbeat, OfferDirectory, TheDirectory};
 use protocol::message::{Call, Refusal, Request, store};
 use protocol::ticket::Ticket;
+use rcgen::{Issuer, KeyPair, PublicKeyData as _};
 use tests::fleet::{TestFleet, start};
 use xtask::{sample, setup};
 
@@ -70,10 +77,10 @@ async fn no_member_gives_another_a_wrong_directory() {
     ];
     let stash = Credentials::load(&file_of(&t.fleet.stashes[1].dir, Role::Stash)).unwrap();
     for (what, update) in attacks {
-        let answer = ask(&stash, &address, OfferDirectory { update: update.clone() }).await.unwrap();
-        assert_eq!(answer.mark, Some(now), "{what}");
-        let refused = ask(&admin, &address, OfferDirectory { update }).await;
-        assert!(matches!(refused, Err(CallError::Refused(Refusal::NotAllowed(_)))), "{what}: {refused:?}");
+        for member in [&stash, &admin] {
+            let answer = ask(member, &address, OfferDirectory { update: update.clone() }).await.unwrap();
+            assert_eq!(answer.mark, Some(now), "{what}");
+        }
     }
     let status = t.fleet.stash_status(0).unwrap();
     assert_eq!(status["epoch"].as_u64(), Some(now.epoch.0), "and on its disk");
@@ -148,6 +155,131 @@ async fn nobody_but_an_approved_installer_gets_a_share() {
     let other = server_name(Role::Stash, others[0].0);
     let own_address = t.fleet.stash_address(0).unwrap();
     assert!(rpc::connect_any(&socket, &[own_address], &other).await.is_err());
+}
+
+/// A boot server that acts for an absent controller is held to what the controller gave it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_boot_server_admits_only_what_it_may() {
+    setup::need(setup::DISKS).unwrap();
+    let mut t = start(3);
+    let image = t.file("disk.img");
+    sample::disk(&image, 2_000_000).unwrap();
+    t.fleet.publish(&image, &["--data", "2", "--parity", "1"]).unwrap();
+    t.fleet.approve_host("lab-01", "S1").unwrap();
+    t.fleet.approve_host("lab-02", "S2").unwrap();
+    t.fleet.ctl(&["deploy", "disk:1", "--host", "lab-01"]).unwrap();
+    let (boot, denied) = (join(&t, &["--boot"]).await, join(&t, &["--boot", "--offline", "deny"]).await);
+    t.fleet.wait_until_told().unwrap();
+    let admin = Credentials::load(&file_of(&t.fleet.dir().join("home"), Role::Admin)).unwrap();
+    let addresses: Vec<String> = (0..3).map(|n| t.fleet.stash_address(n).unwrap()).collect();
+    let (_, newest) = directory_of(&admin, &addresses[0]).await;
+    let held = SignedDirectory::take(None, newest, admin.identity.array, &admin.array_key).unwrap();
+    let (number, planned) =
+        held.directory().hosts.iter().find_map(|(n, h)| Some((*n, h.planned.as_ref()?.id))).unwrap();
+    let (other, _) = held.directory().hosts.iter().find(|(n, _)| **n != number).unwrap();
+    let (name, head) = held.directory().head("disk", None).unwrap();
+    let share = store::GetShare { image: name.clone(), manifest: head.manifest };
+
+    // The right is given to the one, and not to the other, nor to anybody else.
+    let ask_controller = |member: Credentials, csr: Vec<u8>| async move {
+        let endpoint = endpoint::client(tls::client(&member, tls::ALPN_MEMBER).unwrap()).unwrap();
+        let connection = rpc::connect_any(&endpoint, &member.controller, CONTROLLER_NAME).await.unwrap();
+        Ok::<_, CallError>(rpc::call(&connection, GetDelegation { csr }, &[]).await?.0.certificate)
+    };
+    let (key, csr) = Delegate::request().unwrap();
+    let given = ask_controller(boot.clone(), csr.clone()).await.unwrap().expect("it was permitted");
+    assert!(ask_controller(denied.clone(), csr.clone()).await.unwrap().is_none());
+    let refused = ask_controller(admin.clone(), csr.clone()).await;
+    assert!(matches!(refused, Err(CallError::Refused(Refusal::NotAllowed(_)))), "{refused:?}");
+
+    let folder = controller::io::folder::Folder::at(t.fleet.controller_dir());
+    let authority = folder.authority().unwrap();
+    let foreign = Secrets::create("foreign", &[1; 64]).unwrap().open().unwrap();
+    t.fleet.kill_controller();
+
+    let admit = |delegate: &Delegate, host, deployment| {
+        let machine = KeyPair::generate().unwrap();
+        let admitted = Admitted { host, deployment };
+        let csr = request_certificate(&machine).unwrap();
+        let (node, certificate, own) = delegate.admit(&csr, admitted, SystemTime::now()).unwrap();
+        let identity = Identity { array: boot.identity.array, role: Role::Installer, node };
+        Credentials { identity, certificate, chain: vec![own], key: machine.serialize_der(), ..boot.clone() }
+    };
+    let (now, day) = (SystemTime::now(), Duration::from_secs(24 * 3600));
+    let delegate = |by: &Authority, boot_server: &Credentials, from, until| {
+        let certificate = by.delegate(boot_server.identity.node, &csr, from, until).unwrap();
+        Delegate::new(boot_server, certificate, &key).unwrap()
+    };
+    let good = Delegate::new(&boot, given.clone(), &key).unwrap();
+    let right = (Some(number), Some(planned));
+
+    // What no stash even talks to.
+    let expired = delegate(&authority, &boot, now - 20 * day, now - day);
+    let early = delegate(&authority, &boot, now + day, now + 2 * day);
+    let of_foreign = delegate(&foreign, &boot, now - day, now + day);
+    let rogue = Delegate::new(&denied, denied.certificate.clone(), &denied.key).unwrap();
+    let in_anothers_name = Delegate::new(&denied, given.clone(), &key).unwrap();
+    let cases = [
+        ("an expired delegation", &expired),
+        ("one of tomorrow", &early),
+        ("another authority's", &of_foreign),
+        ("a boot server without one, with its own certificate in its place", &rogue),
+        ("one that names installers of another boot server", &in_anothers_name),
+    ];
+    for (what, delegate) in cases {
+        let installer = admit(delegate, right.0, right.1);
+        let answer = ask(&installer, &addresses[0], share.clone()).await;
+        assert!(matches!(answer, Err(CallError::Connection(_))), "{what}: {answer:?}");
+    }
+    // With a good one, a boot server makes no stash, no person and no installer as if the controller had admitted it.
+    for role in [Role::Stash, Role::Admin, Role::Controller, Role::Installer] {
+        let machine = KeyPair::generate().unwrap();
+        let node = NodeId::of_public_key(&machine.subject_public_key_info());
+        let identity = Identity { array: boot.identity.array, role, node };
+        let issuer = Issuer::from_ca_cert_der(&given.as_slice().into(), KeyPair::try_from(key.as_slice()).unwrap());
+        let params = member_params(identity, Admitted::default(), None, now, day).unwrap();
+        let certificate = params.signed_by(&machine, &issuer.unwrap()).unwrap().der().to_vec();
+        let key = machine.serialize_der();
+        let forged = Credentials { identity, certificate, chain: vec![given.clone()], key, ..boot.clone() };
+        let answer = ask(&forged, &addresses[0], GetDirectory { have: None }).await;
+        assert!(matches!(answer, Err(CallError::Connection(_))), "{role}: {answer:?}");
+    }
+    // What a stash hears, and refuses.
+    for (host, deployment) in
+        [(Some(number), None), (Some(number), Some(planned + 1)), (Some(*other), Some(planned)), (None, None)]
+    {
+        let answer = ask(&admit(&good, host, deployment), &addresses[0], share.clone()).await;
+        assert!(
+            matches!(answer, Err(CallError::Refused(Refusal::NotAdmitted(_)))),
+            "{host:?} {deployment:?}: {answer:?}"
+        );
+    }
+    let installer = admit(&good, right.0, right.1);
+    ask(&installer, &addresses[0], share.clone()).await.expect("this is what it may");
+
+    // A deployment that is done gets nothing more, whoever admits for it; a word about another's deployment changes nothing.
+    let report = Report { image: name.clone(), error: None, lied: Vec::new(), written: 0, took_ms: 0 };
+    let word = LeftReport::now(Word::Ended(report));
+    let say = |member: &Credentials| Statement::sign(member, REPORT_PURPOSE, wire::encode(&word)).unwrap();
+    let bystander = admit(&good, Some(*other), Some(planned + 1));
+    ask(&bystander, &addresses[0], LeaveReport { statement: say(&bystander) }).await.unwrap();
+    let stolen = ask(&bystander, &addresses[0], LeaveReport { statement: say(&installer) }).await;
+    assert!(matches!(stolen, Err(CallError::Refused(Refusal::Invalid(_)))), "{stolen:?}");
+    ask(&installer, &addresses[0], share.clone()).await.expect("still to be done");
+    ask(&installer, &addresses[0], LeaveReport { statement: say(&installer) }).await.unwrap();
+    for again in [&installer, &admit(&good, right.0, right.1)] {
+        let answer = ask(again, &addresses[0], share.clone()).await;
+        assert!(matches!(answer, Err(CallError::Refused(Refusal::Done))), "{answer:?}");
+    }
+    ask(&installer, &addresses[1], share.clone()).await.expect("this stash was not told");
+
+    // Taken back, the right is worth nothing from the moment on in which a stash hears of it.
+    t.fleet.start_controller().unwrap();
+    t.fleet.wait_until_up(3).unwrap();
+    t.fleet.ctl(&["boot", "offline", &boot.identity.node.to_string(), "deny"]).unwrap();
+    t.fleet.wait_until_told().unwrap();
+    let late = ask(&admit(&good, right.0, right.1), &addresses[1], share).await;
+    assert!(matches!(late, Err(CallError::Refused(Refusal::NotAdmitted(_)))), "{late:?}");
 }
 
 /// A stash that claims a directory which this array never signed changes nothing: the controller goes on.

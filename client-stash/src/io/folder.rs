@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::file::FileStorage;
 use super::reports::ReportKeeper;
 use super::shares::ShareKeeper;
+use super::words::WordKeeper;
 use crate::limits::{REGION_LEN, REGIONS_MAX, REGIONS_MIN};
 use crate::store::Store;
 
@@ -159,6 +160,12 @@ impl Folder {
     #[must_use]
     pub fn reports(&self) -> ReportKeeper {
         ReportKeeper::at(&self.0)
+    }
+
+    /// Last words of deployments.
+    #[must_use]
+    pub fn words(&self) -> WordKeeper {
+        WordKeeper::at(&self.0)
     }
 
     /// Shares of images' keys.

@@ -109,15 +109,16 @@ impl Heart {
     /// Pass on what installers left here while the controller was away.
     async fn pass_reports(&self, link: &Connection) -> anyhow::Result<()> {
         let reports = self.folder.reports();
-        let statements = reports.some();
-        if statements.is_empty() {
-            return Ok(());
+        loop {
+            let statements = reports.some();
+            if statements.is_empty() {
+                return Ok(());
+            }
+            let call = rpc::call(link, PassReports { statements: statements.clone() }, &[]);
+            tokio::time::timeout(ANSWER_WITHIN, call).await.context("pass reports on")??;
+            reports.forget(&statements);
+            tracing::info!(reports = statements.len(), "reports passed on to the controller");
         }
-        let call = rpc::call(link, PassReports { statements: statements.clone() }, &[]);
-        tokio::time::timeout(ANSWER_WITHIN, call).await.context("pass reports on")??;
-        reports.forget(&statements);
-        tracing::info!(reports = statements.len(), "reports passed on to the controller");
-        Ok(())
     }
 
     /// Where the controller may be: where the directory says, and where it was when this stash joined.

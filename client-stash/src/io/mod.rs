@@ -7,4 +7,5 @@ pub mod heartbeat;
 pub mod reports;
 pub mod service;
 pub mod shares;
+pub mod words;
 pub mod writer;

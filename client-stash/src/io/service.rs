@@ -26,6 +26,7 @@ use super::gossip::Gossip;
 use super::heartbeat;
 use super::reports::ReportKeeper;
 use super::shares::ShareKeeper;
+use super::words::WordKeeper;
 use super::writer::{Event, Writer};
 use crate::release;
 use crate::store::{Reader, StoreError};
@@ -37,6 +38,7 @@ struct Service {
     directory: Arc<DirectoryKeeper>,
     shares: Arc<ShareKeeper>,
     reports: ReportKeeper,
+    words: Arc<WordKeeper>,
     member: Credentials,
 }
 
@@ -53,6 +55,7 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
     let writer = Writer::start(store, folder.clone(), settings.min_free);
     let directory = Arc::new(folder.directory(&member));
     let shares = Arc::new(folder.shares()?);
+    let words = Arc::new(folder.words());
     let server = tls::server(&member, tls::Admit::Members, &[tls::ALPN_MEMBER])?;
     let client = tls::client(&member, tls::ALPN_MEMBER)?;
     let endpoint = endpoint::server(settings.listen, server, client)
@@ -67,6 +70,7 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
         directory: directory.clone(),
         shares: shares.clone(),
         reports: folder.reports(),
+        words: words.clone(),
         member: member.clone(),
     });
     let nearby = Arc::new(Nearby::new(array));
@@ -86,7 +90,7 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
     };
     tokio::spawn(heart.run());
     tokio::spawn(gossip.run());
-    tokio::spawn(forget_removed(directory, shares));
+    tokio::spawn(forget_removed(directory, shares, words));
     let serve = rpc::serve(endpoint.clone(), array, move |peer, request, body| {
         let service = service.clone();
         async move { service.answer(peer, request, body).await }
@@ -99,17 +103,18 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Forget the shares of images that were removed, as soon as a directory says so.
-async fn forget_removed(directory: Arc<DirectoryKeeper>, shares: Arc<ShareKeeper>) {
+/// Forget the shares of images that were removed, and deployments that are over, as soon as a directory says so.
+async fn forget_removed(directory: Arc<DirectoryKeeper>, shares: Arc<ShareKeeper>, words: Arc<WordKeeper>) {
     let mut changes = directory.watch();
     let mut before = changes.borrow_and_update().clone();
     while changes.changed().await.is_ok() {
         let now = changes.borrow_and_update().clone();
-        if let (Some(old), Some(new)) = (&before, &now)
-            && let Err(error) = shares.forget_removed(old.directory(), new.directory())
-        {
-            tracing::warn!(%error, "shares of removed images are still here");
-            continue;
+        if let (Some(old), Some(new)) = (&before, &now) {
+            words.forget_closed(old.directory(), new.directory());
+            if let Err(error) = shares.forget_removed(old.directory(), new.directory()) {
+                tracing::warn!(%error, "shares of removed images are still here");
+                continue;
+            }
         }
         before = now;
     }
@@ -191,28 +196,33 @@ impl Service {
         let statement = &leave.statement;
         let (authority, array) = (&self.member.authority, self.member.identity.array);
         let said = statement.verify(image::REPORT_PURPOSE, authority, array);
-        let said = said.ok().filter(|who| statement.bytes.len() <= REPORT_LEN_MAX && peer.identity == Some(*who));
+        let said = said.ok().filter(|who| statement.bytes.len() <= REPORT_LEN_MAX && peer.bearer == Some(*who));
         let who = said.ok_or_else(|| Refusal::Invalid("this is no report of whoever leaves it".into()))?;
-        self.reports.keep(who.node, statement).map_err(|e| Refusal::Unavailable(format!("keep the report: {e}")))?;
+        let failed = |e| Refusal::Unavailable(format!("keep the report: {e}"));
+        if let Some(deployment) = who.deployment {
+            self.words.keep(deployment, statement).map_err(failed)?;
+        }
+        self.reports.keep(who.identity.node, statement).map_err(failed)?;
         Ok(image::Left)
     }
 
     /// Give a share away, if that may be, and not before it is written down.
     fn release(&self, peer: Peer, get: &message::GetShare) -> Result<message::TheShare, Refusal> {
-        let who = peer.identity.ok_or_else(|| Refusal::NotAdmitted("a certificate is needed".into()))?;
+        let who = peer.bearer.ok_or_else(|| Refusal::NotAdmitted("a certificate is needed".into()))?;
         let held = self.directory.held();
         let directory = held.as_ref().map(|held| held.directory());
-        let allowed = release::check(directory, self.own, who.role, peer.host, get);
-        let recorded = self.shares.record(who, peer.host, get, allowed.err());
+        let allowed = release::check(directory, self.own, &who, get, |id| self.words.is_done(id));
+        let recorded = self.shares.record(&who, get, allowed.as_ref().err().map(|no| no.why));
         recorded.map_err(|e| Refusal::Unavailable(format!("the audit record cannot be written: {e}")))?;
-        allowed.map_err(|why| {
-            tracing::warn!(node = %who.node, host = ?peer.host, image = %get.image, why, "share of a key refused");
-            Refusal::NotAdmitted(why.into())
+        allowed.map_err(|no| {
+            let why = no.why;
+            tracing::warn!(node = %who.identity.node, host = ?who.host, image = %get.image, why, "share of a key refused");
+            if no.is_done { Refusal::Done } else { Refusal::NotAdmitted(why.into()) }
         })?;
         let share = self.shares.get(get.manifest);
         let share = share.ok_or_else(|| Refusal::NotFound(format!("a share of the key of {}", get.image)))?;
-        tracing::info!(node = %who.node, host = ?peer.host, image = %get.image, "share of a key released");
-        Ok(message::TheShare { share })
+        tracing::info!(node = %who.identity.node, host = ?who.host, image = %get.image, "share of a key released");
+        Ok(message::TheShare { share, left: who.deployment.and_then(|id| self.words.last(id)) })
     }
 
     async fn read(&self, fragment: FragmentId) -> Result<(images::fragment::FragmentHeader, Bytes), Refusal> {

@@ -12,8 +12,8 @@ use anyhow::Context as _;
 use images::shares::KeyShare;
 use images::{ManifestId, wire};
 use protocol::directory::Directory;
-use protocol::identity::Identity;
 use protocol::io::credentials::write_private;
+use protocol::io::tls::Bearer;
 use protocol::message::store::GetShare;
 
 /// An audit record that is longer is put aside once, and replaces the one that was.
@@ -117,16 +117,11 @@ impl ShareKeeper {
     ///
     /// # Errors
     /// The file system's.
-    pub fn record(
-        &self,
-        who: Identity,
-        host: Option<u32>,
-        ask: &GetShare,
-        refused: Option<&str>,
-    ) -> std::io::Result<()> {
+    pub fn record(&self, who: &Bearer, ask: &GetShare, refused: Option<&str>) -> std::io::Result<()> {
         let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let line = serde_json::json!({
-            "unix_s": unix_s, "role": who.role.as_str(), "node": who.node.to_string(), "host": host,
+            "unix_s": unix_s, "role": who.identity.role.as_str(), "node": who.identity.node.to_string(),
+            "host": who.host, "deployment": who.deployment, "admitted_by": who.issuer.map(|node| node.to_string()),
             "image": ask.image.to_string(), "manifest": ask.manifest.to_string(), "refused": refused,
         });
         // Whoever is refused without end must not push out who was not.

@@ -1,27 +1,32 @@
 //! Machines and deployments in the catalog.
 
 use images::{NodeId, wire};
-use redb::{ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction};
+use protocol::identity::Role;
+use protocol::ticket::secret_hash;
+use redb::{ReadableTable as _, TableDefinition, WriteTransaction};
 
-use super::{Catalog, CatalogError, Change, Result, rows};
-use crate::deploy::{AutoApprove, DeployRecord};
+use super::{BootServerRecord, Catalog, CatalogError, Change, Result, TicketRecord, rows};
+use crate::deploy::{AutoApprove, DeployRecord, State};
 use crate::hosts::HostRecord;
 
 const HOSTS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("hosts1");
-const DEPLOYMENTS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("deployments2");
+const DEPLOYMENTS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("deployments3");
 /// Hash of a ticket's secret to the deployment that it is for.
 const GRANTS: TableDefinition<'_, [u8; 32], u32> = TableDefinition::new("grants1");
-/// Member to the deployment that it carries out, or came from.
-const CARRIERS: TableDefinition<'_, [u8; 16], u32> = TableDefinition::new("carriers1");
+/// Boot servers.
+const BOOT_SERVERS: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("boot-servers1");
 /// One row at most.
-const AUTO: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("auto2");
+const AUTO: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("auto3");
+
+/// A right to join, for a machine that is still to be installed, perhaps while the controller is away.
+const STASH_TICKET_S: u64 = 210 * 24 * 3600;
 
 pub(super) fn create_all(transaction: &WriteTransaction) -> Result<()> {
     transaction.open_table(HOSTS)?;
     transaction.open_table(DEPLOYMENTS)?;
     transaction.open_table(GRANTS)?;
-    transaction.open_table(CARRIERS)?;
     transaction.open_table(AUTO)?;
+    transaction.open_table(BOOT_SERVERS)?;
     Ok(())
 }
 
@@ -50,14 +55,20 @@ impl Catalog {
         self.get(DEPLOYMENTS, id)
     }
 
-    /// The deployment that a member carries out, or came from.
+    /// All boot servers.
     ///
     /// # Errors
     /// [`CatalogError`].
-    pub fn carried(&self, node: NodeId) -> Result<Option<u32>> {
-        let read = self.0.begin_read()?;
-        let found = read.open_table(CARRIERS)?.get(node.0)?.map(|v| v.value());
-        Ok(found)
+    pub fn boot_servers(&self) -> Result<Vec<(NodeId, BootServerRecord)>> {
+        Ok(self.all(BOOT_SERVERS)?.into_iter().map(|(node, record)| (NodeId(node), record)).collect())
+    }
+
+    /// A boot server.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn boot_server(&self, node: NodeId) -> Result<Option<BootServerRecord>> {
+        self.get(BOOT_SERVERS, node.0)
     }
 
     /// What happens to machines that nobody knows.
@@ -111,7 +122,7 @@ impl Change<'_> {
         let mut table = self.0.open_table(HOSTS)?;
         let before =
             table.insert(id, wire::encode(&record).as_slice())?.map(|v| wire::decode(v.value())).transpose()?;
-        let listed = |host: &HostRecord| host.approved.then(|| host.listed());
+        let listed = |host: &HostRecord| host.approved.then(|| host.listed(None));
         if before.as_ref().and_then(listed) != listed(&record) {
             self.bump_epoch()?;
         }
@@ -141,12 +152,32 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// Keep a new deployment.
+    /// Keep what is known of a boot server.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn put_boot_server(&self, node: NodeId, record: &BootServerRecord) -> Result<()> {
+        let mut table = self.0.open_table(BOOT_SERVERS)?;
+        let before = table.insert(node.0, wire::encode(record).as_slice())?;
+        let before = before.map(|v| wire::decode::<BootServerRecord>(v.value())).transpose()?;
+        if before.is_some_and(|b| b.offline) != record.offline {
+            self.bump_epoch()?;
+        }
+        Ok(())
+    }
+
+    /// Keep a new deployment, and the ticket of its machine's stash.
     ///
     /// # Errors
     /// [`CatalogError::Conflict`] if another of the same machine is open.
     pub fn add_deployment(&self, record: &DeployRecord) -> Result<u32> {
         let id = self.count_up("deployment")? as u32;
+        self.put_deployment(id, record)?;
+        Ok(id)
+    }
+
+    /// Keep a deployment under the number that it has.
+    pub(super) fn put_deployment(&self, id: u32, record: &DeployRecord) -> Result<()> {
         let mut table = self.0.open_table(DEPLOYMENTS)?;
         for row in table.iter()? {
             let (key, value) = row?;
@@ -158,7 +189,26 @@ impl Change<'_> {
             }
         }
         table.insert(id, wire::encode(record).as_slice())?;
-        Ok(id)
+        if record.stash_size > 0 {
+            let hash = secret_hash(&record.stash_secret);
+            self.put_grant(hash, id)?;
+            let expires_unix_s = record.not_before_unix_s.max(record.since_unix_s) + STASH_TICKET_S;
+            self.put_ticket(hash, &TicketRecord::new(Role::Stash, expires_unix_s))?;
+        }
+        self.bump_epoch()?;
+        Ok(())
+    }
+
+    /// A machine is installed: its stash joins soon, or never.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn expect_stash(&self, record: &DeployRecord, until_unix_s: u64) -> Result<()> {
+        let hash = secret_hash(&record.stash_secret);
+        match self.ticket(hash)?.filter(|_| record.stash_size > 0) {
+            Some(ticket) => self.put_ticket(hash, &TicketRecord { expires_unix_s: until_unix_s, ..ticket }),
+            None => Ok(()),
+        }
     }
 
     /// Change a deployment.
@@ -168,9 +218,16 @@ impl Change<'_> {
     pub fn change_deployment(&self, id: u32, change: impl FnOnce(&mut DeployRecord) -> Result<()>) -> Result<()> {
         let mut table = self.0.open_table(DEPLOYMENTS)?;
         let found = table.get(id)?.map(|v| wire::decode::<DeployRecord>(v.value())).transpose()?;
-        let mut record = found.ok_or_else(|| CatalogError::Conflict(format!("there is no deployment {id}")))?;
+        let before = found.ok_or_else(|| CatalogError::Conflict(format!("there is no deployment {id}")))?;
+        let mut record = before.clone();
         change(&mut record)?;
         table.insert(id, wire::encode(&record).as_slice())?;
+        if before.told() != record.told() {
+            self.bump_epoch()?;
+        }
+        if record.state == State::Cancelled && before.state != State::Cancelled {
+            self.forget_tickets(&[secret_hash(&record.stash_secret)])?;
+        }
         Ok(())
     }
 
@@ -199,15 +256,12 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// A member came with a ticket. The deployment that it was for is the member's from now on.
+    /// A member came with a ticket: the deployment that it was for.
     ///
     /// # Errors
     /// [`CatalogError`].
-    pub fn use_grant(&self, ticket: [u8; 32], node: NodeId) -> Result<Option<u32>> {
+    pub fn use_grant(&self, ticket: [u8; 32]) -> Result<Option<u32>> {
         let deployment = self.0.open_table(GRANTS)?.remove(ticket)?.map(|v| v.value());
-        if let Some(deployment) = deployment {
-            self.0.open_table(CARRIERS)?.insert(node.0, deployment)?;
-        }
         Ok(deployment)
     }
 

@@ -9,7 +9,9 @@ mod records;
 mod restore;
 mod tables;
 
-pub use records::{GroupRecord, ImageRecord, NodeRecord, PendingRecord, SegmentRecord, TicketRecord, TrashKey};
+pub use records::{
+    BootServerRecord, GroupRecord, ImageRecord, NodeRecord, PendingRecord, SegmentRecord, TicketRecord, TrashKey,
+};
 
 use std::collections::BTreeMap;
 
@@ -259,8 +261,20 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError`].
     pub fn last_host(&self) -> Result<u32> {
+        self.last("host")
+    }
+
+    /// The same for deployments.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn last_deployment(&self) -> Result<u32> {
+        self.last("deployment")
+    }
+
+    fn last(&self, counter: &str) -> Result<u32> {
         let read = self.0.begin_read()?;
-        let last = read.open_table(META)?.get("host")?.map_or(0, |v| v.value());
+        let last = read.open_table(META)?.get(counter)?.map_or(0, |v| v.value());
         Ok(last as u32)
     }
 

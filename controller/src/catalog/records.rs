@@ -93,6 +93,17 @@ pub struct NodeRecord {
     pub joined_unix_s: u64,
 }
 
+/// A boot server.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BootServerRecord {
+    /// When it joined, seconds since 1970.
+    pub joined_unix_s: u64,
+    /// Whether it may admit installers while the controller is away.
+    pub offline: bool,
+    /// Until when it can, seconds since 1970; 0: it never asked for the right.
+    pub delegated_until_unix_s: u64,
+}
+
 /// A ticket.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TicketRecord {
@@ -104,6 +115,16 @@ pub struct TicketRecord {
     pub used_by: Option<NodeId>,
     /// The machine that an installer is for.
     pub host: Option<u32>,
+    /// Whether a boot server may admit installers while the controller is away.
+    pub offline: bool,
+}
+
+impl TicketRecord {
+    /// An unused one.
+    #[must_use]
+    pub fn new(role: Role, expires_unix_s: u64) -> Self {
+        Self { role, expires_unix_s, used_by: None, host: None, offline: false }
+    }
 }
 
 /// Something that must be deleted.

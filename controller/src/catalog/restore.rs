@@ -7,6 +7,7 @@ use images::{ChunkId, GroupId, SegmentId, wire};
 
 use super::tables::{CHUNKS, GROUPS, IMAGES, META, SEGMENT_CHUNKS, SEGMENTS};
 use super::{Catalog, CatalogError, Change, GroupRecord, ImageRecord, Result, SegmentRecord};
+use crate::deploy::DeployRecord;
 use redb::{ReadableDatabase as _, ReadableTable as _};
 
 impl Catalog {
@@ -54,6 +55,15 @@ impl Change<'_> {
     /// [`CatalogError`].
     pub fn restore_host_number(&self, id: u32) -> Result<()> {
         self.at_least("host", id.into())
+    }
+
+    /// Keep open deployments under the numbers that they have; no number up to `last` is given again.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn restore_deployments(&self, deployments: &[(u32, DeployRecord)], last: u32) -> Result<()> {
+        deployments.iter().try_for_each(|(id, record)| self.put_deployment(*id, record))?;
+        self.at_least("deployment", last.into())
     }
 
     /// Keep what is known of a segment whose chunks are not known yet.

@@ -20,7 +20,7 @@ pub(super) const PENDING: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition
 pub(super) const GROUPS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("groups1");
 pub(super) const NODES: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("nodes1");
 /// Hash of the ticket's secret.
-pub(super) const TICKETS: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition::new("tickets2");
+pub(super) const TICKETS: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition::new("tickets3");
 /// Node, segment, piece.
 pub(super) const TRASH: TableDefinition<'_, [u8; 49], ()> = TableDefinition::new("trash1");
 

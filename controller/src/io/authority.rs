@@ -6,17 +6,12 @@ use data_encoding::BASE64;
 use images::keys::OwnerKey;
 use images::manifest::ArrayKey;
 use images::{ArrayId, NodeId};
-use protocol::identity::{CONTROLLER_NAME, Identity, Role, STASH_NAME, server_name};
+use protocol::identity::{Identity, Role};
 use protocol::io::credentials::{Credentials, array_id};
-use protocol::io::tls;
-use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType,
-};
+use protocol::io::issue::{self, Admitted};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _};
 use serde::{Deserialize, Serialize};
 
-/// Clocks differ: a certificate is good from this long before it was made.
-const BACKDATE: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const AUTHORITY_LASTS: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
 
@@ -30,7 +25,7 @@ fn lifetime(role: Role) -> Duration {
         Role::Admin => DAY * 365,
         // Renewed by its service, and its host may be switched off for a while.
         Role::Boot => DAY * 90,
-        Role::Installer => DAY,
+        Role::Installer => issue::INSTALLER_LASTS,
         // Lies in a drawer, behind a phrase, for as long as the authority itself.
         Role::Recovery => AUTHORITY_LASTS,
     }
@@ -132,47 +127,39 @@ impl Authority {
         self.array
     }
 
-    fn params(&self, role: Role, node: NodeId, host: Option<u32>) -> Result<CertificateParams, rcgen::Error> {
-        let mut names = vec![server_name(role, node)];
-        match role {
-            Role::Controller => names.push(CONTROLLER_NAME.into()),
-            Role::Stash => names.push(STASH_NAME.into()),
-            _ => {}
-        }
-        let mut params = CertificateParams::new(names)?;
-        let id = Identity { array: self.array, role, node }.to_string();
-        params.subject_alt_names.push(SanType::URI(id.try_into()?));
-        if let Some(host) = host {
-            params.subject_alt_names.push(SanType::URI(tls::host_uri(host).try_into()?));
-        }
-        params.distinguished_name.push(DnType::CommonName, format!("{role} {node}"));
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        let now = SystemTime::now();
-        params.not_before = (now - BACKDATE).into();
-        params.not_after = (now + lifetime(role)).into();
-        Ok(params)
-    }
-
     /// Who a request would be, by its key.
     ///
     /// # Errors
     /// [`AuthorityError::Request`].
     pub fn node_of(&self, csr: &[u8]) -> Result<NodeId, AuthorityError> {
-        let request = CertificateSigningRequestParams::from_der(&csr.into()).map_err(AuthorityError::Request)?;
-        Ok(NodeId::of_public_key(&request.public_key.subject_public_key_info()))
+        Ok(issue::request(csr).map_err(AuthorityError::Request)?.0)
     }
 
-    /// A certificate over the key of a request. Of the request only the key counts; the names are ours. `host`: the machine that an
-    /// installer may install.
+    /// A certificate over the key of a request. Of the request only the key counts; the names are ours.
     ///
     /// # Errors
     /// [`AuthorityError`].
-    pub fn issue(&self, role: Role, csr: &[u8], host: Option<u32>) -> Result<(NodeId, Vec<u8>), AuthorityError> {
-        let mut request = CertificateSigningRequestParams::from_der(&csr.into()).map_err(AuthorityError::Request)?;
-        let node = NodeId::of_public_key(&request.public_key.subject_public_key_info());
-        request.params = self.params(role, node, host)?;
+    pub fn issue(&self, role: Role, csr: &[u8], admitted: Admitted) -> Result<(NodeId, Vec<u8>), AuthorityError> {
+        let (node, mut request) = issue::request(csr).map_err(AuthorityError::Request)?;
+        let who = Identity { array: self.array, role, node };
+        request.params = issue::member_params(who, admitted, None, SystemTime::now(), lifetime(role))?;
         Ok((node, request.signed_by(&self.issuer)?.der().to_vec()))
+    }
+
+    /// The certificate of a boot server that may admit installers in this time, over the key of a request.
+    ///
+    /// # Errors
+    /// [`AuthorityError`].
+    pub fn delegate(
+        &self,
+        boot_server: NodeId,
+        csr: &[u8],
+        from: SystemTime,
+        until: SystemTime,
+    ) -> Result<Vec<u8>, AuthorityError> {
+        let (_, mut request) = issue::request(csr).map_err(AuthorityError::Request)?;
+        request.params = issue::delegation_params(boot_server, from, until)?;
+        Ok(request.signed_by(&self.issuer)?.der().to_vec())
     }
 
     /// Credentials with a fresh key, for the controller itself and for the first admin.
@@ -182,11 +169,14 @@ impl Authority {
     pub fn credentials(&self, role: Role, controller: Vec<String>) -> Result<Credentials, AuthorityError> {
         let key = KeyPair::generate()?;
         let node = NodeId::of_public_key(&key.subject_public_key_info());
-        let certificate = self.params(role, node, None)?.signed_by(&key, &self.issuer)?;
+        let identity = Identity { array: self.array, role, node };
+        let params = issue::member_params(identity, Admitted::default(), None, SystemTime::now(), lifetime(role))?;
+        let certificate = params.signed_by(&key, &self.issuer)?;
         Ok(Credentials {
-            identity: Identity { array: self.array, role, node },
+            identity,
             authority: self.certificate.clone(),
             certificate: certificate.der().to_vec(),
+            chain: Vec::new(),
             key: key.serialize_der(),
             array_key: self.array_key.public(),
             controller,
@@ -198,6 +188,7 @@ impl Authority {
 mod tests {
     use super::*;
     use protocol::io::credentials::request_certificate;
+    use protocol::io::tls::{self, Bearer};
 
     #[test]
     fn issues_what_the_role_says_and_nothing_the_request_says() {
@@ -205,18 +196,21 @@ mod tests {
         let authority = secrets.open().unwrap();
         let key = KeyPair::generate().unwrap();
         let csr = request_certificate(&key).unwrap();
-        let (node, certificate) = authority.issue(Role::Stash, &csr, None).unwrap();
-        let identity = tls::identity_of(&certificate, authority.array()).unwrap();
-        assert_eq!(identity, Identity { array: authority.array(), role: Role::Stash, node });
+        let nothing = Admitted::default();
+        let (node, certificate) = authority.issue(Role::Stash, &csr, nothing).unwrap();
+        let bearer = tls::bearer_of(&certificate, authority.array()).unwrap();
+        let identity = Identity { array: authority.array(), role: Role::Stash, node };
+        assert_eq!(bearer, Bearer { identity, host: None, deployment: None, issuer: None });
         assert_eq!(node, authority.node_of(&csr).unwrap());
-        assert_eq!(tls::identity_of(&certificate, ArrayId([0; 32])), None);
-        assert_eq!(tls::host_of(&certificate), None);
-        let (_, installer) = authority.issue(Role::Installer, &csr, Some(7)).unwrap();
-        assert_eq!(tls::host_of(&installer), Some(7));
+        assert_eq!(tls::bearer_of(&certificate, ArrayId([0; 32])), None);
+        let (_, installer) =
+            authority.issue(Role::Installer, &csr, Admitted { host: Some(7), deployment: Some(3) }).unwrap();
+        let bearer = tls::bearer_of(&installer, authority.array()).unwrap();
+        assert_eq!((bearer.host, bearer.deployment, bearer.issuer), (Some(7), Some(3), None));
 
         let mut broken = csr.clone();
         *broken.last_mut().unwrap() ^= 1;
-        assert!(matches!(authority.issue(Role::Stash, &broken, None), Err(AuthorityError::Request(_))));
-        assert!(authority.issue(Role::Stash, b"noise", None).is_err());
+        assert!(matches!(authority.issue(Role::Stash, &broken, nothing), Err(AuthorityError::Request(_))));
+        assert!(authority.issue(Role::Stash, b"noise", nothing).is_err());
     }
 }

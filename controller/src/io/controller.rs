@@ -1,6 +1,6 @@
 //! The controller's state, shared by all that answers a request.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use images::manifest::{ImageName, Root, Signed};
 use images::{ArrayId, wire};
-use protocol::directory::{Common, Contents, Directory, Epoch, Group, Head, Line, Member, SignedDirectory};
+use protocol::directory::{Common, Contents, Directory, Epoch, Group, Head, Line, Member, Policy, SignedDirectory};
 use protocol::identity::Role;
 use protocol::io::pool::Pool;
 use protocol::limits::DIRECTORY_LEN_MAX;
@@ -20,6 +20,7 @@ use super::fleet::Fleet;
 use super::folder::Settings;
 use super::machines::Installations;
 use super::mass_storage::MassStorage;
+use super::planned;
 use super::session::Sessions;
 use super::verify::Jobs;
 use crate::catalog::{Catalog, CatalogError, ImageRecord};
@@ -181,7 +182,11 @@ impl Controller {
     pub(super) fn contents(&self) -> Result<Contents, CatalogError> {
         let stashes = self.catalog.nodes()?.into_iter().filter(|(_, record)| record.role == Role::Stash);
         let groups = self.catalog.groups()?.into_iter().filter(|(_, group)| group.segments > 0);
-        let approved = self.catalog.hosts()?.into_iter().filter(|(_, host)| host.approved);
+        let (hosts, deployments) = (self.catalog.hosts()?, self.catalog.deployments()?);
+        let images: BTreeMap<ImageName, ImageRecord> = self.catalog.images()?.into_iter().collect();
+        let mut orders = planned::seal(self.array(), &self.settings.addresses, &hosts, &images, deployments);
+        let approved = hosts.into_iter().filter(|(_, host)| host.approved);
+        let boot_servers = self.catalog.boot_servers()?.into_iter().filter(|(_, server)| server.offline);
         let head = |(name, image): (ImageName, ImageRecord)| {
             let sealed_key = self.authority.owner_key.seal_manifest_key(&image.manifest, &image.key);
             let (manifest, number, root, offline) = (image.manifest, image.number, image.root, image.offline);
@@ -192,11 +197,14 @@ impl Controller {
                 controller: self.settings.addresses.clone(),
                 sealed_authority: self.sealed_authority.clone(),
                 last_host: self.catalog.last_host()?,
+                last_deployment: self.catalog.last_deployment()?,
+                policy: Policy { boot_servers: boot_servers.map(|(node, _)| node).collect() },
             },
             members: stashes.map(|(id, r)| (id, Member { addresses: r.addresses, capacity: r.capacity })).collect(),
             groups: groups.map(|(id, g)| (id, Group { geometry: g.geometry, members: g.members })).collect(),
-            heads: self.catalog.images()?.into_iter().map(head).collect(),
-            hosts: approved.map(|(id, host)| (id, host.listed())).collect(),
+            heads: images.into_iter().map(head).collect(),
+            hosts: approved.map(|(id, host)| (id, host.listed(orders.planned.remove(&id)))).collect(),
+            user_data: orders.user_data,
         })
     }
 

@@ -6,10 +6,11 @@ use bytes::Bytes;
 use images::manifest::ImageName;
 use images::wire;
 use protocol::identity::{Identity, Role};
+use protocol::io::tls::Bearer;
 use protocol::limits::REPORTS_TOGETHER;
 use protocol::message::Refusal;
 use protocol::message::image::{
-    GetImage, GetPage, ImageGrant, LeftReport, Page, PassReports, Passed, REPORT_PURPOSE, Report, Reported,
+    GetImage, GetPage, ImageGrant, LeftReport, Page, PassReports, Passed, REPORT_PURPOSE, Report, Reported, Word,
 };
 
 use super::controller::{Controller, catalog_refusal};
@@ -35,10 +36,10 @@ impl Controller {
     ///
     /// # Errors
     /// [`Refusal::NotFound`].
-    pub fn grant(&self, who: Identity, host: Option<u32>, get: &GetImage) -> Result<ImageGrant, Refusal> {
+    pub fn grant(&self, who: &Bearer, get: &GetImage) -> Result<ImageGrant, Refusal> {
         let (image, record) = self.find_image(&get.name, get.tag.as_deref())?;
         self.check_grant(who, &image)?;
-        if let Some(host) = host {
+        if let Some(host) = who.host {
             // Its certificate lasts a day; the word that it rests on may be taken back before.
             let hosts = self.catalog.hosts().map_err(catalog_refusal)?;
             if !hosts.iter().any(|(id, record)| *id == host && record.approved) {
@@ -46,7 +47,7 @@ impl Controller {
             }
         }
         let directory = self.directory().map_err(catalog_refusal)?.whole();
-        tracing::info!(%image, role = %who.role, node = %who.node, "image granted");
+        tracing::info!(%image, role = %who.identity.role, node = %who.identity.node, "image granted");
         Ok(ImageGrant { manifest: record.signed, key: record.key, directory })
     }
 
@@ -64,48 +65,66 @@ impl Controller {
     /// # Errors
     /// If they were not noted; the stash passes them on again.
     pub async fn passed(&self, from: Identity, pass: &PassReports) -> Result<Passed, Refusal> {
-        // Two stashes that pass the same on at the same time must not both find it new.
-        let _one_at_a_time = self.passing.lock().await;
+        let mut words = Vec::new();
         for statement in pass.statements.iter().take(REPORTS_TOGETHER) {
             let said = statement.verify(REPORT_PURPOSE, self.authority.certificate(), self.array());
             let left = wire::decode::<LeftReport>(&statement.bytes);
-            let said = said.ok().filter(|who| matches!(who.role, Role::Installer | Role::Admin | Role::Boot));
+            let said = said.ok().filter(|who| matches!(who.identity.role, Role::Installer | Role::Admin | Role::Boot));
             let (Some(who), Ok(left)) = (said, left) else {
                 // A stash checks before it keeps: this one lies, or its disk did. It may forget it.
                 tracing::warn!(stash = %from.node, "a stash passes on what no member reported");
                 continue;
             };
-            let id = statement.id();
-            if self.catalog.knows_report(id).map_err(catalog_refusal)? {
-                continue;
-            }
-            self.report(who, &left.report).await?;
-            let now = super::unix_s();
-            let noted = self.committer.change(move |change| change.note_report(id, now));
-            noted.await.map_err(catalog_refusal)?;
+            words.push((who, left));
+        }
+        words.sort_by_key(|(_, left)| left.at_unix_ms);
+        for (who, left) in words {
+            self.hear(&who, left).await?;
         }
         Ok(Passed)
     }
 
-    /// How an installation ended.
+    /// What an installer says, itself or by way of stashes. However often it comes, it counts once.
     ///
     /// # Errors
     /// If it was not noted.
-    pub async fn report(&self, who: Identity, report: &Report) -> Result<Reported, Refusal> {
+    pub async fn hear(&self, who: &Bearer, left: LeftReport) -> Result<Reported, Refusal> {
+        // Two stashes that pass the same on at the same time must not both find it new.
+        let _one_at_a_time = self.passing.lock().await;
+        let id = left.id(who.identity.node);
+        if self.catalog.knows_report(id).map_err(catalog_refusal)? {
+            return Ok(Reported);
+        }
+        match left.word {
+            Word::Ended(report) => self.report(who, &report).await?,
+            Word::Progress(progress) => match self.progress(who, progress).await {
+                Err(error @ Refusal::Failed(_)) => return Err(error),
+                // Since then it was cancelled, or forgotten, or went on.
+                Err(error) => tracing::debug!(by = %who.identity.node, %error, "progress came too late"),
+                Ok(_) => {}
+            },
+        }
+        let now = super::unix_s();
+        let noted = self.committer.change(move |change| change.note_report(id, now));
+        noted.await.map_err(catalog_refusal)?;
+        Ok(Reported)
+    }
+
+    async fn report(&self, who: &Bearer, report: &Report) -> Result<(), Refusal> {
         for (node, what) in &report.lied {
             tracing::warn!(%node, what, "stash returned wrong data");
             self.liars.lock().unwrap_or_else(PoisonError::into_inner).insert(*node, what.clone());
         }
         match &report.error {
-            None => tracing::info!(image = %report.image, by = %who.node, written = report.written,
+            None => tracing::info!(image = %report.image, by = %who.identity.node, written = report.written,
                 took_ms = report.took_ms, "installed"),
             Some(error) => {
-                tracing::warn!(image = %report.image, by = %who.node, error, "installation failed")
+                tracing::warn!(image = %report.image, by = %who.identity.node, error, "installation failed")
             }
         }
-        if who.role == protocol::identity::Role::Installer {
+        if who.identity.role == Role::Installer {
             self.installation_ended(who, report.error.as_deref()).await?;
         }
-        Ok(Reported)
+        Ok(())
     }
 }

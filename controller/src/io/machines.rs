@@ -6,21 +6,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use images::NodeId;
 use images::manifest::ImageName;
-use protocol::identity::{Identity, Role};
+use protocol::identity::Role;
+use protocol::io::tls::Bearer;
 use protocol::machine::{Facts, Mac};
 use protocol::message::Refusal;
 use protocol::message::boot::{
-    AskBoot, BOOT_IMAGE, BootOrder, BootTicket, Deployment, GetDeployment, Progress, StashJoin, TakeBoot, Told,
+    AskBoot, BOOT_IMAGE, BootOrder, BootTicket, Deployment, GetDeployment, Progress, TakeBoot, Told,
 };
-use protocol::ticket::{Ticket, secret_hash};
+use protocol::ticket::{Ticket, fresh_secret, secret_hash};
 
 use super::controller::{Controller, catalog_refusal};
+use super::planned;
 use super::unix_s;
 use crate::catalog::{CatalogError, TicketRecord};
 use crate::deploy::{AutoApprove, DeployRecord, State};
-use crate::hosts::{HostRecord, identify};
+use crate::hosts::{self, HostRecord};
 
 /// Machines that may be known without anybody's word, and that may become known in a day while new ones are welcome.
 const NEW_MAX: usize = 2000;
@@ -64,7 +65,7 @@ impl Installations {
 impl Controller {
     fn find_host(&self, facts: &Facts) -> Result<Option<(u32, HostRecord)>, Refusal> {
         let hosts = self.catalog.hosts().map_err(catalog_refusal)?;
-        let found = identify(&hosts, facts);
+        let found = hosts::find(&hosts, facts);
         Ok(hosts.into_iter().find(|(id, _)| Some(*id) == found))
     }
 
@@ -88,7 +89,7 @@ impl Controller {
         let (result, facts) = (met.clone(), facts.clone());
         let change = self.committer.change(move |change| {
             let hosts = change.hosts()?;
-            let found = identify(&hosts, &facts);
+            let found = hosts::find(&hosts, &facts);
             let known = hosts.iter().find(|(id, _)| Some(*id) == found).map(|(_, host)| host.clone());
             let is_new = known.is_none();
             let auto = change.auto_approve()?.filter(|auto| is_new && now < auto.until_unix_s);
@@ -104,7 +105,7 @@ impl Controller {
             host.approved |= auto.is_some();
             let id = change.put_host(found, &host)?;
             if let Some(AutoApprove { plan, .. }) = auto {
-                change.add_deployment(&DeployRecord { host: id, since_unix_s: now, ..plan })?;
+                change.add_deployment(&plan.for_host(id, None, now))?;
             }
             *result.lock().unwrap_or_else(PoisonError::into_inner) = Some((id, is_new));
             Ok(())
@@ -121,11 +122,22 @@ impl Controller {
         Ok((id, host))
     }
 
+    /// After a start, stashes first tell what became of machines meanwhile: one that was installed without this controller must not be
+    /// installed again.
+    fn check_has_heard(&self) -> Result<(), Refusal> {
+        let has_heard = self.started.elapsed() > self.fleet.patience() * 2;
+        if has_heard || self.catalog.nodes().map_err(catalog_refusal)?.is_empty() {
+            return Ok(());
+        }
+        Err(Refusal::Unavailable("the controller has just started, and hears first what happened without it".into()))
+    }
+
     /// A machine asks to boot from the network.
     ///
     /// # Errors
     /// The catalog's.
     pub async fn ask_boot(&self, ask: AskBoot) -> Result<BootOrder, Refusal> {
+        self.check_has_heard()?;
         let facts = ask.facts.cleaned();
         let known = if ask.is_dry_run { self.find_host(&facts)? } else { Some(self.meet(&facts).await?) };
         let Some((id, host)) = known else {
@@ -135,17 +147,16 @@ impl Controller {
         Ok(BootOrder { host: host.name, install })
     }
 
-    async fn ticket_for(&self, deployment: u32, role: Role, valid_s: u64) -> Result<String, Refusal> {
-        let mut secret = [0; 16];
-        aws_lc_rs::rand::fill(&mut secret).map_err(|_| Refusal::Failed("no random bytes".into()))?;
-        let (hash, expires_unix_s) = (secret_hash(&secret), unix_s() + valid_s);
+    async fn installer_ticket(&self, deployment: u32) -> Result<Ticket, Refusal> {
+        let secret = fresh_secret();
+        let (hash, expires_unix_s) = (secret_hash(&secret), unix_s() + INSTALL_TICKET_S);
         let change = self.committer.change(move |change| {
             change.put_grant(hash, deployment)?;
-            change.put_ticket(hash, &TicketRecord { role, expires_unix_s, used_by: None, host: None })
+            change.put_ticket(hash, &TicketRecord::new(Role::Installer, expires_unix_s))
         });
         change.await.map_err(catalog_refusal)?;
-        let ticket = Ticket { array: self.array(), role, secret, addresses: self.settings.addresses.clone() };
-        Ok(ticket.to_string())
+        let addresses = self.settings.addresses.clone();
+        Ok(Ticket { array: self.array(), role: Role::Installer, secret, addresses, issuer: None })
     }
 
     /// A machine loads the installer.
@@ -153,20 +164,29 @@ impl Controller {
     /// # Errors
     /// [`Refusal::NotAdmitted`] if it has nothing to do.
     pub async fn take_boot(&self, take: TakeBoot) -> Result<BootTicket, Refusal> {
+        self.check_has_heard()?;
         let nobody = || Refusal::NotAdmitted("nobody knows this machine".into());
         let (id, host) = self.find_host(&take.facts.cleaned())?.ok_or_else(nobody)?;
         let open = self.open_deployment(id)?.filter(|(_, d)| host.approved && d.state.wants_boot());
         let (deployment, record) =
             open.ok_or_else(|| Refusal::NotAdmitted(format!("{} has nothing to do", host.name)))?;
-        let ticket = self.ticket_for(deployment, Role::Installer, INSTALL_TICKET_S).await?;
+        let ticket = self.installer_ticket(deployment).await?.to_string();
         tracing::info!(host = %host.name, deployment, "installer loads");
         Ok(BootTicket { ticket, unix_s: unix_s(), rescue: record.rescue })
     }
 
-    fn carried(&self, node: NodeId) -> Result<(u32, DeployRecord), Refusal> {
-        let id = self.catalog.carried(node).map_err(catalog_refusal)?;
+    /// The deployment that an installer carries out: the one that its certificate names. One that a boot server admitted must still be wanted.
+    fn carried(&self, who: &Bearer) -> Result<(u32, DeployRecord), Refusal> {
+        let id = who.deployment.filter(|_| who.identity.role == Role::Installer);
         let id = id.ok_or_else(|| Refusal::NotAdmitted("this installer was not started by a deployment".into()))?;
+        if let Some(boot_server) = who.issuer {
+            let known = self.catalog.boot_server(boot_server).map_err(catalog_refusal)?;
+            if !known.is_some_and(|known| known.offline) {
+                return Err(Refusal::NotAdmitted("the boot server that admitted this installer may not".into()));
+            }
+        }
         let record = self.catalog.deployment(id).map_err(catalog_refusal)?;
+        let record = record.filter(|record| who.host == Some(record.host));
         Ok((id, record.ok_or_else(|| Refusal::NotFound(format!("deployment {id}")))?))
     }
 
@@ -192,13 +212,14 @@ impl Controller {
     ///
     /// # Errors
     /// If nothing is to be done.
-    pub async fn deployment(&self, who: Identity, get: GetDeployment) -> Result<Deployment, Refusal> {
-        let (id, record) = self.carried(who.node)?;
+    pub async fn deployment(&self, who: &Bearer, get: GetDeployment) -> Result<Deployment, Refusal> {
+        self.check_has_heard()?;
+        let (id, record) = self.carried(who)?;
         let facts = get.facts.cleaned();
         let hosts = self.catalog.hosts().map_err(catalog_refusal)?;
         let found = hosts.into_iter().find(|(host, _)| *host == record.host);
         let (host_id, host) = found.ok_or_else(|| Refusal::NotFound("the machine was forgotten".into()))?;
-        if !host.approved || !host.can_be(&facts) {
+        if !host.approved || !host.marks().can_be(&facts) {
             tracing::warn!(host = %host.name, ?facts, "another machine asks for this one's deployment");
             return Err(Refusal::NotAdmitted(format!(
                 "this machine is not {}, whose deployment it asks for",
@@ -214,30 +235,15 @@ impl Controller {
             })
         });
         change.await.map_err(catalog_refusal)?;
-        let stash = match record.stash_size {
-            0 => None,
-            size => Some(StashJoin { ticket: self.ticket_for(id, Role::Stash, STASH_TICKET_S).await?, size }),
-        };
-        Ok(Deployment {
-            id,
-            host: name,
-            image: record.image,
-            disk: record.disk,
-            wipe: record.wipe,
-            new_guids: record.new_guids,
-            hostname: record.hostname,
-            user_data: record.user_data,
-            stash,
-            finishing: record.finishing,
-        })
+        Ok(planned::order(self.array(), &self.settings.addresses, id, &name, &record))
     }
 
     /// An installer says how far it is.
     ///
     /// # Errors
     /// If it carries nothing out.
-    pub async fn progress(&self, who: Identity, progress: Progress) -> Result<Told, Refusal> {
-        let (id, record) = self.carried(who.node)?;
+    pub async fn progress(&self, who: &Bearer, progress: Progress) -> Result<Told, Refusal> {
+        let (id, record) = self.carried(who)?;
         if record.state == State::Cancelled {
             return Ok(Told::Cancelled);
         }
@@ -275,10 +281,14 @@ impl Controller {
     ///
     /// # Errors
     /// If that was not noted, so that the installer says it again.
-    pub(super) async fn installation_ended(&self, who: Identity, error: Option<&str>) -> Result<(), Refusal> {
-        let Some(id) = self.catalog.carried(who.node).map_err(catalog_refusal)? else { return Ok(()) };
+    pub(super) async fn installation_ended(&self, who: &Bearer, error: Option<&str>) -> Result<(), Refusal> {
+        let Ok((id, record)) = self.carried(who) else { return Ok(()) };
+        let is_done = error.is_none();
         let to = error.map_or(State::Installed, |why| State::Stopped(why.into()));
         let change = self.committer.change(move |change| {
+            if is_done {
+                change.expect_stash(&record, unix_s() + STASH_TICKET_S)?;
+            }
             let noted = change.change_deployment(id, |d| {
                 if d.state.is_open() && d.state != to {
                     (d.state, d.since_unix_s) = (to.clone(), unix_s());
@@ -328,16 +338,13 @@ impl Controller {
     ///
     /// # Errors
     /// [`Refusal::NotAdmitted`].
-    pub(super) fn check_grant(&self, who: Identity, image: &ImageName) -> Result<(), Refusal> {
-        let allowed = match who.role {
+    pub(super) fn check_grant(&self, who: &Bearer, image: &ImageName) -> Result<(), Refusal> {
+        let allowed = match who.identity.role {
             Role::Boot => image.name() == BOOT_IMAGE,
-            Role::Installer => match self.catalog.carried(who.node).map_err(catalog_refusal)? {
-                Some(id) => {
-                    let record = self.catalog.deployment(id).map_err(catalog_refusal)?;
-                    record.is_some_and(|d| d.image == *image && d.state.is_open())
-                }
-                None => true,
-            },
+            Role::Installer if who.deployment.is_some() || who.issuer.is_some() => {
+                let (_, record) = self.carried(who)?;
+                record.image == *image && record.state.is_open()
+            }
             _ => true,
         };
         if allowed { Ok(()) } else { Err(Refusal::NotAdmitted(format!("{image} is not what this member may install"))) }

@@ -2,17 +2,19 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use images::NodeId;
 use protocol::identity::{Identity, Role};
+use protocol::io::issue::{Admitted, BACKDATE, DELEGATION_LASTS};
+use protocol::message::boot::{Delegation, GetDelegation};
 use protocol::message::{Refusal, enroll, member};
 use protocol::ticket::secret_hash;
 
 use super::controller::{Controller, catalog_refusal};
 use super::fleet::Pulse;
 use super::unix_s;
-use crate::catalog::{CatalogError, NodeRecord, TicketRecord};
+use crate::catalog::{BootServerRecord, CatalogError, NodeRecord, TicketRecord};
 use crate::deploy::State;
 
 /// Tell a stranger as little as possible: whether a ticket was used or never existed is the admin's business.
@@ -34,12 +36,18 @@ impl Controller {
             let ticket = change.ticket(hash)?.filter(|t| t.used_by.is_none() && now < t.expires_unix_s);
             let ticket = ticket.ok_or_else(|| CatalogError::Conflict(TICKET_REFUSED.into()))?;
             change.put_ticket(hash, &TicketRecord { used_by: Some(node), ..ticket.clone() })?;
-            let deployment = change.use_grant(hash, node)?;
+            let deployment = change.use_grant(hash)?;
             let host = match deployment {
                 Some(deployment) => change.deployment(deployment)?.map(|d| d.host),
                 None => ticket.host,
             };
-            *granted.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some((ticket.role, host));
+            let admitted = Admitted { host, deployment };
+            *granted.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some((ticket.role, admitted));
+            if ticket.role == Role::Boot {
+                let (joined_unix_s, offline) = (now, ticket.offline);
+                change
+                    .put_boot_server(node, &BootServerRecord { joined_unix_s, offline, delegated_until_unix_s: 0 })?;
+            }
             if ticket.role == Role::Stash {
                 if let Some(deployment) = deployment {
                     let deployed = change.change_deployment(deployment, |d| {
@@ -62,11 +70,44 @@ impl Controller {
             other => catalog_refusal(other),
         })?;
         let admitted = admitted.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        let (role, host) = admitted.ok_or_else(|| Refusal::NotAdmitted(TICKET_REFUSED.into()))?;
-        let host = host.filter(|_| role == Role::Installer);
-        let (_, certificate) = self.authority.issue(role, &request.csr, host).map_err(invalid)?;
+        let (role, admitted) = admitted.ok_or_else(|| Refusal::NotAdmitted(TICKET_REFUSED.into()))?;
+        let is_installer = role == Role::Installer;
+        let admitted = if is_installer { admitted } else { Admitted::default() };
+        let (_, certificate) = self.authority.issue(role, &request.csr, admitted).map_err(invalid)?;
+        let directory = self.directory().map_err(catalog_refusal)?;
         tracing::info!(%node, %role, "member joined");
-        Ok(enroll::Enrolled { node, certificate, array_key: self.authority.array_key.public() })
+        Ok(enroll::Enrolled {
+            node,
+            certificate,
+            chain: Vec::new(),
+            array_key: self.authority.array_key.public(),
+            controller: self.settings.addresses.clone(),
+            directory: is_installer.then(|| directory.whole()),
+        })
+    }
+
+    /// Let a boot server admit installers for some days without this controller, if an admin permits it.
+    ///
+    /// # Errors
+    /// If the request is none.
+    pub async fn delegate(&self, who: Identity, ask: &GetDelegation) -> Result<Delegation, Refusal> {
+        let known = self.catalog.boot_server(who.node).map_err(catalog_refusal)?;
+        let now = SystemTime::now();
+        // A controller that was rebuilt knows only those that were permitted.
+        let first = BootServerRecord { joined_unix_s: unix_s(), offline: false, delegated_until_unix_s: 0 };
+        let known = known.unwrap_or(first);
+        let certificate = if known.offline {
+            let until = now + DELEGATION_LASTS;
+            let given = self.authority.delegate(who.node, &ask.csr, now - BACKDATE, until);
+            Some(given.map_err(|e| Refusal::Invalid(e.to_string()))?)
+        } else {
+            None
+        };
+        let delegated_until_unix_s = if known.offline { unix_s() + DELEGATION_LASTS.as_secs() } else { 0 };
+        let record = BootServerRecord { delegated_until_unix_s, ..known };
+        let change = self.committer.change(move |change| change.put_boot_server(who.node, &record));
+        change.await.map_err(catalog_refusal)?;
+        Ok(Delegation { certificate })
     }
 
     /// A stash reports.
@@ -124,7 +165,7 @@ impl Controller {
         let node = self.authority.node_of(&request.csr).map_err(invalid)?;
         let known = self.catalog.node(node).map_err(catalog_refusal)?.filter(|n| n.role == Role::Stash);
         let known = known.ok_or_else(|| Refusal::NotAdmitted("no member has this key: join with a ticket".into()))?;
-        let (_, certificate) = self.authority.issue(known.role, &request.csr, None).map_err(invalid)?;
+        let (_, certificate) = self.authority.issue(known.role, &request.csr, Admitted::default()).map_err(invalid)?;
         tracing::info!(%node, "expired certificate renewed");
         Ok(member::Renewed { certificate })
     }
@@ -138,7 +179,7 @@ impl Controller {
         if self.authority.node_of(&request.csr).map_err(invalid)? != who.node {
             return Err(Refusal::Invalid("a certificate is renewed for the same key only".into()));
         }
-        let (_, certificate) = self.authority.issue(who.role, &request.csr, None).map_err(invalid)?;
+        let (_, certificate) = self.authority.issue(who.role, &request.csr, Admitted::default()).map_err(invalid)?;
         Ok(member::Renewed { certificate })
     }
 }

@@ -12,6 +12,7 @@ pub mod kit;
 pub mod machines;
 pub mod mass_storage;
 pub mod members;
+pub mod planned;
 pub mod publisher;
 pub mod recover;
 pub mod rival;

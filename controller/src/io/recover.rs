@@ -18,8 +18,11 @@ use tokio::task::JoinSet;
 
 use super::authority::Authority;
 use super::mass_storage::MassStorage;
+use super::planned;
 use super::unix_s;
-use crate::catalog::{Catalog, CatalogError, Change, GroupRecord, ImageRecord, NodeRecord, SegmentRecord};
+use crate::catalog::{
+    BootServerRecord, Catalog, CatalogError, Change, GroupRecord, ImageRecord, NodeRecord, SegmentRecord,
+};
 use crate::hosts::HostRecord;
 
 /// Segments under way.
@@ -135,7 +138,16 @@ impl Recovery {
             for (id, host) in directory.hosts.iter() {
                 change.put_host(Some(*id), &HostRecord { first_unix_s: now, ..HostRecord::of_listed(host) })?;
             }
-            change.restore_host_number(directory.common().last_host)?;
+            let common = directory.common();
+            change.restore_host_number(common.last_host)?;
+            let key_of = |image: &ImageName| {
+                { images.iter() }.find(|(name, _)| name == image).map(|(_, restored)| restored.record.key.clone())
+            };
+            change.restore_deployments(&planned::open(directory, key_of), common.last_deployment)?;
+            for node in common.policy.boot_servers {
+                let record = BootServerRecord { joined_unix_s: now, offline: true, delegated_until_unix_s: 0 };
+                change.put_boot_server(node, &record)?;
+            }
             for (image, restored) in &images {
                 change.restore_image(image, &restored.record)?;
             }

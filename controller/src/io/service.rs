@@ -141,13 +141,14 @@ async fn answer(controller: &Arc<Controller>, peer: Peer, request: Request, body
     if !asks_only && let Err(refusal) = controller.check_in_charge() {
         return Answer::refuse(refusal);
     }
-    let Some(who) = peer.identity else {
+    let Some(bearer) = peer.bearer else {
         return match request {
             Request::Enroll(enroll) => Answer::to::<enroll::Enroll>(controller.enroll(enroll).await),
             Request::Renew(renew) => Answer::to::<member::Renew>(controller.renew_expired(&renew)),
             _ => Answer::refuse(Refusal::NotAdmitted("a certificate is needed".into())),
         };
     };
+    let who = bearer.identity;
     match request {
         Request::Heartbeat(beat) => {
             Answer::to::<member::Heartbeat>(controller.heartbeat(who.node, peer.address, beat).await)
@@ -159,14 +160,15 @@ async fn answer(controller: &Arc<Controller>, peer: Peer, request: Request, body
         Request::PutRuns(put) => Answer::to::<publish::PutRuns>(controller.put_runs(put)),
         Request::PutSpans(put) => Answer::to::<publish::PutSpans>(controller.put_spans(put)),
         Request::Finish(finish) => Answer::to::<publish::Finish>(controller.finish(finish).await),
-        Request::GetImage(get) => Answer::to::<image::GetImage>(controller.grant(who, peer.host, &get)),
+        Request::GetImage(get) => Answer::to::<image::GetImage>(controller.grant(&bearer, &get)),
         Request::GetPage(get) => Answer::with_body::<image::GetPage>(controller.page(&get)),
-        Request::Report(report) => Answer::to::<image::Report>(controller.report(who, &report).await),
+        Request::Report(left) => Answer::to::<image::LeftReport>(controller.hear(&bearer, left).await),
         Request::PassReports(pass) => Answer::to::<image::PassReports>(controller.passed(who, &pass).await),
         Request::AskBoot(ask) => Answer::to::<boot::AskBoot>(controller.ask_boot(ask).await),
         Request::TakeBoot(take) => Answer::to::<boot::TakeBoot>(controller.take_boot(take).await),
-        Request::GetDeployment(get) => Answer::to::<boot::GetDeployment>(controller.deployment(who, get).await),
-        Request::Progress(progress) => Answer::to::<boot::Progress>(controller.progress(who, progress).await),
+        Request::GetDeployment(get) => Answer::to::<boot::GetDeployment>(controller.deployment(&bearer, get).await),
+        Request::Progress(progress) => Answer::to::<boot::Progress>(controller.progress(&bearer, progress).await),
+        Request::GetDelegation(get) => Answer::to::<boot::GetDelegation>(controller.delegate(who, &get).await),
         other => Answer::refuse(Refusal::Invalid(format!("a controller does not answer {}", other.name()))),
     }
 }

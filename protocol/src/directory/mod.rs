@@ -14,6 +14,7 @@ pub use update::{SignedDirectory, Update};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use images::keys::ManifestKey;
 use images::manifest::{ArrayKey, ImageName, SignError};
 use images::parity::Geometry;
 use images::shares::ShareDigest;
@@ -22,7 +23,8 @@ use images::{ArrayId, GroupId, ManifestId, NodeId};
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{ADDRESSES_MAX, DIRECTORY_ROWS_MAX, MEMBERS_MAX, SHARES_MAX};
-use crate::machine::{Mac, Uuid};
+use crate::machine::{Mac, Marks, Uuid};
+use crate::message::boot::{Deployment, ORDER_PURPOSE, USER_DATA_PURPOSE};
 
 const PURPOSE: &str = "directory";
 /// Lines that a directory names. A member that slept through more starts of its controller takes the newest on its signature alone.
@@ -112,6 +114,40 @@ pub struct Head {
     pub offline: Option<Shares>,
 }
 
+/// What is to become of a machine, for a boot server and an installer that the controller is not there to tell. Only what a boot server
+/// must know can be read here; the rest is sealed with the key of the image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Planned {
+    /// The deployment's number.
+    pub id: u32,
+    /// What to install.
+    pub image: ImageName,
+    /// Not before this, seconds since 1970.
+    pub not_before_unix_s: u64,
+    /// Whether to give a shell when it fails.
+    pub rescue: bool,
+    /// A [`crate::message::boot::Deployment`] without its `user_data`.
+    pub order: Vec<u8>,
+    /// The row of sealed cloud-init data that belongs to it.
+    pub user_data: Option<[u8; 32]>,
+}
+
+impl Planned {
+    /// All of it, with the key of its image. `None` if this is not what the array's controller sealed.
+    #[must_use]
+    pub fn open(&self, directory: &Directory, key: &ManifestKey) -> Option<Deployment> {
+        let order: Deployment = wire::decode(&key.open(ORDER_PURPOSE, &self.order).ok()?).ok()?;
+        let user_data = match &self.user_data {
+            Some(digest) => {
+                let text = key.open(USER_DATA_PURPOSE, directory.user_data.get(digest)?).ok()?;
+                Some(String::from_utf8(text).ok()?)
+            }
+            None => None,
+        };
+        (order.id == self.id && order.image == self.image).then_some(Deployment { user_data, ..order })
+    }
+}
+
 /// A machine that an admin approved.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
@@ -125,6 +161,23 @@ pub struct Host {
     pub macs: Vec<Mac>,
     /// Groups.
     pub groups: Vec<String>,
+    /// What is to become of it, if it may become that while the controller is away.
+    pub planned: Option<Planned>,
+}
+
+impl Host {
+    /// What it is known by.
+    #[must_use]
+    pub fn marks(&self) -> Marks<'_> {
+        Marks { uuid: self.uuid, serial: self.serial.as_deref(), macs: &self.macs }
+    }
+}
+
+/// What an admin decided for the time in which the controller is away. What may become of an image is in its [`Head`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// Boot servers that may then admit installers.
+    pub boot_servers: Vec<NodeId>,
 }
 
 /// What is true of the whole array.
@@ -136,6 +189,10 @@ pub struct Common {
     pub sealed_authority: Vec<u8>,
     /// The highest number that a machine was ever given: a number is never given again.
     pub last_host: u32,
+    /// The same for deployments.
+    pub last_deployment: u32,
+    /// What was decided.
+    pub policy: Policy,
 }
 
 /// All that a directory says, without when it changed.
@@ -151,6 +208,8 @@ pub struct Contents {
     pub heads: BTreeMap<ImageName, Head>,
     /// Machines that may be installed, by their numbers.
     pub hosts: BTreeMap<u32, Host>,
+    /// cloud-init data of planned deployments, sealed, by the BLAKE3 of what is here: machines of one deployment share theirs.
+    pub user_data: BTreeMap<[u8; 32], Vec<u8>>,
 }
 
 /// The directory.
@@ -177,6 +236,8 @@ pub struct Directory {
     pub heads: Table<ImageName, Head>,
     /// Machines that may be installed, by their numbers.
     pub hosts: Table<u32, Host>,
+    /// Sealed cloud-init data, by its BLAKE3.
+    pub user_data: Table<[u8; 32], Vec<u8>>,
 }
 
 /// Why a directory is refused.
@@ -238,6 +299,7 @@ impl Directory {
             groups: Table::default(),
             heads: Table::default(),
             hosts: Table::default(),
+            user_data: Table::default(),
         };
         let before = previous.map_or(&empty, |p| p.directory());
         Self {
@@ -246,6 +308,7 @@ impl Directory {
             groups: before.groups.advance(contents.groups, epoch, forgotten),
             heads: before.heads.advance(contents.heads, epoch, forgotten),
             hosts: before.hosts.advance(contents.hosts, epoch, forgotten),
+            user_data: before.user_data.advance(contents.user_data, epoch, forgotten),
             ..empty
         }
     }
@@ -315,6 +378,7 @@ impl Directory {
             groups: self.groups.since(from),
             heads: self.heads.since(from),
             hosts: self.hosts.since(from),
+            user_data: self.user_data.since(from),
             lines: self.lines.clone(),
             ..*self
         }
@@ -328,6 +392,7 @@ impl Directory {
             groups: self.groups.applied(changes.groups, forgotten),
             heads: self.heads.applied(changes.heads, forgotten),
             hosts: self.hosts.applied(changes.hosts, forgotten),
+            user_data: self.user_data.applied(changes.user_data, forgotten),
             ..changes
         }
     }
@@ -340,7 +405,8 @@ impl Directory {
         if self.array != array {
             return Err(DirectoryError::Array(self.array));
         }
-        let rows = [self.common.rows(), self.groups.rows(), self.heads.rows(), self.hosts.rows()];
+        let rows =
+            [self.common.rows(), self.groups.rows(), self.heads.rows(), self.hosts.rows(), self.user_data.rows()];
         let few = self.members.rows() <= MEMBERS_MAX && rows.iter().all(|rows| *rows <= DIRECTORY_ROWS_MAX);
         let groups_fit = self.groups.iter().all(|(_, g)| g.members.len() == g.geometry.pieces());
         let addresses_fit = self.members.iter().all(|(_, m)| m.addresses.len() <= ADDRESSES_MAX);

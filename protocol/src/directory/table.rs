@@ -35,7 +35,7 @@ impl<K: Ord + Clone, V: Clone + PartialEq> Table<K, V> {
     }
 
     /// What is there, in the order of keys.
-    pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> + Clone {
         self.0.iter().filter_map(|(key, row)| Some((key, row.value.as_ref()?)))
     }
 

@@ -21,12 +21,15 @@ use super::nearby::Nearby;
 use super::pool::Pool;
 use super::rpc::{self, CallError};
 use super::statement::Statement;
+use super::tls;
 use crate::directory::{Directory, DirectoryError, Head, Mark, SignedDirectory, Verdict};
 use crate::getter::Patience;
 use crate::identity::STASH_NAME;
-use crate::message::image::{LeaveReport, LeftReport, MANIFEST_PURPOSE, REPORT_PURPOSE, Report};
-use crate::message::member::{GetDirectory, TheDirectory};
-use crate::message::store::GetShare;
+use crate::limits::GUEST_FRAME_MAX;
+use crate::message::Refusal;
+use crate::message::image::{LeaveReport, LeftReport, MANIFEST_PURPOSE, REPORT_PURPOSE};
+use crate::message::member::{GetDirectory, OfferDirectory, TheDirectory};
+use crate::message::store::{GetShare, TheShare};
 
 /// How long a stash may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -39,6 +42,11 @@ const ASKED: usize = 8;
 const REPORT_COPIES: usize = 3;
 /// How long the others are waited for, once half have answered.
 const WAIT_FOR_OTHERS: Duration = Duration::from_millis(500);
+
+/// An installer's deployment was carried out before: its machine is installed, and has only to be started.
+#[derive(Debug, thiserror::Error)]
+#[error("this deployment is done")]
+pub struct AlreadyDone;
 
 /// The array.
 #[derive(Clone)]
@@ -99,6 +107,7 @@ async fn look_for_newer(pool: &Arc<Pool>, keeper: &DirectoryKeeper, via: &[Conne
         }
     }
     let heard = answers.len();
+    let all = answers.clone();
     answers.sort_by_key(|(_, mark)| std::cmp::Reverse((mark.term, mark.epoch)));
     // The newest claim first. A claim is nothing before the array's signature is seen, so every one that is not a predecessor of what is held
     // by then is looked at.
@@ -119,7 +128,22 @@ async fn look_for_newer(pool: &Arc<Pool>, keeper: &DirectoryKeeper, via: &[Conne
             }
         }
     }
+    pass_on(keeper, all);
     Ok(heard)
+}
+
+/// Tell those who have an older directory what is newer. Nobody waits for it.
+fn pass_on(keeper: &DirectoryKeeper, members: Vec<(Connection, Mark)>) {
+    let Some(held) = keeper.held() else { return };
+    for (connection, theirs) in members {
+        let update = held.update_for(Some(theirs));
+        if let Some(update) = update.filter(|update| wire::encode(update).len() < GUEST_FRAME_MAX / 2) {
+            tokio::spawn(async move {
+                let offered = rpc::call(&connection, OfferDirectory { update }, &[]);
+                let _ = tokio::time::timeout(ANSWER_WITHIN, offered).await;
+            });
+        }
+    }
 }
 
 impl Array {
@@ -247,17 +271,49 @@ impl Array {
         Ok(root)
     }
 
-    /// Leave a report with some stashes, for the controller.
+    /// Leave a word with some stashes, for the controller.
     ///
     /// # Errors
     /// The last stash's, if none kept it.
-    pub async fn leave_report(&self, report: Report) -> Result<(), CallError> {
-        let mut nonce = [0; 16];
-        let _ = aws_lc_rs::rand::fill(&mut nonce);
-        let bytes = wire::encode(&LeftReport { nonce, report });
+    pub async fn leave(&self, word: &LeftReport) -> Result<(), CallError> {
+        self.leave_with(word, some_of(self.directory()), 1, REPORT_COPIES).await
+    }
+
+    /// Leave a word with all who have shares of an image's key: whoever asks these for the key next hears it.
+    ///
+    /// # Errors
+    /// The last stash's, if none kept it.
+    pub async fn leave_with_holders(&self, image: &ImageName, word: &LeftReport) -> Result<(), CallError> {
+        let plan = self.directory().heads.get(image).and_then(|head| head.offline.as_ref());
+        let holders: Vec<NodeId> = plan.into_iter().flat_map(|plan| &plan.holders).map(|(node, _)| *node).collect();
+        self.leave_with(word, holders, 1, usize::MAX).await
+    }
+
+    /// Leave the word that the deployment of an image is done with so many of those who have shares of its key that too few are left who
+    /// would give theirs to this deployment once more.
+    ///
+    /// # Errors
+    /// If too few keep it, or the image's key is with the controller alone.
+    pub async fn leave_for_good(&self, image: &ImageName, word: &LeftReport) -> Result<(), CallError> {
+        let plan = self.directory().heads.get(image).and_then(|head| head.offline.as_ref());
+        let plan =
+            plan.ok_or_else(|| CallError::Unreachable(format!("any stash with a share of the key of {image}")))?;
+        let enough = plan.holders.len() + 1 - usize::from(plan.threshold);
+        let holders = plan.holders.iter().map(|(node, _)| *node).collect();
+        self.leave_with(word, holders, enough, usize::MAX).await
+    }
+
+    async fn leave_with(
+        &self,
+        word: &LeftReport,
+        with: Vec<NodeId>,
+        enough: usize,
+        stop_at: usize,
+    ) -> Result<(), CallError> {
+        let bytes = wire::encode(word);
         let statement = Statement::sign(&self.member, REPORT_PURPOSE, bytes).map_err(|_| CallError::Malformed)?;
         let mut asks = JoinSet::new();
-        for node in some_of(self.directory()) {
+        for node in with {
             let (pool, leave) = (self.pool.clone(), LeaveReport { statement: statement.clone() });
             asks.spawn(async move {
                 let left = async { rpc::call(&pool.get(node).await?, leave, &[]).await.map(drop) };
@@ -272,18 +328,28 @@ impl Array {
                 Ok(Err(error)) => last = error,
                 Err(_) => {}
             }
-            if kept == REPORT_COPIES {
+            if kept >= stop_at {
                 break;
             }
         }
-        if kept > 0 { Ok(()) } else { Err(last) }
+        if kept >= enough { Ok(()) } else { Err(last) }
     }
 
-    /// The key of an image's manifest, from shares of as many stashes as it takes.
+    /// What an earlier installer of this one's deployment left; nothing that another said.
+    fn left_before(&self, statement: &Statement) -> Option<LeftReport> {
+        let (authority, array) = (&self.member.authority, self.member.identity.array);
+        let said = statement.verify(REPORT_PURPOSE, authority, array).ok()?;
+        let own = tls::bearer_of(&self.member.certificate, array)?;
+        let is_of_this = own.deployment.is_some() && (said.host, said.deployment) == (own.host, own.deployment);
+        wire::decode(&statement.bytes).ok().filter(|_| is_of_this)
+    }
+
+    /// The key of an image's manifest, from shares of as many stashes as it takes; and what earlier installers of the same deployment left
+    /// with these.
     ///
     /// # Errors
     /// If too few release one; with what each said.
-    pub async fn key(&self, image: &ImageName, head: &Head) -> anyhow::Result<ManifestKey> {
+    pub async fn key(&self, image: &ImageName, head: &Head) -> anyhow::Result<(ManifestKey, Vec<LeftReport>)> {
         let plan = head.offline.as_ref();
         let plan = plan
             .with_context(|| format!("{image} was published with --offline deny: only the controller has its key"))?;
@@ -294,19 +360,33 @@ impl Array {
                 let asked = async { rpc::call(&pool.get(node).await?, ask, &[]).await };
                 let silent = |_| Err(CallError::Unreachable(node.to_string()));
                 let answer = tokio::time::timeout(FOUND_AND_ANSWERED_WITHIN, asked).await.unwrap_or_else(silent);
-                let share = answer.map(|(reply, _)| reply.share).map_err(|error| error.to_string());
-                (node, share.and_then(|s| if s.digest() == digest { Ok(s) } else { Err("its share is wrong".into()) }))
+                let is_done = matches!(answer, Err(CallError::Refused(Refusal::Done)));
+                let given = answer.map(|(reply, _)| reply).map_err(|error| error.to_string());
+                let right = |g: TheShare| {
+                    if g.share.digest() == digest { Ok(g) } else { Err("its share is wrong".to_string()) }
+                };
+                (node, is_done, given.and_then(right))
             });
         }
-        let (mut shares, mut refused) = (Vec::<KeyShare>::new(), Vec::new());
+        let (mut shares, mut left, mut refused) = (Vec::<KeyShare>::new(), Vec::new(), Vec::new());
+        let mut done = false;
         while let Some(answer) = asks.join_next().await {
             match answer.context("ask for a share")? {
-                (_, Ok(share)) => shares.push(share),
-                (node, Err(why)) => refused.push(format!("{}: {why}", node.short())),
+                (_, _, Ok(given)) => {
+                    shares.push(given.share);
+                    left.extend(given.left.and_then(|statement| self.left_before(&statement)));
+                }
+                (node, is_done, Err(why)) => {
+                    done |= is_done;
+                    refused.push(format!("{}: {why}", node.short()));
+                }
             }
             if shares.len() == usize::from(plan.threshold) {
-                return shares::combine(&shares).context("combine the shares of the key");
+                return Ok((shares::combine(&shares).context("combine the shares of the key")?, left));
             }
+        }
+        if done {
+            return Err(AlreadyDone.into());
         }
         bail!(
             "the key of {image} needs the shares of {} stashes, {} gave theirs; {}",

@@ -12,7 +12,8 @@ use rcgen::{CertificateParams, KeyPair, PublicKeyData as _};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::identity::{CONTROLLER_NAME, Identity, Role};
+use crate::directory::Update;
+use crate::identity::{CONTROLLER_NAME, Identity, Role, server_name};
 use crate::message::enroll;
 use crate::ticket::Ticket;
 
@@ -29,6 +30,9 @@ pub struct Credentials {
     /// Own certificate, DER.
     #[serde(with = "base64")]
     pub certificate: Vec<u8>,
+    /// Certificates between it and the authority's, DER; none, unless a boot server issued it while the controller was away.
+    #[serde(with = "base64_list", default, skip_serializing_if = "Vec::is_empty")]
+    pub chain: Vec<Vec<u8>>,
     /// Own private key, PKCS #8 DER.
     #[serde(with = "base64")]
     pub key: Vec<u8>,
@@ -50,6 +54,21 @@ mod base64 {
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
         let text = String::deserialize(from)?;
         BASE64.decode(text.as_bytes()).map_err(D::Error::custom)
+    }
+}
+
+/// A list of the same.
+mod base64_list {
+    use super::BASE64;
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer, de::Error as _};
+
+    pub fn serialize<S: Serializer>(list: &[Vec<u8>], to: S) -> Result<S::Ok, S::Error> {
+        list.iter().map(|bytes| BASE64.encode(bytes)).collect::<Vec<_>>().serialize(to)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Vec<u8>>, D::Error> {
+        let list = Vec::<String>::deserialize(from)?;
+        list.iter().map(|text| BASE64.decode(text.as_bytes()).map_err(D::Error::custom)).collect()
     }
 }
 
@@ -147,26 +166,37 @@ impl Credentials {
     /// Trade a ticket for credentials.
     ///
     /// # Errors
-    /// [`CredentialsError`]; the ticket is used up only if the controller admitted this machine.
+    /// [`CredentialsError`]; the ticket is used up only if this machine was admitted.
     pub async fn join(ticket: &Ticket) -> Result<Self, CredentialsError> {
+        Ok(Self::join_and_learn(ticket).await?.0)
+    }
+
+    /// The same, and the directory, which an installer gets along.
+    ///
+    /// # Errors
+    /// [`CredentialsError`].
+    pub async fn join_and_learn(ticket: &Ticket) -> Result<(Self, Option<Update>), CredentialsError> {
         let key = KeyPair::generate()?;
         let csr = request_certificate(&key)?;
         let (config, authority) = tls::enroll_client(ticket.array)?;
         let endpoint = endpoint::client(config).map_err(CredentialsError::Socket)?;
-        let connection = rpc::connect_any(&endpoint, &ticket.addresses, CONTROLLER_NAME).await?;
+        let name = ticket.issuer.map_or(CONTROLLER_NAME.into(), |boot| server_name(Role::Boot, boot));
+        let connection = rpc::connect_any(&endpoint, &ticket.addresses, &name).await?;
         let request = enroll::Enroll { secret: ticket.secret, csr };
         let enrolled = rpc::call(&connection, request, &[]).await?.0;
         connection.close(0u32.into(), b"joined");
         endpoint.wait_idle().await;
         let authority = authority.seen().ok_or(rpc::CallError::Malformed)?;
-        Ok(Self {
+        let member = Self {
             identity: Identity { array: ticket.array, role: ticket.role, node: enrolled.node },
             authority,
             certificate: enrolled.certificate,
+            chain: enrolled.chain,
             key: key.serialize_der(),
             array_key: enrolled.array_key,
-            controller: ticket.addresses.clone(),
-        })
+            controller: enrolled.controller,
+        };
+        Ok((member, enrolled.directory))
     }
 
     /// The key pair.

@@ -38,6 +38,12 @@ impl Link {
         Ok(connection)
     }
 
+    /// Whether the controller has answered the handshake.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.connection.try_lock().is_ok_and(|held| held.as_ref().is_some_and(|c| c.close_reason().is_none()))
+    }
+
     /// Ask the controller. The caller sets its own time limit.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ pub mod directory;
 pub mod disk;
 pub mod endpoint;
 pub mod fetch;
+pub mod issue;
 pub mod link;
 pub mod nearby;
 pub mod pool;

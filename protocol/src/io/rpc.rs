@@ -11,9 +11,9 @@ use bytes::Bytes;
 use images::{ArrayId, wire};
 use quinn::{Connection, Endpoint, ReadExactError, RecvStream, SendStream, VarInt};
 
-use super::tls;
-use crate::identity::Identity;
-use crate::limits::{BODY_MAX, CONNECT_TIMEOUT, ENROLL_FRAME_MAX, FRAME_MAX};
+use super::tls::{self, Bearer};
+use crate::identity::Role;
+use crate::limits::{BODY_MAX, CONNECT_TIMEOUT, ENROLL_FRAME_MAX, FRAME_MAX, GUEST_FRAME_MAX};
 use crate::message::{Call, Refusal, Request};
 
 /// Why a request has no answer.
@@ -155,9 +155,7 @@ pub async fn connect(endpoint: &Endpoint, address: SocketAddr, name: &str) -> Re
 #[derive(Clone, Copy, Debug)]
 pub struct Peer {
     /// From the certificate; `None` for a stranger who may only enroll.
-    pub identity: Option<Identity>,
-    /// The machine that an installer's certificate was given for, by its number in the directory.
-    pub host: Option<u32>,
+    pub bearer: Option<Bearer>,
     /// Where from.
     pub address: SocketAddr,
 }
@@ -220,12 +218,10 @@ fn admit(connection: &Connection, array: ArrayId) -> Option<Peer> {
     let address = connection.remote_address();
     let data = connection.handshake_data()?.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?;
     if data.protocol.as_deref() == Some(tls::ALPN_ENROLL) {
-        return Some(Peer { identity: None, host: None, address });
+        return Some(Peer { bearer: None, address });
     }
     let chain = connection.peer_identity()?.downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>().ok()?;
-    let certificate = chain.first()?;
-    let identity = tls::identity_of(certificate, array)?;
-    Some(Peer { identity: Some(identity), host: tls::host_of(certificate), address })
+    Some(Peer { bearer: Some(tls::bearer_of(chain.first()?, array)?), address })
 }
 
 async fn answer_one<H, F>(peer: Peer, mut send: SendStream, mut recv: RecvStream, handler: Arc<H>)
@@ -245,19 +241,24 @@ where
 
 /// A request that the asker's role permits. `Err(None)`: the stream broke or carried noise, and nobody waits for an answer.
 async fn read_request(peer: &Peer, recv: &mut RecvStream) -> Result<(Request, Bytes), Option<Refusal>> {
-    let frame_max = if peer.identity.is_some() { FRAME_MAX } else { ENROLL_FRAME_MAX };
+    let role = peer.bearer.map(|bearer| bearer.identity.role);
+    let frame_max = match role {
+        Some(Role::Controller | Role::Stash | Role::Admin) => FRAME_MAX,
+        Some(_) => GUEST_FRAME_MAX,
+        None => ENROLL_FRAME_MAX,
+    };
     let frame = read_block(recv, frame_max).await.map_err(|_| None)?;
     let noise = || Some(Refusal::Invalid("not a request of this protocol".into()));
     let request: Request = wire::decode(&frame).map_err(|_| noise())?;
-    let allowed = match peer.identity {
-        Some(identity) => request.allowed_for(identity.role),
+    let allowed = match role {
+        Some(role) => request.allowed_for(role),
         // A certificate that has expired is renewed this way: its key is proven in the request.
         None => matches!(request, Request::Enroll(_) | Request::Renew(_)),
     };
     if !allowed {
-        tracing::warn!(request = request.name(), identity = ?peer.identity, address = %peer.address, "request not allowed");
-        return Err(Some(match peer.identity {
-            Some(identity) => Refusal::NotAllowed(identity.role),
+        tracing::warn!(request = request.name(), bearer = ?peer.bearer, address = %peer.address, "request not allowed");
+        return Err(Some(match role {
+            Some(role) => Refusal::NotAllowed(role),
             None => Refusal::NotAdmitted("a certificate is needed".into()),
         }));
     }

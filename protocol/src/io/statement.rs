@@ -1,18 +1,16 @@
 //! What a member says, signed with the key of its certificate, so that others can pass it on.
 
-use std::sync::Arc;
+use std::time::Duration;
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, UnparsedPublicKey};
 use images::ArrayId;
-use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::server::WebPkiClientVerifier;
+use rustls::pki_types::UnixTime;
 use serde::{Deserialize, Serialize};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 use super::credentials::Credentials;
-use super::tls;
-use crate::identity::Identity;
+use super::tls::{self, Bearer};
 
 /// A statement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +19,8 @@ pub struct Statement {
     pub bytes: Vec<u8>,
     /// Certificate (DER) of whoever says it.
     certificate: Vec<u8>,
+    /// Certificates between it and the authority's.
+    chain: Vec<Vec<u8>>,
     /// ECDSA over P-256 and SHA-256, ASN.1.
     signature: Vec<u8>,
 }
@@ -45,7 +45,8 @@ impl Statement {
     pub fn sign(member: &Credentials, purpose: &str, bytes: Vec<u8>) -> Result<Self, StatementError> {
         let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &member.key).map_err(|_| StatementError)?;
         let signature = key.sign(&SystemRandom::new(), &message(purpose, &bytes)).map_err(|_| StatementError)?;
-        Ok(Self { bytes, certificate: member.certificate.clone(), signature: signature.as_ref().to_vec() })
+        let (certificate, chain) = (member.certificate.clone(), member.chain.clone());
+        Ok(Self { bytes, certificate, chain, signature: signature.as_ref().to_vec() })
     }
 
     /// Names it: whoever passes the same on twice is recognised.
@@ -54,21 +55,18 @@ impl Statement {
         *blake3::Hasher::new().update(&self.certificate).update(&self.bytes).finalize().as_bytes()
     }
 
-    /// Who said it. That the certificate has expired by now does not matter: it may have waited for days.
+    /// Who said it. That the certificate has expired by now does not matter: it may have waited for days. Whoever takes it first takes it from
+    /// the one who says it, on a connection whose certificate is good at that time.
     ///
     /// # Errors
     /// [`StatementError`] if no member of this array did, or not this.
-    pub fn verify(&self, purpose: &str, authority: &[u8], array: ArrayId) -> Result<Identity, StatementError> {
+    pub fn verify(&self, purpose: &str, authority: &[u8], array: ArrayId) -> Result<Bearer, StatementError> {
         let (_, certificate) = X509Certificate::from_der(&self.certificate).map_err(|_| StatementError)?;
         let then = u64::try_from(certificate.validity().not_before.timestamp()).map_err(|_| StatementError)? + 1;
-        let roots = tls::roots(authority).map_err(|_| StatementError)?;
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots, tls::provider());
-        let verifier: Arc<_> = verifier.build().map_err(|_| StatementError)?;
-        let then = UnixTime::since_unix_epoch(std::time::Duration::from_secs(then));
-        let leaf = CertificateDer::from(self.certificate.as_slice());
-        verifier.verify_client_cert(&leaf, &[], then).map_err(|_| StatementError)?;
+        let then = UnixTime::since_unix_epoch(Duration::from_secs(then));
+        let said_by = tls::bearer_at(authority, array, &self.certificate, &self.chain, then).ok_or(StatementError)?;
         let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &certificate.public_key().subject_public_key.data);
         key.verify(&message(purpose, &self.bytes), &self.signature).map_err(|_| StatementError)?;
-        tls::identity_of(&self.certificate, array).ok_or(StatementError)
+        Ok(said_by)
     }
 }

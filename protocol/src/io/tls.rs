@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use images::ArrayId;
+use images::{ArrayId, NodeId};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
@@ -17,7 +17,7 @@ use rustls::{
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use super::credentials::{Credentials, array_id};
-use crate::identity::{Identity, server_name};
+use crate::identity::{Identity, Role, delegate_domain, server_name};
 
 /// Members among themselves. The number counts incompatible versions of the messages.
 pub const ALPN_MEMBER: &[u8] = b"coe/1";
@@ -47,7 +47,8 @@ pub(super) fn roots(authority: &[u8]) -> Result<Arc<RootCertStore>, Error> {
 
 fn own(credentials: &Credentials) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
     // The authority goes along, so that a stranger with its fingerprint finds it.
-    let chain = vec![credentials.certificate.clone().into(), credentials.authority.clone().into()];
+    let chain = [&credentials.certificate].into_iter().chain(&credentials.chain).chain([&credentials.authority]);
+    let chain = chain.map(|certificate| certificate.clone().into()).collect();
     (chain, PrivatePkcs8KeyDer::from(credentials.key.clone()).into())
 }
 
@@ -93,36 +94,78 @@ pub fn server(credentials: &Credentials, admit: Admit, alpn: &[&[u8]]) -> Result
     Ok(config)
 }
 
-/// Who a certificate speaks of. The chain was verified before. A DNS name must say the same: an authority that may issue for some roles
-/// only is held to that by constraints on DNS names, which every verifier checks (RFC 5280, 4.2.1.10).
-#[must_use]
-pub fn identity_of(certificate: &[u8], array: ArrayId) -> Option<Identity> {
-    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    let names = &certificate.subject_alternative_name().ok()??.value.general_names;
-    let uri = |name: &GeneralName<'_>| match name {
-        GeneralName::URI(uri) => uri.parse::<Identity>().ok(),
-        _ => None,
-    };
-    let identity = names.iter().find_map(uri).filter(|id| id.array == array)?;
-    let name = server_name(identity.role, identity.node);
-    names.iter().any(|n| matches!(n, GeneralName::DNSName(dns) if *dns == name)).then_some(identity)
+/// Whom a certificate was given to, and for what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bearer {
+    /// Who it is.
+    pub identity: Identity,
+    /// The machine that an installer was admitted for, by its number in the directory.
+    pub host: Option<u32>,
+    /// The deployment that started an installer.
+    pub deployment: Option<u32>,
+    /// The boot server that issued it while the controller was away; `None`: the authority itself did.
+    pub issuer: Option<NodeId>,
 }
+
+const HOST_URI: &str = "coe-host:";
+const DEPLOYMENT_URI: &str = "coe-deployment:";
 
 /// As a name in an installer's certificate: the machine that it was given for.
 #[must_use]
 pub fn host_uri(host: u32) -> String {
-    format!("coe-host:{host}")
+    format!("{HOST_URI}{host}")
 }
 
-/// The machine that an installer's certificate was given for, by its number in the directory.
+/// As a name in an installer's certificate: the deployment that started it.
 #[must_use]
-pub fn host_of(certificate: &[u8]) -> Option<u32> {
+pub fn deployment_uri(deployment: u32) -> String {
+    format!("{DEPLOYMENT_URI}{deployment}")
+}
+
+/// Whom a certificate was given to. The chain was verified before. A DNS name must say the same: a boot server may issue under a name
+/// of its own only, and is held to that by a constraint on DNS names, which every verifier checks (RFC 5280, 4.2.1.10). So the
+/// name also tells who issued it.
+#[must_use]
+pub fn bearer_of(certificate: &[u8], array: ArrayId) -> Option<Bearer> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
     let names = &certificate.subject_alternative_name().ok()??.value.general_names;
-    names.iter().find_map(|name| match name {
-        GeneralName::URI(uri) => uri.strip_prefix("coe-host:")?.parse().ok(),
+    let uris = || {
+        names.iter().filter_map(|name| match name {
+            GeneralName::URI(uri) => Some(*uri),
+            _ => None,
+        })
+    };
+    let identity = uris().find_map(|uri| uri.parse::<Identity>().ok()).filter(|id| id.array == array)?;
+    let number = |prefix| uris().find_map(|uri| uri.strip_prefix(prefix)?.parse().ok());
+    let issued_by = |dns: &str| match dns == server_name(identity.role, identity.node) {
+        true => Some(None),
+        false if identity.role == Role::Installer => {
+            let (node, rest) = dns.split_once('.')?;
+            let issuer = rest.split_once('.')?.0.parse().ok()?;
+            (node == identity.node.to_string() && rest == delegate_domain(issuer)).then_some(Some(issuer))
+        }
+        false => None,
+    };
+    let issuer = names.iter().find_map(|name| match name {
+        GeneralName::DNSName(dns) => issued_by(dns),
         _ => None,
-    })
+    })?;
+    Some(Bearer { identity, host: number(HOST_URI), deployment: number(DEPLOYMENT_URI), issuer })
+}
+
+/// Whom a certificate was given to, if its chain leads to the authority, and all of it was good at a time.
+#[must_use]
+pub fn bearer_at(
+    authority: &[u8],
+    array: ArrayId,
+    certificate: &[u8],
+    chain: &[Vec<u8>],
+    at: UnixTime,
+) -> Option<Bearer> {
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots(authority).ok()?, provider()).build().ok()?;
+    let chain: Vec<_> = chain.iter().map(|c| CertificateDer::from(c.as_slice())).collect();
+    verifier.verify_client_cert(&CertificateDer::from(certificate), &chain, at).ok()?;
+    bearer_of(certificate, array)
 }
 
 /// When a certificate ends, seconds since 1970.

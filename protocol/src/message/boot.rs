@@ -8,6 +8,21 @@ use crate::machine::Facts;
 /// The image that holds boot files; a boot server may have no other.
 pub const BOOT_IMAGE: &str = "coe-boot";
 
+/// A boot server asks for the right to admit installers while the controller is away.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GetDelegation {
+    /// PKCS #10 request (DER) over the key that it will sign with; only that key counts.
+    pub csr: Vec<u8>,
+}
+
+/// The right, for some days.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Delegation {
+    /// Certificate of an intermediate authority (DER), good for installers that this boot server names only; `None` if an admin decided
+    /// that this boot server has to wait for the controller.
+    pub certificate: Option<Vec<u8>>,
+}
+
 /// A machine asks to boot from the network. Has it anything to do?
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AskBoot {
@@ -76,6 +91,11 @@ pub struct Finishing {
     /// BLAKE3 of its first blocks behind them.
     pub rest: [u8; 32],
 }
+
+/// What a [`Deployment`] in the directory, and its `user_data`, are sealed for.
+pub const ORDER_PURPOSE: &str = "deployment";
+/// See [`ORDER_PURPOSE`].
+pub const USER_DATA_PURPOSE: &str = "user-data";
 
 /// The installer asks what to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]

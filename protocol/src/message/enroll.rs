@@ -1,8 +1,10 @@
-//! A stranger with a ticket to the controller: the only edge without a certificate on the asking side.
+//! A stranger with a ticket to the controller, or to a boot server in its place: the only edge without a certificate on the asking side.
 
 use images::NodeId;
 use images::manifest::ArrayPublicKey;
 use serde::{Deserialize, Serialize};
+
+use crate::directory::Update;
 
 /// Trade a ticket for a certificate.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -20,6 +22,12 @@ pub struct Enrolled {
     pub node: NodeId,
     /// Its certificate (DER).
     pub certificate: Vec<u8>,
+    /// Certificates between it and the authority's (DER).
+    pub chain: Vec<Vec<u8>>,
     /// Verifies what the array signs.
     pub array_key: ArrayPublicKey,
+    /// Where the controller listens, `host:port`.
+    pub controller: Vec<String>,
+    /// For an installer: it may have to go on without whoever admitted it.
+    pub directory: Option<Update>,
 }

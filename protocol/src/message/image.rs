@@ -1,12 +1,15 @@
 //! An installer to the controller.
 
-use images::NodeId;
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use images::keys::ManifestKey;
 use images::manifest::{ImageName, Signed};
+use images::{NodeId, wire};
 use serde::{Deserialize, Serialize};
 
 use crate::directory::Update;
 use crate::io::statement::Statement;
+use crate::message::boot::Progress;
 
 /// Ask for all that is needed to install an image.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -61,16 +64,45 @@ pub struct Report {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Reported;
 
-/// What a [`Report`] that is left with stashes is signed for.
+/// What a [`LeftReport`] that is left with stashes is signed for.
 pub const REPORT_PURPOSE: &str = "report";
 
-/// A report as it waits for the controller.
+/// What may be left.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Word {
+    /// How an installation ended.
+    Ended(Report),
+    /// How far it is, at a point that matters.
+    Progress(Progress),
+}
+
+/// A word as it waits for the controller.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct LeftReport {
-    /// Random: two reports that say the same are two.
+    /// Random: two that say the same are two.
     pub nonce: [u8; 16],
+    /// When, milliseconds since 1970, by the clock of whoever says it: its words are heard in this order.
+    pub at_unix_ms: u64,
     /// What is reported.
-    pub report: Report,
+    pub word: Word,
+}
+
+impl LeftReport {
+    /// Something to be said now.
+    #[must_use]
+    pub fn now(word: Word) -> Self {
+        let mut nonce = [0; 16];
+        // Without randomness two that say the same in one millisecond are one.
+        let _ = aws_lc_rs::rand::fill(&mut nonce);
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { nonce, at_unix_ms: since.as_millis() as u64, word }
+    }
+
+    /// Names it, said by this member: however often and on whatever way it comes, it counts once.
+    #[must_use]
+    pub fn id(&self, by: NodeId) -> [u8; 32] {
+        *blake3::Hasher::new().update(&by.0).update(&wire::encode(self)).finalize().as_bytes()
+    }
 }
 
 /// The controller is away: keep this for it.

@@ -94,7 +94,7 @@ requests! {
     /// A page of a manifest.
     GetPage(image::GetPage) -> image::Page, body 0, roles [Installer, Admin, Boot];
     /// How an installation ended.
-    Report(image::Report) -> image::Reported, body 0, roles [Installer, Admin, Boot];
+    Report(image::LeftReport) -> image::Reported, body 0, roles [Installer, Admin, Boot];
     /// Keep a fragment; answered when it is durable.
     PutFragment(store::PutFragment) -> store::Stored, body BODY_MAX, roles [Controller];
     /// Forget fragments.
@@ -122,7 +122,9 @@ requests! {
     /// What is newer in a member's directory.
     GetDirectory(member::GetDirectory) -> member::TheDirectory, body 0, roles [Controller, Stash, Installer, Admin, Boot, Recovery];
     /// A directory that is newer than a member's.
-    OfferDirectory(member::OfferDirectory) -> member::HaveDirectory, body 0, roles [Controller, Stash];
+    OfferDirectory(member::OfferDirectory) -> member::HaveDirectory, body 0, roles [Controller, Stash, Installer, Admin, Boot];
+    /// The right to admit installers while the controller is away.
+    GetDelegation(boot::GetDelegation) -> boot::Delegation, body 0, roles [Boot];
 }
 
 /// Why a request was not carried out. The text is for people; nothing may be decided on it.
@@ -152,6 +154,9 @@ pub enum Refusal {
     /// The member failed; its own log says more.
     #[error("the other side failed: {0}")]
     Failed(String),
+    /// What the asker was admitted for was done before.
+    #[error("this deployment is done")]
+    Done,
 }
 
 #[cfg(test)]

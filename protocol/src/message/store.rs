@@ -7,6 +7,7 @@ use images::shares::KeyShare;
 use serde::{Deserialize, Serialize};
 
 use crate::directory::Mark;
+use crate::io::statement::Statement;
 
 /// Whose partition a fragment goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -81,4 +82,6 @@ pub struct GetShare {
 pub struct TheShare {
     /// The share.
     pub share: KeyShare,
+    /// What an earlier installer of the same deployment last left here: a [`super::image::LeftReport`].
+    pub left: Option<Statement>,
 }

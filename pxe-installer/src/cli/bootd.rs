@@ -70,7 +70,7 @@ enum FirmwareArg {
     after_help = "Examples:\n  coe-bootd serve --interface eth0\n  coe-bootd serve --interface eth1 --dhcp-range 10.0.0.100-10.0.0.200\n  coe-bootd serve --dry-run 52:54:00:12:34:56 --firmware uefi"
 )]
 struct Serve {
-    /// Settings as JSON: interface, dhcp_range, router, dns, uefi, http_port [default: settings.json in the folder, if it exists]
+    /// Settings as JSON: interface, dhcp_range, router, dns, uefi, http_port, admit_port [default: settings.json in the folder, if it exists]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Network interface to serve
@@ -85,6 +85,9 @@ struct Serve {
     /// TCP port for boot files
     #[arg(long, value_name = "PORT")]
     http_port: Option<u16>,
+    /// UDP port at which installers are admitted while the controller is away
+    #[arg(long, value_name = "PORT")]
+    admit_port: Option<u16>,
     /// Serve nobody, but say what this machine would be answered
     #[arg(long, value_name = "MAC")]
     dry_run: Option<Mac>,
@@ -156,6 +159,7 @@ impl Serve {
         settings.dhcp_range = self.dhcp_range.clone().or(settings.dhcp_range);
         settings.uefi = self.uefi.clone().or(settings.uefi);
         settings.http_port = self.http_port.or(settings.http_port);
+        settings.admit_port = self.admit_port.or(settings.admit_port);
         Ok(settings)
     }
 

@@ -9,16 +9,16 @@ use anyhow::{Context as _, bail};
 use images::NodeId;
 use images::keys::{ManifestKey, SegmentKey};
 use images::manifest::{PageRef, Root, SegmentEntry, SegmentPage, SpanPage};
-use protocol::directory::{Directory, DirectoryError, SignedDirectory};
+use protocol::directory::{Directory, DirectoryError, SignedDirectory, Update};
 use protocol::identity::Role;
 use protocol::io::array::Array;
 use protocol::io::credentials::{Credentials, CredentialsError, file_of};
 use protocol::io::directory::{DirectoryKeeper, KeepError};
 use protocol::io::fetch::Fetcher;
 use protocol::io::link::Link;
-use protocol::io::rpc;
+use protocol::io::{rpc, tls};
 use protocol::message::Refusal;
-use protocol::message::image::{GetImage, GetPage, ImageGrant, MANIFEST_PURPOSE, Report};
+use protocol::message::image::{GetImage, GetPage, ImageGrant, LeftReport, MANIFEST_PURPOSE, Report, Word};
 use protocol::ticket::Ticket;
 use tokio::sync::OnceCell;
 
@@ -26,7 +26,10 @@ use tokio::sync::OnceCell;
 const CONTROLLER_WITHIN: Duration = Duration::from_secs(20);
 
 /// So long the controller is asked alone; then stashes are looked for, too, in case it is away.
-const CONTROLLER_ALONE_FOR: Duration = Duration::from_secs(1);
+const CONTROLLER_ALONE_FOR: Duration = Duration::from_millis(100);
+
+/// A controller that has not even been connected to by then is not waited for, once stashes can do without it.
+const CONNECTED_WITHIN: Duration = Duration::from_millis(400);
 
 /// A segment and its key.
 pub struct Segment {
@@ -59,8 +62,11 @@ pub async fn credentials(home: &Path, ticket: Option<Ticket>) -> anyhow::Result<
             bail!("this ticket is for role {}: create one with `coe-ctl token create --installer`", ticket.role);
         }
         let saved = Credentials::load(&file).ok().filter(|c| c.identity.array == ticket.array);
-        let member = match (Credentials::join(&ticket).await, saved) {
-            (Ok(member), _) => member,
+        let member = match (Credentials::join_and_learn(&ticket).await, saved) {
+            (Ok((member, directory)), _) => {
+                keep_directory(home, &member, directory);
+                member
+            }
             // The ticket was used by the try before this one, on this machine.
             (Err(CredentialsError::Join(rpc::CallError::Refused(_))), Some(saved)) => return Ok(saved),
             (Err(error), _) => return Err(error.into()),
@@ -73,6 +79,16 @@ pub async fn credentials(home: &Path, ticket: Option<Ticket>) -> anyhow::Result<
     let file = found
         .context("nobody said that this machine may install: give --ticket, from `coe-ctl token create --installer`")?;
     Ok(Credentials::load(&file)?)
+}
+
+/// Keep the directory that came with credentials, for the time when nobody is there to ask. Without it stashes are looked for on the
+/// same network.
+pub(super) fn keep_directory(home: &Path, member: &Credentials, directory: Option<Update>) {
+    if let Some(update) = directory
+        && let Err(error) = DirectoryKeeper::open(home.join("directory"), member).take(update)
+    {
+        tracing::debug!(error = format!("{:#}", anyhow::Error::new(error)), "directory not kept");
+    }
 }
 
 impl Source {
@@ -103,15 +119,23 @@ impl Source {
             let (link, get) = (controller.clone(), GetImage { name: name.into(), tag: tag.clone() });
             let asked = async move { link.call(get).await };
             let mut asked = std::pin::pin!(tokio::time::timeout(CONTROLLER_WITHIN, asked));
+            let mut patience = std::pin::pin!(tokio::time::sleep(CONNECTED_WITHIN));
+            let mut is_patient = true;
             let answer = loop {
                 tokio::select! {
                     biased;
-                    answer = &mut asked => break answer,
+                    answer = &mut asked => break Some(answer),
                     array = &mut stashes, if reached.is_none() => reached = Some(array),
+                    () = &mut patience, if is_patient => is_patient = false,
+                }
+                let may_go_on = !is_patient && !controller.is_connected();
+                if may_go_on && reached.as_ref().is_some_and(|array| suffices(array, member, name, tag.as_deref())) {
+                    break None;
                 }
             };
             match answer {
-                Ok(Ok((grant, _))) => {
+                None => tracing::warn!("the controller does not answer, going on with stashes"),
+                Some(Ok(Ok((grant, _)))) => {
                     let granted = Self::granted(member, home, controller.clone(), grant, name, tag.as_deref())?;
                     match granted {
                         Some(source) => return Ok(source),
@@ -120,12 +144,12 @@ impl Source {
                         ),
                     }
                 }
-                Ok(Err(rpc::CallError::Refused(Refusal::Unavailable(why)))) => {
+                Some(Ok(Err(rpc::CallError::Refused(Refusal::Unavailable(why))))) => {
                     tracing::warn!(why, "the controller does not grant images now, asking stashes");
                 }
-                Ok(Err(error @ rpc::CallError::Refused(_))) => return Err(error.into()),
-                Ok(Err(error)) => tracing::warn!(%error, "the controller is away, asking stashes"),
-                Err(_) => tracing::warn!("the controller does not answer, asking stashes"),
+                Some(Ok(Err(error @ rpc::CallError::Refused(_)))) => return Err(error.into()),
+                Some(Ok(Err(error))) => tracing::warn!(%error, "the controller is away, asking stashes"),
+                Some(Err(_)) => tracing::warn!("the controller does not answer, asking stashes"),
             }
         }
         let array = match reached {
@@ -133,7 +157,20 @@ impl Source {
             None => stashes.await,
         };
         let array = array.context("reach the array without its controller")?;
-        let (image, head) = array.find(name, tag.as_deref())?;
+        Self::of_stashes(controller, array, name, tag.as_deref()).await
+    }
+
+    /// An image, as stashes tell of it.
+    ///
+    /// # Errors
+    /// If they do not know it, or its manifest cannot be had.
+    pub async fn of_stashes(
+        controller: Arc<Link>,
+        array: Array,
+        name: &str,
+        tag: Option<&str>,
+    ) -> anyhow::Result<Self> {
+        let (image, head) = array.find(name, tag)?;
         let root = array.root(&image, &head).await?;
         Ok(Self { controller, array, root, key: OnceCell::new(), from_controller: false })
     }
@@ -176,9 +213,21 @@ impl Source {
         let image = &self.root.image;
         let ask = || async {
             let (image, head) = self.array.find(image.name(), Some(image.tag()))?;
-            self.array.key(&image, &head).await
+            anyhow::Ok(self.array.key(&image, &head).await?.0)
         };
         self.key.get_or_try_init(ask).await
+    }
+
+    /// The same, and its key is known.
+    #[must_use]
+    pub fn with_key(self, key: ManifestKey) -> Self {
+        Self { key: OnceCell::from(key), ..self }
+    }
+
+    /// The array.
+    #[must_use]
+    pub fn array(&self) -> &Array {
+        &self.array
     }
 
     /// Who holds what.
@@ -237,34 +286,37 @@ impl Source {
         self.array.holders(entry)
     }
 
-    /// Tell the controller itself how it went.
-    ///
-    /// # Errors
-    /// If it did not hear it, or refuses it.
-    pub async fn tell_controller(&self, report: Report) -> Result<(), rpc::CallError> {
-        self.controller.call(report).await.map(drop)
-    }
-
-    /// Tell the controller how it went; while it is away, leave it with some stashes, which tell it later.
-    ///
-    /// # Errors
-    /// If neither it nor any stash heard it; or the controller refuses it.
-    pub async fn deliver(&self, report: Report) -> Result<(), rpc::CallError> {
+    /// Tell the controller how it went; while it is away, leave it with some stashes, which tell it later. An installation does not fail
+    /// because nobody hears of it.
+    pub async fn report(&self, report: Report) {
+        let word = LeftReport::now(Word::Ended(report));
         if self.from_controller {
-            let told = tokio::time::timeout(CONTROLLER_WITHIN, self.controller.call(report.clone())).await;
-            match told {
-                Ok(Ok(_)) => return Ok(()),
-                Ok(Err(error @ rpc::CallError::Refused(_))) => return Err(error),
-                _ => tracing::info!("the controller is away, leaving the report with stashes"),
+            match tell(&self.controller, &word).await {
+                Ok(()) => return,
+                Err(error @ rpc::CallError::Refused(_)) => return tracing::warn!(%error, "report not delivered"),
+                Err(_) => tracing::info!("the controller is away, leaving the report with stashes"),
             }
         }
-        self.array.leave_report(report).await
-    }
-
-    /// Tell the controller how it went. An installation does not fail because nobody hears of it.
-    pub async fn report(&self, report: Report) {
-        if let Err(error) = self.deliver(report).await {
+        if let Err(error) = self.array.leave(&word).await {
             tracing::warn!(%error, "report not delivered");
         }
     }
+}
+
+/// Tell the controller itself.
+///
+/// # Errors
+/// If it did not hear it in time, stands down, or refuses it.
+pub async fn tell(controller: &Link, word: &LeftReport) -> Result<(), rpc::CallError> {
+    match tokio::time::timeout(CONTROLLER_WITHIN, controller.call(word.clone())).await {
+        Ok(told) => told.map(drop),
+        Err(_) => Err(rpc::CallError::Unreachable("the controller".into())),
+    }
+}
+
+/// Whether stashes that were reached can stand in for the controller in all that this member needs for an image.
+fn suffices(array: &anyhow::Result<Array>, member: &Credentials, name: &str, tag: Option<&str>) -> bool {
+    let names_a_machine = || Some(tls::bearer_of(&member.certificate, member.identity.array)?.host.is_some());
+    let head = array.as_ref().ok().and_then(|array| array.find(name, tag).ok());
+    head.is_some_and(|(_, head)| head.offline.is_some()) && names_a_machine() == Some(true)
 }

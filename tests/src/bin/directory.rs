@@ -45,6 +45,7 @@ fn contents(members: u64) -> Contents {
             serial: Some(format!("PF{n:06}X")),
             macs: vec![Mac(mac)],
             groups: vec!["lab".into()],
+            ..Host::default()
         };
         (n as u32, host)
     };
@@ -53,11 +54,13 @@ fn contents(members: u64) -> Contents {
             controller: vec!["10.0.0.1:7400".into()],
             sealed_authority: vec![0; 1500],
             last_host: members as u32,
+            ..Common::default()
         },
         members: (0..members).map(member).collect(),
         groups: (0..members / 8).map(group).collect(),
         heads: (0..50).map(head).collect::<BTreeMap<_, _>>(),
         hosts: (0..members).map(&mut host).collect(),
+        ..Contents::default()
     }
 }
 

@@ -8,16 +8,42 @@ use clap::{Args, Subcommand};
 use images::bundle::{BundleFile, pack};
 use protocol::message::boot::BOOT_IMAGE;
 
-use super::Common;
+use super::client::Client;
 use super::publish::Publish;
+use super::{Common, Offline, table};
+use crate::io::api::{BootServerChange, BootServerInfo, Numbers};
+use crate::io::unix_s;
 
 /// What a boot server cannot do without.
 const REQUIRED: [&str; 2] = ["vmlinuz", "initrd.img"];
 
-/// Files that machines boot with
+/// Files that machines boot with, and the hosts that hand them out
 #[derive(Subcommand)]
 pub enum Boot {
     Publish(PublishBoot),
+    Servers(Servers),
+    Offline(SetOffline),
+}
+
+/// List boot servers, and until when each can admit installers while the controller is away
+#[derive(Args)]
+#[command(after_help = "Example:\n  coe-ctl boot servers")]
+pub struct Servers {
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Let a boot server admit installers while the controller is away, or not; stashes follow at once
+#[derive(Args)]
+#[command(after_help = "Example:\n  coe-ctl boot offline 3f9a deny")]
+pub struct SetOffline {
+    /// The boot server, as `coe-ctl boot servers` calls it, or how that begins
+    node: String,
+    /// Whether it may
+    #[arg(value_enum)]
+    offline: Offline,
+    #[command(flatten)]
+    common: Common,
 }
 
 /// Put a boot set into the array; boot servers fetch the newest
@@ -32,7 +58,54 @@ pub struct PublishBoot {
 
 impl Boot {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        let Self::Publish(args) = self;
+        match self {
+            Self::Publish(args) => args.run().await,
+            Self::Servers(args) => args.run().await,
+            Self::Offline(args) => args.run().await,
+        }
+    }
+}
+
+impl Servers {
+    async fn run(self) -> anyhow::Result<()> {
+        let servers: Vec<BootServerInfo> = Client::new(&self.common)?.get("/v1/boot-servers").await?;
+        if self.common.json {
+            println!("{}", serde_json::to_string(&servers)?);
+            return Ok(());
+        }
+        let now = unix_s();
+        let row = |s: &BootServerInfo| {
+            let alone = match s.delegated_until_unix_s {
+                _ if !s.offline => "deny".into(),
+                0 => "not yet".into(),
+                until if until <= now => "no longer: it has not been heard".into(),
+                until => format!("for {} days", (until - now).div_ceil(24 * 3600)),
+            };
+            vec![s.node.clone(), table::ago(now.saturating_sub(s.joined_unix_s)), alone]
+        };
+        let rows: Vec<_> = servers.iter().map(row).collect();
+        table::print(&["BOOT SERVER", "JOINED", "WITHOUT CONTROLLER"], &rows);
+        Ok(())
+    }
+}
+
+impl SetOffline {
+    async fn run(self) -> anyhow::Result<()> {
+        let change = BootServerChange { offline: self.offline == Offline::Allow };
+        let path = format!("/v1/boot-servers/{}", self.node);
+        let _: Numbers = Client::new(&self.common)?.post(&path, &change).await?;
+        if self.common.json {
+            println!("{}", serde_json::to_string(&change)?);
+        } else {
+            println!("{}: {}", self.node, if change.offline { "may" } else { "may not" });
+        }
+        Ok(())
+    }
+}
+
+impl PublishBoot {
+    async fn run(self) -> anyhow::Result<()> {
+        let args = self;
         let shown = args.folder.display();
         let mut paths: Vec<PathBuf> =
             fs::read_dir(&args.folder).with_context(|| format!("read {shown}"))?.flatten().map(|e| e.path()).collect();

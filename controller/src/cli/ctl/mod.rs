@@ -20,7 +20,7 @@ mod via;
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use protocol::identity::Role;
 use protocol::io::credentials::{default_home, file_of};
 
@@ -54,6 +54,13 @@ enum Command {
     Deploy(Box<deploy::Deploy>),
     #[command(subcommand)]
     Boot(boot::Boot),
+}
+
+/// Whether something may be while the controller is away.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Offline {
+    Allow,
+    Deny,
 }
 
 /// Options of every command.

@@ -15,17 +15,8 @@ use protocol::identity::CONTROLLER_NAME;
 use protocol::io::{endpoint, rpc, tls};
 use protocol::message::publish::Layout;
 
-use super::{Common, client, table};
+use super::{Common, Offline, client, table};
 use crate::io::publisher::{Order, Outcome, Progress, publish};
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum OfflineArg {
-    /// Its key is split among stashes; an approved machine can be installed while the controller is away
-    Allow,
-    /// The controller alone has its key
-    Deny,
-}
-
 #[derive(Clone, Copy, ValueEnum)]
 enum LayoutArg {
     /// Pieces on clients, a whole copy on the controller's mass storage
@@ -59,7 +50,7 @@ pub struct Publish {
     layout: LayoutArg,
     /// Whether approved machines can be installed with it while the controller is away
     #[arg(long, value_enum, default_value = "allow")]
-    offline: OfflineArg,
+    offline: Offline,
     /// Compression level of zstd, 1 to 19
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(i32).range(1..=19))]
     level: i32,
@@ -121,7 +112,7 @@ impl Publish {
             data: None,
             parity: None,
             layout: LayoutArg::Mirror,
-            offline: OfflineArg::Allow,
+            offline: Offline::Allow,
             level: 2,
             sector_size: None,
             sha256: None,
@@ -150,7 +141,7 @@ impl Publish {
                 LayoutArg::Mirror => Layout::Mirror,
                 LayoutArg::Clients => Layout::Clients,
             },
-            offline: self.offline == OfflineArg::Allow,
+            offline: self.offline == Offline::Allow,
             level: self.level,
             sector_size: sector_size.transpose()?,
             expected_sha256: sha256.transpose()?,
@@ -175,7 +166,7 @@ impl Publish {
         bar.finish_and_clear();
         connection.close(0u32.into(), b"done");
         endpoint.wait_idle().await;
-        let (outcome, wanted) = (outcome?, self.offline == OfflineArg::Allow);
+        let (outcome, wanted) = (outcome?, self.offline == Offline::Allow);
         print(&outcome, self.common.json)?;
         if wanted && !outcome.offline {
             eprintln!(

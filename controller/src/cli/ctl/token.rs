@@ -2,8 +2,8 @@
 
 use clap::{Args, Subcommand};
 
-use super::Common;
 use super::client::Client;
+use super::{Common, Offline};
 use crate::io::api::{TicketRequest, TicketResponse};
 
 /// Tickets: one-time rights to join
@@ -28,6 +28,9 @@ pub struct Create {
     /// The machine that is installed, by its name: only with this can it go on while the controller is away
     #[arg(long, value_name = "NAME", requires = "installer")]
     host: Option<String>,
+    /// Whether the boot server may admit installers while the controller is away
+    #[arg(long, value_enum, default_value = "allow", requires = "boot")]
+    offline: Offline,
     /// How long it can be used
     #[arg(long, default_value_t = 60)]
     minutes: u64,
@@ -44,7 +47,12 @@ impl Token {
             (.., true) => "boot",
             _ => "stash",
         };
-        let request = TicketRequest { role: role.into(), valid_s: args.minutes * 60, host: args.host };
+        let request = TicketRequest {
+            role: role.into(),
+            valid_s: args.minutes * 60,
+            host: args.host,
+            offline: args.boot && args.offline == Offline::Allow,
+        };
         let ticket: TicketResponse = Client::new(&args.common)?.post("/v1/tickets", &request).await?;
         if args.common.json {
             println!("{}", serde_json::to_string(&ticket)?);

@@ -4,6 +4,7 @@ use std::sync::PoisonError;
 
 use axum::Json;
 use axum::extract::{Path, State};
+use images::NodeId;
 use images::manifest::ImageName;
 use protocol::machine::Facts;
 use protocol::message::Refusal;
@@ -12,8 +13,9 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::routes::{Answer, Shared};
+use crate::catalog::BootServerRecord;
 use crate::deploy::{self, AutoApprove, DeployRecord};
-use crate::hosts::{HostRecord, identify};
+use crate::hosts::{self, HostRecord};
 use crate::io::controller::{Controller, catalog_refusal};
 use crate::io::unix_s;
 
@@ -198,7 +200,7 @@ pub(super) async fn import_hosts(State(c): Shared, Json(new): Json<Vec<NewHost>>
         given.lock().unwrap_or_else(PoisonError::into_inner).clear();
         for (facts, record) in &new {
             let known = change.hosts()?;
-            let id = identify(&known, facts);
+            let id = hosts::find(&known, facts);
             let mut host =
                 known.iter().find(|(k, _)| Some(*k) == id).map_or_else(HostRecord::default, |(_, h)| h.clone());
             host.learn(facts);
@@ -224,6 +226,60 @@ pub(super) fn find_host(c: &Controller, text: &str) -> Result<(u32, HostRecord),
         (Some(_), Some(_)) => Err(Refusal::Invalid(format!("{text} is more than one machine: use the name"))),
         (None, _) => Err(Refusal::NotFound(format!("machine {text}"))),
     }
+}
+
+/// A boot server.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct BootServerInfo {
+    /// Its name.
+    pub node: String,
+    /// When it joined, seconds since 1970.
+    pub joined_unix_s: u64,
+    /// Whether it may admit installers while the controller is away.
+    pub offline: bool,
+    /// Until when it can, without hearing from the controller; seconds since 1970, 0 for not at all.
+    pub delegated_until_unix_s: u64,
+}
+
+/// What a boot server may do.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct BootServerChange {
+    /// Whether it may admit installers while the controller is away.
+    pub offline: bool,
+}
+
+/// Boot servers
+#[utoipa::path(get, path = "/v1/boot-servers", responses((status = 200, body = Vec<BootServerInfo>)))]
+pub(super) async fn list_boot_servers(State(c): Shared) -> Answer<Vec<BootServerInfo>> {
+    let info = |(node, r): (NodeId, BootServerRecord)| BootServerInfo {
+        node: node.to_string(),
+        joined_unix_s: r.joined_unix_s,
+        offline: r.offline,
+        delegated_until_unix_s: r.delegated_until_unix_s,
+    };
+    Ok(Json(c.catalog.boot_servers().map_err(catalog_refusal)?.into_iter().map(info).collect()))
+}
+
+/// Let a boot server admit installers while the controller is away, or not
+#[utoipa::path(post, path = "/v1/boot-servers/{node}", params(("node" = String, Path)), request_body = BootServerChange,
+    responses((status = 200, body = Numbers), (status = 404)))]
+pub(super) async fn change_boot_server(
+    State(c): Shared,
+    Path(text): Path<String>,
+    Json(ask): Json<BootServerChange>,
+) -> Answer<Numbers> {
+    let all = c.catalog.boot_servers().map_err(catalog_refusal)?;
+    let mut meant = all.into_iter().filter(|(node, _)| !text.is_empty() && node.to_string().starts_with(&text));
+    let (node, record) = match (meant.next(), meant.next()) {
+        (Some(one), None) => one,
+        (Some(_), Some(_)) => {
+            return Err(Refusal::Invalid(format!("more than one boot server begins with {text}")).into());
+        }
+        (None, _) => return Err(Refusal::NotFound(format!("boot server {text}")).into()),
+    };
+    let record = BootServerRecord { offline: ask.offline, ..record };
+    c.committer.change(move |change| change.put_boot_server(node, &record)).await.map_err(catalog_refusal)?;
+    Ok(Json(Numbers::default()))
 }
 
 /// Approve, rename or group a machine
@@ -269,6 +325,7 @@ fn plan(request: &DeployRequest, image: &ImageName) -> Result<DeployRecord, Refu
         hostname: None,
         user_data: request.user_data.clone(),
         stash_size: request.stash_size,
+        stash_secret: [0; 16],
         rescue: request.rescue,
         not_before_unix_s: request.not_before_unix_s,
         wake: request.wake,
@@ -313,7 +370,7 @@ pub(super) async fn deploy(State(c): Shared, Json(request): Json<DeployRequest>)
     let name_of = |(number, (id, host)): (usize, &(u32, HostRecord))| {
         let named = request.hostname.as_ref().map(|p| deploy::hostname(p, number + 1, &host.name));
         let hostname = named.transpose().map_err(Refusal::Invalid)?;
-        Ok::<_, Refusal>(DeployRecord { host: *id, hostname, ..base.clone() })
+        Ok::<_, Refusal>(base.for_host(*id, hostname, unix_s()))
     };
     let plans: Vec<DeployRecord> = hosts.iter().enumerate().map(name_of).collect::<Result<_, _>>()?;
     let ids = c.deploy(plans).await?;

@@ -5,7 +5,9 @@ mod machines;
 mod routes;
 mod tls_listener;
 
-pub use machines::{DeployInfo, DeployRequest, HostChange, HostInfo, NewHost, Numbers};
+pub use machines::{
+    BootServerChange, BootServerInfo, DeployInfo, DeployRequest, HostChange, HostInfo, NewHost, Numbers,
+};
 pub use routes::{
     Api, ImageDetail, ImageInfo, NodeInfo, OverruleRequest, OverruleResponse, PartitionInfo, Status, SweepResult,
     TicketRequest, TicketResponse, VerifyRequest, VerifyStarted,

@@ -12,7 +12,7 @@ use data_encoding::HEXLOWER;
 use images::manifest::{ImageName, Root};
 use protocol::identity::Role;
 use protocol::message::Refusal;
-use protocol::ticket::{Ticket, secret_hash};
+use protocol::ticket::{Ticket, fresh_secret, secret_hash};
 use serde::{Deserialize, Serialize};
 use utoipa::{OpenApi, ToSchema};
 
@@ -42,6 +42,8 @@ use crate::io::verify::{Problem, Verification};
         start_verify,
         get_verify,
         sweep,
+        machines::list_boot_servers,
+        machines::change_boot_server,
         machines::list_hosts,
         machines::import_hosts,
         machines::change_host,
@@ -204,6 +206,9 @@ pub struct TicketRequest {
     /// For an installer: the machine that it is for.
     #[serde(default)]
     pub host: Option<String>,
+    /// For a boot server: whether it may admit installers while the controller is away.
+    #[serde(default)]
+    pub offline: bool,
 }
 
 /// A ticket.
@@ -265,6 +270,7 @@ impl IntoResponse for Refused {
             Refusal::NotFound(_) => StatusCode::NOT_FOUND,
             Refusal::Exists(_) => StatusCode::CONFLICT,
             Refusal::Invalid(_) => StatusCode::BAD_REQUEST,
+            Refusal::Done => StatusCode::CONFLICT,
             Refusal::Full | Refusal::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
@@ -286,6 +292,8 @@ pub(super) fn router(controller: Arc<Controller>) -> Router {
         .route("/v1/verify/{job}", get(get_verify))
         .route("/v1/sweep", post(sweep))
         .route("/v1/overrule", post(overrule))
+        .route("/v1/boot-servers", get(machines::list_boot_servers))
+        .route("/v1/boot-servers/{node}", post(machines::change_boot_server))
         .route("/v1/hosts", get(machines::list_hosts).post(machines::import_hosts))
         .route("/v1/hosts/{host}", post(machines::change_host).delete(machines::forget_host))
         .route("/v1/deployments", get(machines::list_deployments).post(machines::deploy))
@@ -453,17 +461,17 @@ async fn create_ticket(State(c): Shared, Json(request): Json<TicketRequest>) -> 
             return Err(Refusal::Invalid(format!("there are no tickets for role {other:?}")).into());
         }
     };
-    let mut secret = [0; 16];
-    aws_lc_rs::rand::fill(&mut secret).map_err(|_| Refusal::Failed("no random bytes".into()))?;
+    let secret = fresh_secret();
     let expires_unix_s = unix_s().saturating_add(request.valid_s);
     let host = match &request.host {
         None => None,
         Some(text) => Some(machines::find_host(&c, text)?.0),
     };
-    let record = TicketRecord { role, expires_unix_s, used_by: None, host };
+    let record = TicketRecord { host, offline: request.offline, ..TicketRecord::new(role, expires_unix_s) };
     let hash = secret_hash(&secret);
     c.committer.change(move |change| change.put_ticket(hash, &record)).await.map_err(catalog_refusal)?;
-    let ticket = Ticket { array: c.array(), role, secret, addresses: c.settings.addresses.clone() };
+    let addresses = c.settings.addresses.clone();
+    let ticket = Ticket { array: c.array(), role, secret, addresses, issuer: None };
     Ok(Json(TicketResponse { ticket: ticket.to_string(), expires_unix_s }))
 }
 

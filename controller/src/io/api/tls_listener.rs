@@ -134,7 +134,7 @@ async fn accept(
                 return;
             };
             let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-            let caller = Caller(certificate.and_then(|c| tls::identity_of(c, array)));
+            let caller = Caller(certificate.and_then(|c| Some(tls::bearer_of(c, array)?.identity)));
             let _ = send.send((stream, caller)).await;
         });
     }

@@ -37,6 +37,7 @@ pub(super) async fn refresh(bootd: &Bootd) -> anyhow::Result<()> {
         Ok(source) => fetch(bootd, &source).await,
         Err(error) => Err(error),
     };
+    bootd.machines.substitute.read_directory();
     // Without the controller, what was proven before serves on.
     let names = names(&bootd.folder);
     let had = {
@@ -104,6 +105,7 @@ pub(super) async fn keep_fresh(bootd: Arc<Bootd>) {
                 "no boot set yet, so nobody is answered: `cargo xtask netboot`, then `coe-ctl boot publish`"
             );
         }
-        tokio::time::sleep(if result.is_ok() { LOOK_EVERY } else { LOOK_EVERY_AT_FIRST }).await;
+        let pause = if result.is_ok() { LOOK_EVERY } else { LOOK_EVERY_AT_FIRST };
+        let _ = tokio::time::timeout(pause, bootd.machines.went_away.notified()).await;
     }
 }

@@ -1,16 +1,24 @@
-//! Who asks, and what the controller says of them.
+//! Who asks, and what the controller says of them, or, while it is away, the directory.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use protocol::io::credentials::Credentials;
+use protocol::identity::Role;
+use protocol::io::credentials::{Credentials, file_of, request_certificate};
+use protocol::io::issue::Delegate;
 use protocol::io::link::Link;
+use protocol::io::rpc::CallError;
+use protocol::io::tls;
 use protocol::machine::{Facts, Mac};
-use protocol::message::Call;
-use protocol::message::boot::{AskBoot, BootOrder, BootTicket, TakeBoot};
+use protocol::message::boot::{AskBoot, BootOrder, BootTicket, GetDelegation, TakeBoot};
+use protocol::message::member::Renew;
+use protocol::message::{Call, Refusal};
+use tokio::sync::Notify;
 
+use super::substitute::{Substitute, unix_s};
 use crate::boot::dhcp::Asked;
 
 /// Firmware asks again after a second or two: an answer that comes later is of no use.
@@ -20,11 +28,26 @@ const IPXE_STARTS_WITHIN: Duration = Duration::from_secs(45);
 /// Machines whose facts are remembered between their DHCP request and their loader's.
 const REMEMBERED_MAX: usize = 4096;
 
+/// A controller that did not answer is not asked again for so long: machines that start do not wait for long.
+const AWAY_FOR: Duration = Duration::from_secs(10);
+/// How often the right to admit installers without the controller is renewed, and this boot server's own certificate looked at; and how
+/// often it is tried while the controller is away.
+const RENEW_EVERY: Duration = Duration::from_secs(6 * 3600);
+const RENEW_AGAIN: Duration = Duration::from_secs(15);
+/// A certificate with less than this left is renewed.
+const RENEW_BEFORE: Duration = Duration::from_secs(60 * 24 * 3600);
+
 /// The controller, and what is remembered of machines that asked.
 pub struct Machines {
     /// This boot server.
     pub member: Credentials,
     controller: Link,
+    /// Acts for the controller while that is away.
+    pub(super) substitute: Arc<Substitute>,
+    /// Until then the controller is taken to be away.
+    away_until: Mutex<Option<Instant>>,
+    /// The controller went away: what stashes know may be newer than what it said last.
+    pub(super) went_away: Notify,
     remembered: Mutex<HashMap<Mac, Facts>>,
     /// Machines that were given iPXE, and have not been heard as iPXE yet.
     given_ipxe: Mutex<HashSet<Mac>>,
@@ -35,16 +58,78 @@ impl Machines {
     ///
     /// # Errors
     /// If a socket cannot be had.
-    pub fn new(member: Credentials) -> anyhow::Result<Self> {
+    pub(super) fn new(member: Credentials, substitute: Arc<Substitute>) -> anyhow::Result<Self> {
         let controller = Link::new(&member).context("open a UDP socket")?;
-        Ok(Self { member, controller, remembered: Mutex::default(), given_ipxe: Mutex::default() })
+        Ok(Self {
+            member,
+            controller,
+            substitute,
+            away_until: Mutex::default(),
+            went_away: Notify::new(),
+            remembered: Mutex::default(),
+            given_ipxe: Mutex::default(),
+        })
     }
 
-    async fn call<C: Call>(&self, message: C) -> anyhow::Result<C::Reply> {
-        let (reply, _) = tokio::time::timeout(ANSWER_WITHIN, self.controller.call(message))
-            .await
-            .context("the controller does not answer")??;
-        Ok(reply)
+    /// The controller's answer; `None` while it is away, or stands down.
+    async fn call<C: Call>(&self, message: C) -> anyhow::Result<Option<C::Reply>> {
+        let away_until = || self.away_until.lock().unwrap_or_else(PoisonError::into_inner);
+        if away_until().is_some_and(|until| Instant::now() < until) {
+            return Ok(None);
+        }
+        let error = match tokio::time::timeout(ANSWER_WITHIN, self.controller.call(message)).await {
+            Ok(Ok((reply, _))) => {
+                *away_until() = None;
+                return Ok(Some(reply));
+            }
+            Ok(Err(error @ CallError::Refused(Refusal::Unavailable(_)))) => error.to_string(),
+            Ok(Err(error @ CallError::Refused(_))) => return Err(error.into()),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the controller does not answer".into(),
+        };
+        if away_until().replace(Instant::now() + AWAY_FOR).is_none() {
+            tracing::warn!(error, "the controller is away; machines are answered from the directory");
+            self.went_away.notify_one();
+        }
+        Ok(None)
+    }
+
+    /// Renew what the controller gives for a time only, for ever.
+    pub(super) async fn renew_regularly(&self, folder: &Path) {
+        let mut said = false;
+        loop {
+            let renewed = self.renew(folder).await;
+            let pause = if renewed.is_ok() { RENEW_EVERY } else { RENEW_AGAIN };
+            match renewed {
+                Ok(true) => tracing::info!("may admit installers while the controller is away"),
+                Ok(false) => {
+                    tracing::info!("may not admit installers while the controller is away: `coe-ctl boot offline`")
+                }
+                Err(error) if !said => {
+                    tracing::warn!(error = format!("{error:#}"), "the right to admit installers was not renewed");
+                }
+                Err(_) => {}
+            }
+            said = pause == RENEW_AGAIN;
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn renew(&self, folder: &Path) -> anyhow::Result<bool> {
+        let (key, csr) = Delegate::request()?;
+        let ask = async { anyhow::Ok(self.controller.call(GetDelegation { csr }).await?.0) };
+        let given = tokio::time::timeout(ANSWER_WITHIN * 4, ask).await.context("the controller does not answer")??;
+        let may = given.certificate.is_some();
+        self.substitute.keep(key, given.certificate)?;
+        let left = tls::expires_unix_s(&self.member.certificate).unwrap_or(0) - unix_s() as i64;
+        if left < RENEW_BEFORE.as_secs() as i64 {
+            let csr = request_certificate(&self.member.key_pair()?)?;
+            let (renewed, _) = self.controller.call(Renew { csr }).await.context("renew the certificate")?;
+            // Used from the next start on; the one of now is good for weeks.
+            Credentials { certificate: renewed.certificate, ..self.member.clone() }
+                .save(&file_of(folder, Role::Boot))?;
+        }
+        Ok(may)
     }
 
     /// What a machine has to do.
@@ -61,7 +146,10 @@ impl Machines {
             let uuid = asked.facts.uuid.or(known.uuid);
             *known = Facts { uuid, ..asked.facts.clone() };
         }
-        self.call(AskBoot { facts: asked.facts.clone(), is_dry_run }).await
+        match self.call(AskBoot { facts: asked.facts.clone(), is_dry_run }).await? {
+            Some(order) => Ok(order),
+            None => self.substitute.ask(&asked.facts),
+        }
     }
 
     /// A machine was given iPXE. Whether it was not heard again: under Secure Boot its firmware refuses what nobody signed, and only the
@@ -90,6 +178,10 @@ impl Machines {
     /// If it has nothing to do, or the controller cannot be asked.
     pub async fn take(&self, mac: Mac) -> anyhow::Result<BootTicket> {
         let known = self.remembered.lock().unwrap_or_else(PoisonError::into_inner).get(&mac).cloned();
-        self.call(TakeBoot { facts: known.unwrap_or_else(|| Facts { macs: vec![mac], ..Facts::default() }) }).await
+        let facts = known.unwrap_or_else(|| Facts { macs: vec![mac], ..Facts::default() });
+        match self.call(TakeBoot { facts: facts.clone() }).await? {
+            Some(ticket) => Ok(ticket),
+            None => self.substitute.take(&facts),
+        }
     }
 }

@@ -4,6 +4,7 @@ mod dhcp;
 mod files;
 mod http;
 mod machines;
+mod substitute;
 mod tftp;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 
 pub use machines::Machines;
+use substitute::Substitute;
 
 use crate::boot::dhcp::{Asked, Config, UefiLoader};
 use crate::boot::leases::AddressRange;
@@ -37,10 +39,14 @@ pub struct Settings {
     pub uefi: Option<String>,
     /// TCP port for HTTP.
     pub http_port: Option<u16>,
+    /// UDP port at which installers are admitted while the controller is away.
+    pub admit_port: Option<u16>,
 }
 
 /// Port for boot files over HTTP, unless told otherwise.
 const HTTP_PORT: u16 = 7480;
+/// Port at which installers are admitted, unless told otherwise.
+const ADMIT_PORT: u16 = 7481;
 
 /// An interface and its address.
 #[derive(Clone, Debug)]
@@ -117,7 +123,8 @@ impl Bootd {
             uefi,
             files: Vec::new(),
         };
-        let machines = Machines::new(member)?;
+        let admit_at = (interface.address, settings.admit_port.unwrap_or(ADMIT_PORT)).into();
+        let machines = Machines::new(member.clone(), Arc::new(Substitute::open(member, &folder, admit_at)))?;
         Ok(Self { interface, range, settings, config: RwLock::new(config), machines, folder })
     }
 
@@ -165,7 +172,11 @@ impl Bootd {
                 gives this host as its next-server; otherwise use a signed uki.efi, see docs/network-boot.md"
             );
         }
+        let admit = bootd.machines.substitute.listen().context("admit installers while the controller is away")?;
+        tokio::spawn(admit);
         tokio::spawn(files::keep_fresh(bootd.clone()));
+        let for_renewal = bootd.clone();
+        tokio::spawn(async move { for_renewal.machines.renew_regularly(&for_renewal.folder).await });
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         tokio::select! {
             () = dhcp.serve(bootd.clone()) => {}

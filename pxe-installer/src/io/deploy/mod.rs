@@ -4,30 +4,33 @@ mod boot_entry;
 mod boot_server;
 mod facts;
 mod finish;
+mod order;
 mod partitions;
 mod scan;
 
 pub use boot_server::boot_options;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use images::ArrayId;
 use images::disk::{Grow, Layout};
-use protocol::identity::Role;
+use images::{ArrayId, NodeId, wire};
+use protocol::identity::{Role, server_name};
+use protocol::io::array::{AlreadyDone, Array};
 use protocol::io::credentials::{Credentials, file_of};
 use protocol::io::link::Link;
-use protocol::io::rpc::CallError;
+use protocol::io::rpc::{self, CallError};
 use protocol::io::stage::process_cpu;
-use protocol::message::boot::{DeployStage, Deployment, GetDeployment, Limit, Progress as Said, Told};
-use protocol::message::image::Report;
+use protocol::io::statement::Statement;
+use protocol::message::boot::{DeployStage, Deployment, Limit, Progress as Said, Told};
+use protocol::message::image::{LeaveReport, LeftReport, REPORT_PURPOSE, Report, Word};
 use protocol::ticket::Ticket;
 
 use super::install::{Fit, Prepare, Progress, Shortage, install};
-use super::source::Source;
+use super::source::{self, Source, keep_directory};
 use super::target::{Consent, Target, read_from_medium};
 use crate::disks::{DiskFacts, choose};
 use crate::first_blocks::{CutOff, FIRST_LEN, cut_off};
@@ -69,8 +72,11 @@ async fn member(home: &Path, ticket: Option<Ticket>, array: Option<ArrayId>) -> 
     expect(ticket.array)?;
     let start = Instant::now();
     let member = loop {
-        match Credentials::join(&ticket).await {
-            Ok(member) => break member,
+        match Credentials::join_and_learn(&ticket).await {
+            Ok((member, directory)) => {
+                keep_directory(home, &member, directory);
+                break member;
+            }
             Err(error) if start.elapsed() > Duration::from_secs(60) => return Err(error.into()),
             Err(protocol::io::credentials::CredentialsError::Join(CallError::Refused(why))) => bail!("{why}"),
             Err(error) => {
@@ -83,17 +89,19 @@ async fn member(home: &Path, ticket: Option<Ticket>, array: Option<ArrayId>) -> 
     Ok(member)
 }
 
-/// Ask, and wait for a controller that is away for a moment.
-async fn ask<C: protocol::message::Call + Clone>(link: &Link, message: C) -> anyhow::Result<C::Reply> {
-    let start = Instant::now();
-    loop {
-        match link.call(message.clone()).await {
-            Ok((reply, _)) => return Ok(reply),
-            Err(error @ CallError::Refused(_)) => return Err(error.into()),
-            Err(error) if start.elapsed() > CONTROLLER_BACK_WITHIN => return Err(error.into()),
-            Err(_) => tokio::time::sleep(Duration::from_secs(2)).await,
-        }
-    }
+/// The boot server that admitted this installer while the controller was away.
+#[derive(Clone)]
+struct BootServer {
+    node: NodeId,
+    addresses: Vec<String>,
+}
+
+/// What all tries on this machine share.
+struct Installer {
+    home: PathBuf,
+    member: Credentials,
+    link: Arc<Link>,
+    boot_server: Option<BootServer>,
 }
 
 /// Carry out this machine's deployment. When it returns `Ok`, the machine is to start its own disk.
@@ -101,34 +109,90 @@ async fn ask<C: protocol::message::Call + Clone>(link: &Link, message: C) -> any
 /// # Errors
 /// If the array cannot be asked what to do.
 pub async fn run(home: &Path, ticket: Option<Ticket>, array: Option<ArrayId>) -> anyhow::Result<()> {
+    let boot_server = ticket.as_ref().and_then(|ticket| {
+        let (node, addresses) = (ticket.issuer?, ticket.addresses.clone());
+        Some(BootServer { node, addresses })
+    });
     let member = member(home, ticket, array).await.context("join the array")?;
     let link = Arc::new(Link::new(&member)?);
-    let mut short_of_pieces = 0;
-    loop {
-        let deployment = ask(&link, GetDeployment { facts: facts::of_this_machine() }).await?;
-        say(&format!("this is {}; installs {}", deployment.host, deployment.image));
-        let Err(error) = attempt(&link, home, &member, &deployment).await else { return Ok(()) };
-        let why = format!("{error:#}");
-        // Stashes restart, move, and are busy; the disk keeps what is there.
-        if error.is::<Shortage>() && short_of_pieces < TRIES_WITHOUT_PIECES {
-            short_of_pieces += 1;
-            say(&format!("{why}\ncoe: trying again in {} s", AGAIN_AFTER.as_secs()));
-            tokio::time::sleep(AGAIN_AFTER).await;
-            continue;
+    Installer { home: home.into(), member, link, boot_server }.run().await
+}
+
+impl Installer {
+    async fn run(&self) -> anyhow::Result<()> {
+        let mut short_of_pieces = 0;
+        loop {
+            let (deployment, source) = match self.order().await {
+                Err(error) if error.is::<AlreadyDone>() => {
+                    say("this machine was installed before; starting it from its disk");
+                    return Ok(());
+                }
+                order => order?,
+            };
+            say(&format!("this is {}; installs {}", deployment.host, deployment.image));
+            let image = &deployment.image;
+            let source = match source {
+                Some(source) => Ok(source),
+                None => Source::open(&self.member, &self.home, &[], image.name(), Some(image.tag().into())).await,
+            };
+            let array = source.as_ref().ok().map(|source| source.array().clone());
+            let tried = match source {
+                Ok(source) => self.attempt(&source, &deployment).await,
+                Err(error) => Err(error),
+            };
+            let Err(error) = tried else { return Ok(()) };
+            let why = format!("{error:#}");
+            // Stashes restart, move, and are busy; the disk keeps what is there.
+            if error.is::<Shortage>() && short_of_pieces < TRIES_WITHOUT_PIECES {
+                short_of_pieces += 1;
+                say(&format!("{why}\ncoe: trying again in {} s", AGAIN_AFTER.as_secs()));
+                tokio::time::sleep(AGAIN_AFTER).await;
+                continue;
+            }
+            short_of_pieces = 0;
+            if self.stopped(array, why).await? == Told::Cancelled {
+                say("cancelled");
+                return Ok(());
+            }
         }
-        short_of_pieces = 0;
+    }
+
+    /// What to do. A controller that restarts, and stashes that do, are waited for.
+    async fn order(&self) -> anyhow::Result<(Deployment, Option<Source>)> {
+        let (start, facts) = (Instant::now(), facts::of_this_machine());
+        loop {
+            let error = match order::get(&self.link, &self.home, &self.member, &facts).await {
+                Err(error) if !error.is::<AlreadyDone>() => error,
+                order => return order,
+            };
+            let is_refused = error.downcast_ref::<CallError>().is_some_and(|error| !order::is_absence(error));
+            if is_refused || start.elapsed() > CONTROLLER_BACK_WITHIN {
+                return Err(error);
+            }
+            say(&format!("{error:#}; asking again"));
+            tokio::time::sleep(ASK_EVERY).await;
+        }
+    }
+
+    /// Say that the installation stopped, and wait for what the admin says to that.
+    async fn stopped(&self, array: Option<Array>, why: String) -> anyhow::Result<Told> {
         say(&format!("STOPPED: {why}"));
         say("nothing more happens here until the admin says `coe-ctl deploy retry` or `cancel`");
         let stopped = Said { stage: DeployStage::Stopped, stopped: Some(why), ..Said::default() };
+        let mut is_left = false;
         loop {
-            match ask(&link, stopped.clone()).await? {
-                Told::GoOn => tokio::time::sleep(ASK_EVERY).await,
-                Told::Again => break,
-                Told::Cancelled => {
-                    say("cancelled");
-                    return Ok(());
+            match tokio::time::timeout(TELL_WITHIN, self.link.call(stopped.clone())).await {
+                Ok(Ok((Told::GoOn, _))) => {}
+                Ok(Ok((told, _))) => return Ok(told),
+                Ok(Err(error)) if !order::is_absence(&error) => return Err(error.into()),
+                _ => {
+                    // Whoever comes back, or takes over, hears at least of it.
+                    if let Some(array) = array.as_ref().filter(|_| !is_left) {
+                        is_left = array.leave(&LeftReport::now(Word::Progress(stopped.clone()))).await.is_ok();
+                    }
                 }
             }
+            tokio::time::sleep(ASK_EVERY).await;
         }
     }
 }
@@ -143,119 +207,153 @@ fn left_before(disk: &DiskFacts, deployment: &Deployment, image_len: u64) -> any
 }
 
 /// What is done to a proven disk while it cannot boot yet: it is named, and the controller hears that only its first blocks are missing.
-fn prepare(link: &Arc<Link>, deployment: &Deployment, disk: &DiskFacts, image: &Layout) -> Prepare {
+fn prepare(link: &Arc<Link>, array: &Array, deployment: &Deployment, disk: &DiskFacts, image: &Layout) -> Prepare {
     let runtime = tokio::runtime::Handle::current();
-    let (link, deployment, disk, image) = (link.clone(), deployment.clone(), disk.clone(), image.clone());
+    let (link, array) = (link.clone(), array.clone());
+    let (deployment, disk, image) = (deployment.clone(), disk.clone(), image.clone());
     Box::new(move |proven| {
         say("proven; it is named before it can boot");
         finish::prepare(Path::new(&disk.path), &image, &deployment, proven)?;
         let finishing = disk.serial.map(|serial| proven.finishing(serial));
         let said = Said { stage: DeployStage::Finish, done: 1, total: 1, finishing, ..Said::default() };
-        // A controller that is away hears the result later. Only if the power goes in just that time, the admin is asked.
-        let told = runtime.block_on(tokio::time::timeout(TELL_WITHIN, link.call(said)));
+        let told = runtime.block_on(tokio::time::timeout(TELL_WITHIN, link.call(said.clone())));
         match told {
-            Ok(Ok((Told::Cancelled, _)) | Err(CallError::Refused(_))) => {
-                bail!("cancelled; the disk was left unbootable")
-            }
+            Ok(Ok((Told::Cancelled, _))) => bail!("cancelled; the disk was left unbootable"),
+            Ok(Err(error)) if !order::is_absence(&error) => bail!("cancelled; the disk was left unbootable"),
             Ok(Ok(_)) => {}
-            _ => say("the controller does not answer; finishing without it"),
+            // If the power goes in just this time, the next installer hears of it from stashes.
+            _ => match runtime
+                .block_on(array.leave_with_holders(&deployment.image, &LeftReport::now(Word::Progress(said))))
+            {
+                Ok(()) => say("the controller does not answer; stashes know it"),
+                Err(error) => say(&format!("neither the controller nor a stash hears that the disk is ready: {error}")),
+            },
         }
         say("named; it can boot next");
         Ok(())
     })
 }
 
-async fn attempt(link: &Arc<Link>, home: &Path, member: &Credentials, deployment: &Deployment) -> anyhow::Result<()> {
-    let image = &deployment.image;
-    let source = Source::open(member, home, &[], image.name(), Some(image.tag().into())).await?;
-    source.key().await?;
-    let disks = scan::disks().await;
-    let disk = choose(&disks, &deployment.disk, source.root.disk_len).map_err(anyhow::Error::msg)?;
-    say(&format!("disk {}", disk.describe()));
-    let left = left_before(disk, deployment, source.root.disk_len)?;
-    if left == Some(CutOff::AtTheEnd) {
-        say("the try before this one had come to its end when it was cut off");
-        let report = Report { image: image.clone(), error: None, lied: Vec::new(), written: 0, took_ms: 0 };
-        return conclude(&source, report, disk).await;
-    }
-    let may_wipe = deployment.wipe || left == Some(CutOff::BeforeIt);
-    let consent = Consent { wipe: may_wipe.then(|| disk.serial.clone()).flatten() };
-    let path = Path::new(&disk.path);
-    // Whether there is something to lose is asked first; only then consent counts.
-    let target = Target::open(path, &source.root, &Consent { wipe: None }).or_else(|refused| match consent.wipe {
-        Some(_) => Target::open(path, &source.root, &consent),
-        None if deployment.wipe => Err(refused),
-        None => Err(refused.context("deploy again with --wipe if it may be destroyed")),
-    })?;
-    let progress = Arc::new(Progress::default());
-    let (result, mut report) = {
-        let fit = Fit { grow: Grow::Last, new_guids: deployment.new_guids };
-        let first = finish::can_come_first(&source.root.disk);
-        let prepare = first.then(|| prepare(link, deployment, disk, &source.root.disk));
-        let installing = install(&source, target, fit, prepare, progress.clone());
-        tokio::pin!(installing);
-        let mut teller = Teller::new(source.root.totals.in_use, source.root.disk_len);
-        loop {
+impl Installer {
+    async fn attempt(&self, source: &Source, deployment: &Deployment) -> anyhow::Result<()> {
+        let (image, link) = (&deployment.image, &self.link);
+        source.key().await?;
+        let disks = scan::disks().await;
+        let disk = choose(&disks, &deployment.disk, source.root.disk_len).map_err(anyhow::Error::msg)?;
+        say(&format!("disk {}", disk.describe()));
+        let left = left_before(disk, deployment, source.root.disk_len)?;
+        if left == Some(CutOff::AtTheEnd) {
+            say("the try before this one had come to its end when it was cut off");
+            let report = Report { image: image.clone(), error: None, lied: Vec::new(), written: 0, took_ms: 0 };
+            return self.conclude(source, report, disk).await;
+        }
+        let may_wipe = deployment.wipe || left == Some(CutOff::BeforeIt);
+        let consent = Consent { wipe: may_wipe.then(|| disk.serial.clone()).flatten() };
+        let path = Path::new(&disk.path);
+        // Whether there is something to lose is asked first; only then consent counts.
+        let target =
+            Target::open(path, &source.root, &Consent { wipe: None }).or_else(|refused| match consent.wipe {
+                Some(_) => Target::open(path, &source.root, &consent),
+                None if deployment.wipe => Err(refused),
+                None => Err(refused.context("deploy again with --wipe if it may be destroyed")),
+            })?;
+        if !source.from_controller {
+            let begun = Said { stage: DeployStage::Install, total: source.root.totals.in_use, ..Said::default() };
+            let array = source.array().clone();
+            tokio::spawn(async move { array.leave(&LeftReport::now(Word::Progress(begun))).await });
+        }
+        let progress = Arc::new(Progress::default());
+        let (result, mut report) = {
+            let fit = Fit { grow: Grow::Last, new_guids: deployment.new_guids };
+            let first = finish::can_come_first(&source.root.disk);
+            let prepare = first.then(|| prepare(link, source.array(), deployment, disk, &source.root.disk));
+            let installing = install(source, target, fit, prepare, progress.clone());
+            let teller = Teller::new(source.root.totals.in_use, source.root.disk_len);
             tokio::select! {
-                ended = &mut installing => break ended,
-                () = tokio::time::sleep(SAY_EVERY) => match teller.tell(link, &progress).await {
-                    Some(Told::Cancelled) => bail!("cancelled; the disk was left unbootable"),
-                    _ => continue,
-                },
+                ended = installing => ended,
+                () = teller.tell_until_cancelled(link, &progress) => bail!("cancelled; the disk was left unbootable"),
             }
-        }
-    };
-    let finished = match result {
-        Ok(outcome) => {
-            say(&format!(
-                "{} written and proven in {:.0} s{}",
-                outcome.image,
-                outcome.took_s,
-                if outcome.resumed > 0 {
-                    format!(", {} MB of it from before", outcome.resumed / 1_000_000)
+        };
+        let finished = match result {
+            Ok(outcome) => {
+                say(&format!(
+                    "{} written and proven in {:.0} s{}",
+                    outcome.image,
+                    outcome.took_s,
+                    if outcome.resumed > 0 {
+                        format!(", {} MB of it from before", outcome.resumed / 1_000_000)
+                    } else {
+                        String::new()
+                    }
+                ));
+                if finish::can_come_first(&source.root.disk) {
+                    Ok(())
                 } else {
-                    String::new()
+                    let (deployment, path) = (deployment.clone(), disk.path.clone());
+                    let (layout, renamed) = (source.root.disk.clone(), outcome.renamed);
+                    let finish = move || finish::finish(Path::new(&path), &layout, &deployment, &renamed);
+                    tokio::task::spawn_blocking(finish).await?
                 }
-            ));
-            if finish::can_come_first(&source.root.disk) {
-                Ok(())
-            } else {
-                let (deployment, path) = (deployment.clone(), disk.path.clone());
-                let (layout, renamed) = (source.root.disk.clone(), outcome.renamed);
-                let finish = move || finish::finish(Path::new(&path), &layout, &deployment, &renamed);
-                tokio::task::spawn_blocking(finish).await?
             }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = finished {
+            report.error = Some(format!("{error:#}"));
+            source.report(report).await;
+            return Err(error);
         }
-        Err(error) => Err(error),
-    };
-    if let Err(error) = finished {
-        report.error = Some(format!("{error:#}"));
-        source.report(report).await;
-        return Err(error);
+        self.conclude(source, report, disk).await
     }
-    conclude(&source, report, disk).await
-}
 
-/// Everything is done: the controller hears it, and the firmware.
-async fn conclude(source: &Source, report: Report, disk: &DiskFacts) -> anyhow::Result<()> {
-    // Until the controller itself knows, the machine is not started: it would install it again, over whatever somebody did on it by then.
-    while let Err(error) = source.tell_controller(report.clone()).await {
-        if matches!(error, CallError::Refused(_)) {
-            return Err(error.into());
+    /// Everything is done: the array hears it, and the firmware.
+    async fn conclude(&self, source: &Source, report: Report, disk: &DiskFacts) -> anyhow::Result<()> {
+        let (image, word) = (report.image.clone(), LeftReport::now(Word::Ended(report)));
+        // Until the controller knows, or so many stashes that no installer gets the image's key for this deployment any more, the machine is
+        // not started: it would be installed again, over whatever somebody did on it by then.
+        loop {
+            match source::tell(&self.link, &word).await {
+                Ok(()) => break,
+                Err(error) if !order::is_absence(&error) => return Err(error.into()),
+                Err(_) => {}
+            }
+            match source.array().leave_for_good(&image, &word).await {
+                Ok(()) => {
+                    say("the controller is away; stashes tell it when it is back");
+                    break;
+                }
+                Err(error) => {
+                    say(&format!("installed, but neither the controller nor enough stashes hear it ({error}); waiting"))
+                }
+            }
+            tokio::time::sleep(ASK_EVERY).await;
         }
-        say("installed, but the controller does not hear it; waiting for it");
-        tokio::time::sleep(ASK_EVERY).await;
+        self.tell_boot_server(&word).await;
+        let (path, layout) = (disk.path.clone(), source.root.disk.clone());
+        let entry =
+            move || partitions::read_table_again(&path).and_then(|()| boot_entry::make(Path::new(&path), &layout));
+        match tokio::task::spawn_blocking(entry).await? {
+            Ok(true) => say("boot entry made; the next start is from the disk"),
+            Ok(false) => {}
+            // Every image boots without one, from the path that firmware tries by itself.
+            Err(error) => say(&format!("no boot entry made: {error:#}")),
+        }
+        say("installed; starting the machine from its disk");
+        Ok(())
     }
-    let (path, layout) = (disk.path.clone(), source.root.disk.clone());
-    let entry = move || partitions::read_table_again(&path).and_then(|()| boot_entry::make(Path::new(&path), &layout));
-    match tokio::task::spawn_blocking(entry).await? {
-        Ok(true) => say("boot entry made; the next start is from the disk"),
-        Ok(false) => {}
-        // Every image boots without one, from the path that firmware tries by itself.
-        Err(error) => say(&format!("no boot entry made: {error:#}")),
+
+    /// Tell the boot server that admitted this installer, so that it does not start another one for the same deployment.
+    async fn tell_boot_server(&self, word: &LeftReport) {
+        let Some(BootServer { node, addresses }) = &self.boot_server else { return };
+        let told = async {
+            let statement = Statement::sign(&self.member, REPORT_PURPOSE, wire::encode(word))?;
+            let name = server_name(Role::Boot, *node);
+            let connection = rpc::connect_any(&self.link.endpoint, addresses, &name).await?;
+            anyhow::Ok(rpc::call(&connection, LeaveReport { statement }, &[]).await.map(drop)?)
+        };
+        if !matches!(tokio::time::timeout(TELL_WITHIN, told).await, Ok(Ok(()))) {
+            say("the boot server does not hear it; if this machine boots from the network again, it finds out itself");
+        }
     }
-    say("installed; starting the machine from its disk");
-    Ok(())
 }
 
 /// Tells the controller and the console how far it is, and what holds it up.
@@ -294,6 +392,16 @@ impl Teller {
         (Said { stage, done, total, limit, ..Said::default() }, rate)
     }
 
+    /// Tell, over and over, until the controller says that the deployment was cancelled.
+    async fn tell_until_cancelled(mut self, link: &Link, progress: &Progress) {
+        loop {
+            tokio::time::sleep(SAY_EVERY).await;
+            if self.tell(link, progress).await == Some(Told::Cancelled) {
+                return;
+            }
+        }
+    }
+
     async fn tell(&mut self, link: &Link, progress: &Progress) -> Option<Told> {
         let (said, rate) = self.said(progress);
         let percent = (said.done * 100).checked_div(said.total).unwrap_or(0);
@@ -305,7 +413,7 @@ impl Teller {
         match told.ok()? {
             Ok((told, _)) => Some(told),
             // The machine or its deployment was forgotten.
-            Err(CallError::Refused(_)) => Some(Told::Cancelled),
+            Err(error) if !order::is_absence(&error) => Some(Told::Cancelled),
             Err(_) => None,
         }
     }
