@@ -174,6 +174,41 @@ impl Fleet {
         wait_for("the controller", || self.ctl(&["status"]).is_ok())
     }
 
+    /// Where the controller listens, as its folder says.
+    ///
+    /// # Errors
+    /// If it says nothing.
+    pub fn controller_listens(&self) -> anyhow::Result<String> {
+        let settings: Value = serde_json::from_slice(&fs::read(self.controller_dir().join("settings.json"))?)?;
+        Ok(settings["listen"].as_str().context("where the controller listens")?.into())
+    }
+
+    /// SIGKILL the controller, and delete its folder. The answer is a copy of its recovery kit.
+    ///
+    /// # Errors
+    /// If there was none, or the folder cannot be deleted.
+    pub fn lose_controller(&mut self) -> anyhow::Result<PathBuf> {
+        let kit = self.dir.join("kept-recovery-kit.age");
+        fs::copy(self.controller_dir().join("recovery-kit.age"), &kit).context("keep the recovery kit")?;
+        self.kill_controller();
+        fs::remove_dir_all(self.controller_dir())?;
+        Ok(kit)
+    }
+
+    /// Rebuild a controller from one stash's address, with another admin; it is not started.
+    ///
+    /// # Errors
+    /// If that fails; with what it says.
+    pub fn recover_controller(&mut self, kit: &Path, listen: &str, more: &[&str]) -> anyhow::Result<Value> {
+        let phrase = self.dir.join("phrase");
+        fs::write(&phrase, &self.phrase)?;
+        self.home = self.dir.join("new-admin");
+        let mut recover = self.command("coe-controller");
+        recover.args(["recover", "--json", "--listen", listen, "--from", &self.stash_address(0)?, "--kit"]).arg(kit);
+        recover.arg("--phrase-file").arg(phrase).args(more).arg("--dir").arg(self.controller_dir());
+        Ok(serde_json::from_str(&shell::output(&mut recover)?)?)
+    }
+
     /// SIGKILL the controller.
     pub fn kill_controller(&mut self) {
         kill(&mut self.controller);

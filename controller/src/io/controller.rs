@@ -61,6 +61,8 @@ pub struct Controller {
     /// CPU of encoding.
     pub encode: protocol::io::stage::Stage,
     sealed_authority: Vec<u8>,
+    /// Whether deployments were open when this process started: stashes may know that some are done.
+    pub(super) had_open: bool,
     /// Names what this start of this controller signs.
     pub(super) line: Line,
     /// Whether clients were asked, after the start, if they hold what this catalog does not know.
@@ -106,6 +108,7 @@ impl Controller {
         let mut line = [0; 8];
         aws_lc_rs::rand::fill(&mut line).map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?;
         let heartbeat = Duration::from_millis(settings.heartbeat_ms.into());
+        let had_open = catalog.deployments()?.iter().any(|(_, deployment)| deployment.state.is_open());
         Ok(Self {
             authority,
             committer: Committer::start(catalog.clone()),
@@ -124,6 +127,7 @@ impl Controller {
             started: Instant::now(),
             encode: protocol::io::stage::Stage::default(),
             sealed_authority,
+            had_open,
             line: Line(line),
             has_asked: AtomicBool::new(false),
             disbelieved: Mutex::default(),

@@ -125,8 +125,7 @@ impl Controller {
     /// After a start, stashes first tell what became of machines meanwhile: one that was installed without this controller must not be
     /// installed again.
     fn check_has_heard(&self) -> Result<(), Refusal> {
-        let has_heard = self.started.elapsed() > self.fleet.patience() * 2;
-        if has_heard || self.catalog.nodes().map_err(catalog_refusal)?.is_empty() {
+        if !self.had_open || self.started.elapsed() > self.fleet.patience() * 2 {
             return Ok(());
         }
         Err(Refusal::Unavailable("the controller has just started, and hears first what happened without it".into()))

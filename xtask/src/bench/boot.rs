@@ -68,7 +68,7 @@ impl Boot {
         for (_, name, megabytes) in LINKS {
             fs::write(set.join(name), sample::noise(megabytes as u64, megabytes * 1_000_000))?;
         }
-        let mut lab = Lab::start(&work.path().join("lab"), &set)?;
+        let lab = Lab::start(&work.path().join("lab"), &set)?;
         lab.serve(Setup { dhcp: Dhcp::Foreign, uefi: "ipxe" })?;
         println!("| link | client | MB/s | of the link | of what its frames can carry |\n|---|---|---|---|---|");
         for (mbit, name, megabytes) in LINKS {

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::Context as _;
 use serde_json::Value;
 
 use super::{number, step};
@@ -17,10 +16,6 @@ use crate::{compare, sample, shell};
 pub(super) fn run(fleet: &mut Fleet, dir: &Path, image: &Path, sample_mb: u64) -> anyhow::Result<()> {
     let len = std::fs::metadata(image)?.len();
     let target = dir.join("installed.img");
-    let (kit, phrase) = (dir.join("recovery-kit.age"), dir.join("phrase"));
-    std::fs::copy(fleet.controller_dir().join("recovery-kit.age"), &kit)
-        .context("put the recovery kit into a drawer")?;
-    std::fs::write(&phrase, fleet.phrase())?;
 
     step("coe-ctl publish; know one machine, and let its installer join");
     let published = fleet.publish(image, &["--name", "sample", "--tag", "1"])?;
@@ -42,8 +37,7 @@ pub(super) fn run(fleet: &mut Fleet, dir: &Path, image: &Path, sample_mb: u64) -
     fleet.wait_until_told()?;
 
     step("SIGKILL the controller, and delete its folder");
-    fleet.kill_controller();
-    std::fs::remove_dir_all(fleet.controller_dir())?;
+    let kit = fleet.lose_controller()?;
     println!("{} is gone", fleet.controller_dir().display());
 
     step("coe-installer, from the stashes alone");
@@ -51,13 +45,7 @@ pub(super) fn run(fleet: &mut Fleet, dir: &Path, image: &Path, sample_mb: u64) -
     println!("{}", compare::installed(image, &target)?);
 
     step("coe-controller recover, from the recovery kit and one stash's address");
-    let from = fleet.stash_address(0)?;
-    let admin = dir.join("new-admin");
-    let mut recover = fleet.command("coe-controller");
-    recover.env("COE_HOME", &admin).args(["recover", "--json", "--mass-storage", "--from", &from, "--kit"]);
-    recover.arg(&kit).arg("--phrase-file").arg(&phrase).args(["--listen", &format!("127.0.0.1:{}", free_port()?)]);
-    let recovered: Value = serde_json::from_str(&shell::output(recover.arg("--dir").arg(fleet.controller_dir()))?)?;
-    fleet.use_home(&admin);
+    let recovered = fleet.recover_controller(&kit, &format!("127.0.0.1:{}", free_port()?), &["--mass-storage"])?;
     fleet.start_controller()?;
     fleet.wait_until_up(fleet.stashes.len())?;
     println!("all {} stashes came to the new controller", fleet.stashes.len());

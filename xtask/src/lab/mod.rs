@@ -98,7 +98,7 @@ pub struct Lab {
     dir: PathBuf,
     bin: PathBuf,
     fleet: RwLock<Fleet>,
-    bootd: Option<(Setup, Child)>,
+    bootd: Mutex<Option<(Setup, Child)>>,
     machines: AtomicU8,
     stashes: Mutex<()>,
     /// The image that is installed, as a file.
@@ -124,7 +124,7 @@ impl Lab {
             dir: dir.into(),
             bin,
             fleet: RwLock::new(fleet),
-            bootd: None,
+            bootd: Mutex::default(),
             machines,
             stashes: Mutex::default(),
             image,
@@ -173,6 +173,27 @@ impl Lab {
         self.stashes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// SIGKILL the controller and delete its folder, once every stash knows all that it said. The answer is its recovery kit, and where it
+    /// listened.
+    ///
+    /// # Errors
+    /// If a stash does not hear of it.
+    pub fn lose_controller(&self) -> anyhow::Result<(PathBuf, String)> {
+        self.fleet().wait_until_told()?;
+        let listens = self.fleet().controller_listens()?;
+        Ok((self.fleet_mut().lose_controller()?, listens))
+    }
+
+    /// Have a new controller where the old one was, from the clients alone.
+    ///
+    /// # Errors
+    /// If it is not to be had.
+    pub fn recover_controller(&self, (kit, listen): &(PathBuf, String)) -> anyhow::Result<()> {
+        let mut fleet = self.fleet_mut();
+        fleet.recover_controller(kit, listen, &[])?;
+        fleet.start_controller()
+    }
+
     /// SIGKILL a stash of the array.
     pub fn kill_stash(&self, number: usize) {
         self.fleet_mut().kill_stash(number);
@@ -198,8 +219,8 @@ impl Lab {
     ///
     /// # Errors
     /// If the boot server does not start.
-    pub fn serve(&mut self, setup: Setup) -> anyhow::Result<()> {
-        if self.bootd.as_ref().is_some_and(|(now, _)| *now == setup) {
+    pub fn serve(&self, setup: Setup) -> anyhow::Result<()> {
+        if self.bootd().as_ref().is_some_and(|(now, _)| *now == setup) {
             return Ok(());
         }
         self.stop_bootd();
@@ -215,17 +236,22 @@ impl Lab {
         }
         let child =
             command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn().context("start coe-bootd")?;
-        self.bootd = Some((setup, child));
+        *self.bootd() = Some((setup, child));
         let said =
             || fs::read(&path).map(|b| String::from_utf8_lossy(&b[before as usize..]).into_owned()).unwrap_or_default();
         crate::fleet::wait_for("the boot set", || said().contains("boot set is here"))
     }
 
-    fn stop_bootd(&mut self) {
-        if let Some((_, mut child)) = self.bootd.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+    fn bootd(&self) -> MutexGuard<'_, Option<(Setup, Child)>> {
+        self.bootd.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// SIGKILL the boot server; the answer is how it was set.
+    pub fn stop_bootd(&self) -> Option<Setup> {
+        let (setup, mut child) = self.bootd().take()?;
+        let _ = child.kill();
+        let _ = child.wait();
+        Some(setup)
     }
 
     /// A new machine's plan, with a number of its own.
@@ -322,7 +348,7 @@ impl Up {
         }
         let _ = fs::remove_dir_all(&self.dir);
         fs::create_dir_all(&self.dir)?;
-        let mut lab = Lab::with_images(&self.dir)?;
+        let lab = Lab::with_images(&self.dir)?;
         lab.serve(match self.firmware {
             Firmware::SecureBoot => Setup { dhcp: Dhcp::Own, uefi: "shim" },
             Firmware::OwnKey => Setup { dhcp: Dhcp::Foreign, uefi: "uki" },
@@ -404,7 +430,7 @@ impl Test {
     fn run_all(&self, dir: &Path) -> anyhow::Result<()> {
         let _capture = network::capture(&dir.join("network.pcap"))?;
         let start = Instant::now();
-        let mut lab = Lab::with_images(dir)?;
+        let lab = Lab::with_images(dir)?;
         println!("array and boot set: {:.0} s", start.elapsed().as_secs_f64());
         let chosen =
             scenarios::ALL.iter().filter(|s| self.scenarios.is_empty() || self.scenarios.iter().any(|n| n == s.name));

@@ -79,6 +79,15 @@ pub const ALL: &[Scenario] = &[
     scenario("stashes-die", PROXY, "as many stashes as may be lost are killed in the middle", stashes_die),
     scenario("file-systems", PROXY, "XFS, btrfs and NTFS grow; a recovery partition moves", file_systems::grow),
     Scenario { is_alone: true, ..scenario("four-at-once", PROXY, "four machines at the same time", four_at_once) },
+    Scenario {
+        is_alone: true,
+        ..scenario(
+            "controller-gone",
+            PROXY,
+            "the controller and its folder are gone: installed, not twice; a new controller hears of it",
+            controller_gone,
+        )
+    },
     scenario(
         "signed-uki",
         PROXY_UKI,
@@ -308,6 +317,60 @@ fn stashes_die(lab: &Lab) -> anyhow::Result<()> {
     machine.power_off();
     lab.bring_back_stash(0)?;
     check_disk(lab, &vm.disks[0].path)
+}
+
+/// Everything that a machine needs is with the clients: its boot files, its right, its deployment with cloud-init data, the image.
+fn controller_gone(lab: &Lab) -> anyhow::Result<()> {
+    let vm = lab.machine("gone", Firmware::Bios).disk(DISK_LEN)?;
+    let user_data = vm.disks[0].path.with_extension("yaml");
+    std::fs::write(&user_data, "#cloud-config\n# from the directory\n")?;
+    let user_data = user_data.to_str().context("a path in UTF-8")?;
+    plan(lab, &vm, &["--stash", "64MiB", "--cloud-init", user_data])?;
+    let servers = lab.ctl(&["boot", "servers"])?;
+    ensure!(servers[0]["delegated_until_unix_s"].as_u64() > Some(0), "the boot server has no delegation: {servers}");
+    let lost = lab.lose_controller()?;
+    let mut machine = vm.start()?;
+    let times = times_of_install(&mut machine, 240)?;
+    ensure!(machine.console().contains("stashes tell it when it is back"), "who was told?");
+    let up = machine.expect("coe-micro: UP gone ", 150)?;
+    say_times(&vm.name, times, &machine);
+    machine.power_off();
+    println!("      {:24} {up}", vm.name);
+    check_disk(lab, &vm.disks[0].path)?;
+    ensure!(holds(&vm.disks[0].path, b"# from the directory")?, "cloud-init data is not on the disk");
+
+    // A boot server that forgot it starts the installer again, which gets nothing, and leaves the disk alone.
+    let setup = lab.stop_bootd().context("a boot server")?;
+    std::fs::remove_file(lab.dir().join("bootd/done.json")).context("what the boot server knows")?;
+    lab.serve(setup)?;
+    let mut machine = vm.start()?;
+    machine.expect("coe: this machine was installed before", 240)?;
+    machine.expect("coe-micro: UP gone ", 150)?;
+    machine.power_off();
+
+    // A new controller hears what became of the machine before it answers any; then the machine's stash joins it.
+    lab.recover_controller(&lost)?;
+    lab.wait_for_state("gone", "installed", 60)?;
+    let mut machine = vm.start()?;
+    machine.expect("coe-micro: UP gone ", 150)?;
+    lab.wait_for_state("gone", "deployed", 60)?;
+    machine.power_off();
+    Ok(())
+}
+
+/// Whether a file has these bytes anywhere.
+fn holds(file: &Path, bytes: &[u8]) -> anyhow::Result<bool> {
+    let (file, mut buffer, mut at) = (File::open(file)?, vec![0; 4 * MIB as usize], 0);
+    loop {
+        let len = file.read_at(&mut buffer, at)?;
+        if buffer[..len].windows(bytes.len()).any(|window| window == bytes) {
+            return Ok(true);
+        }
+        if len <= bytes.len() {
+            return Ok(false);
+        }
+        at += (len - bytes.len()) as u64;
+    }
 }
 
 fn unsigned_refused(lab: &Lab) -> anyhow::Result<()> {
