@@ -10,6 +10,7 @@ use protocol::directory::{Contents, Directory, Epoch, Line, Mark, SignedDirector
 use protocol::identity::{CONTROLLER_NAME, Identity, Role, STASH_NAME, server_name};
 use protocol::io::array::Array;
 use protocol::io::credentials::{Credentials, file_of, request_certificate};
+use protocol::io::directory::DirectoryKeeper;
 use protocol::io::issue::{Admitted, Delegate, member_params};
 use protocol::io::rpc::{self, Answer, CallError};
 use protocol::io::statement::Statement;
@@ -102,7 +103,8 @@ async fn no_member_gives_another_a_wrong_directory() {
     }));
     let home = tempfile::tempdir().unwrap();
     let socket = endpoint::client(tls::client(&admin, tls::ALPN_MEMBER).unwrap()).unwrap();
-    let found = Array::reach(socket, &admin, home.path(), &[at]).await.unwrap();
+    let keeper = DirectoryKeeper::in_home(home.path(), &admin);
+    let found = Array::reach(socket, &admin, &keeper, &[at]).await.unwrap();
     assert!(found.directory().epoch >= now.epoch, "{} after {}", found.directory().epoch, now.epoch);
 }
 

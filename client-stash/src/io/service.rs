@@ -10,6 +10,7 @@ use bytes::Bytes;
 use images::NodeId;
 use images::fragment::FragmentId;
 use protocol::directory::Epoch;
+use protocol::identity::Role;
 use protocol::io::credentials::Credentials;
 use protocol::io::directory::DirectoryKeeper;
 use protocol::io::nearby::Nearby;
@@ -74,7 +75,7 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
         member: member.clone(),
     });
     let nearby = Arc::new(Nearby::new(array));
-    nearby.announce(own, endpoint.local_addr()?);
+    nearby.announce(Role::Stash, own, endpoint.local_addr()?);
     let pool = Arc::new(Pool::with_nearby(endpoint.clone(), nearby));
     let heartbeat_ms = Arc::new(AtomicU32::new(heartbeat::FIRST_PAUSE_MS));
     let gossip = Gossip { own, pool: pool.clone(), directory: directory.clone(), heartbeat_ms: heartbeat_ms.clone() };

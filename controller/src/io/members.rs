@@ -155,6 +155,15 @@ impl Controller {
         Ok(member::HeartbeatAck { directory, again_ms: self.settings.heartbeat_ms, in_charge: true })
     }
 
+    /// Tell a member what is newer than what it has.
+    ///
+    /// # Errors
+    /// The catalog's.
+    pub fn tell_directory(&self, ask: &member::GetDirectory) -> Result<member::TheDirectory, Refusal> {
+        let held = self.directory().map_err(catalog_refusal)?;
+        Ok(member::TheDirectory { mark: Some(held.mark()), update: held.update_for(ask.have) })
+    }
+
     /// A fresh certificate for a stash whose old one has expired, as after a long holiday: its key, which the request proves, is
     /// the one that once joined.
     ///

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use protocol::directory::SignedDirectory;
 use protocol::identity::Role;
+use protocol::io::nearby::Nearby;
 use protocol::io::pool::Pool;
 use protocol::io::rpc::{self, Answer, Peer};
 use protocol::io::{endpoint, tls};
@@ -57,6 +58,9 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
     let https = api::Server::bind(listen, &member).await.with_context(|| format!("listen on TCP {listen}"))?;
     tracing::info!(array = %controller.array(), %listen, "controller serves");
 
+    // Whoever was told another address before this controller took over finds it on the same network.
+    let nearby = Nearby::new(controller.array());
+    nearby.announce(Role::Controller, member.identity.node, listen);
     tokio::spawn(announce(controller.clone()));
     tokio::spawn(controller.clone().sweep_regularly());
     tokio::spawn(controller.clone().wake_regularly());
@@ -168,6 +172,7 @@ async fn answer(controller: &Arc<Controller>, peer: Peer, request: Request, body
         Request::TakeBoot(take) => Answer::to::<boot::TakeBoot>(controller.take_boot(take).await),
         Request::GetDeployment(get) => Answer::to::<boot::GetDeployment>(controller.deployment(&bearer, get).await),
         Request::Progress(progress) => Answer::to::<boot::Progress>(controller.progress(&bearer, progress).await),
+        Request::GetDirectory(get) => Answer::to::<member::GetDirectory>(controller.tell_directory(&get)),
         Request::GetDelegation(get) => Answer::to::<boot::GetDelegation>(controller.delegate(who, &get).await),
         other => Answer::refuse(Refusal::Invalid(format!("a controller does not answer {}", other.name()))),
     }

@@ -1,6 +1,5 @@
 //! The array seen through its stashes, with its controller or without: the newest directory, manifests, and keys from their shares.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,14 +64,19 @@ async fn told_by(connection: &Connection, have: Option<Mark>) -> Option<TheDirec
 }
 
 /// Members from all over a directory, whose order is as good as chance.
-fn some_of(directory: &Directory) -> Vec<NodeId> {
+fn some_of(directory: &Directory, most: usize) -> Vec<NodeId> {
     let all: Vec<NodeId> = directory.members.iter().map(|(node, _)| *node).collect();
-    let step = (all.len() / ASKED).max(1);
-    all.into_iter().step_by(step).take(ASKED).collect()
+    let step = (all.len() / most).max(1);
+    all.into_iter().step_by(step).take(most).collect()
 }
 
 /// Ask members for their newest directory, and keep the newest of all.
-async fn look_for_newer(pool: &Arc<Pool>, keeper: &DirectoryKeeper, via: &[Connection]) -> anyhow::Result<usize> {
+async fn look_for_newer(
+    pool: &Arc<Pool>,
+    keeper: &DirectoryKeeper,
+    via: &[Connection],
+    most: usize,
+) -> anyhow::Result<usize> {
     let have = keeper.mark();
     let mut asks: JoinSet<Option<(Connection, Mark)>> = JoinSet::new();
     for connection in via {
@@ -84,7 +88,7 @@ async fn look_for_newer(pool: &Arc<Pool>, keeper: &DirectoryKeeper, via: &[Conne
     }
     if let Some(held) = keeper.held() {
         pool.learn(held.directory());
-        for node in some_of(held.directory()) {
+        for node in some_of(held.directory(), most) {
             let pool = pool.clone();
             asks.spawn(async move {
                 let connection = pool.get(node).await.ok()?;
@@ -102,7 +106,7 @@ async fn look_for_newer(pool: &Arc<Pool>, keeper: &DirectoryKeeper, via: &[Conne
             () = async { tokio::time::sleep_until(enough.expect("guarded")).await }, if enough.is_some() => break,
         };
         answers.extend(next.and_then(Result::ok).flatten());
-        if enough.is_none() && answers.len() * 2 >= asked {
+        if enough.is_none() && answers.len() * 2 >= asked && most != usize::MAX {
             enough = Some(tokio::time::Instant::now() + WAIT_FOR_OTHERS);
         }
     }
@@ -160,13 +164,40 @@ impl Array {
         Self { member: Arc::new(member.clone()), pool, directory, fetcher }
     }
 
-    /// Find the array without its controller: through stashes at `via` (`host:port`), through those of the directory that was kept in
-    /// `home`, or through those that are on the same network.
+    /// Find the array without its controller: through stashes at `via` (`host:port`), through those of the directory that was kept, or
+    /// through those that are on the same network.
     ///
     /// # Errors
     /// If no stash answers.
-    pub async fn reach(endpoint: Endpoint, member: &Credentials, home: &Path, via: &[String]) -> anyhow::Result<Self> {
-        let keeper = DirectoryKeeper::open(home.join("directory"), member);
+    pub async fn reach(
+        endpoint: Endpoint,
+        member: &Credentials,
+        keeper: &DirectoryKeeper,
+        via: &[String],
+    ) -> anyhow::Result<Self> {
+        Self::reach_asking(endpoint, member, keeper, via, ASKED).await
+    }
+
+    /// The same, and every stash is asked for its directory: where the newest must not be missed, however few have it.
+    ///
+    /// # Errors
+    /// If no stash answers.
+    pub async fn reach_all(
+        endpoint: Endpoint,
+        member: &Credentials,
+        keeper: &DirectoryKeeper,
+        via: &[String],
+    ) -> anyhow::Result<Self> {
+        Self::reach_asking(endpoint, member, keeper, via, usize::MAX).await
+    }
+
+    async fn reach_asking(
+        endpoint: Endpoint,
+        member: &Credentials,
+        keeper: &DirectoryKeeper,
+        via: &[String],
+        most: usize,
+    ) -> anyhow::Result<Self> {
         let (mut connections, mut last) = (Vec::new(), None);
         for address in via {
             match rpc::connect_any(&endpoint, std::slice::from_ref(address), STASH_NAME).await {
@@ -182,17 +213,17 @@ impl Array {
         let nearby = Arc::new(Nearby::new(member.identity.array));
         let pool = Arc::new(Pool::with_nearby(endpoint.clone(), nearby.clone()));
         let before = keeper.mark();
-        let mut heard = look_for_newer(&pool, &keeper, &connections).await?;
+        let mut heard = look_for_newer(&pool, keeper, &connections, most).await?;
         if heard == 0 {
             for (node, addresses) in nearby.look().await.into_iter().take(ASKED) {
                 pool.learn_one(node, addresses);
                 connections.extend(pool.get(node).await.ok());
             }
-            heard = look_for_newer(&pool, &keeper, &connections).await?;
+            heard = look_for_newer(&pool, keeper, &connections, most).await?;
         }
         if keeper.mark() != before {
             // The stashes that this directory names may know a newer one.
-            heard = heard.max(look_for_newer(&pool, &keeper, &connections).await?);
+            heard = heard.max(look_for_newer(&pool, keeper, &connections, most).await?);
         }
         let Some(held) = keeper.held().filter(|_| heard > 0) else {
             bail!(
@@ -276,7 +307,7 @@ impl Array {
     /// # Errors
     /// The last stash's, if none kept it.
     pub async fn leave(&self, word: &LeftReport) -> Result<(), CallError> {
-        self.leave_with(word, some_of(self.directory()), 1, REPORT_COPIES).await
+        self.leave_with(word, some_of(self.directory(), ASKED), 1, REPORT_COPIES).await
     }
 
     /// Leave a word with all who have shares of an image's key: whoever asks these for the key next hears it.

@@ -17,6 +17,7 @@ use crate::identity::{CONTROLLER_NAME, Identity, Role, server_name};
 use crate::message::enroll;
 use crate::ticket::Ticket;
 
+use super::nearby::Nearby;
 use super::{endpoint, rpc, tls};
 
 /// All that a member needs to be recognised and to recognise others. Saved as JSON, mode 0600.
@@ -181,7 +182,15 @@ impl Credentials {
         let (config, authority) = tls::enroll_client(ticket.array)?;
         let endpoint = endpoint::client(config).map_err(CredentialsError::Socket)?;
         let name = ticket.issuer.map_or(CONTROLLER_NAME.into(), |boot| server_name(Role::Boot, boot));
-        let connection = rpc::connect_any(&endpoint, &ticket.addresses, &name).await?;
+        let connection = match rpc::connect_any(&endpoint, &ticket.addresses, &name).await {
+            // The controller may be another one by now, elsewhere.
+            Err(error @ (rpc::CallError::Unreachable(_) | rpc::CallError::Resolve(_))) if ticket.issuer.is_none() => {
+                let found = Nearby::new(ticket.array).look_for_controller().await;
+                let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+                rpc::connect_any(&endpoint, &found, &name).await.map_err(|_| error)?
+            }
+            tried => tried?,
+        };
         let request = enroll::Enroll { secret: ticket.secret, csr };
         let enrolled = rpc::call(&connection, request, &[]).await?.0;
         connection.close(0u32.into(), b"joined");

@@ -1,6 +1,6 @@
 //! The newest directory that a member has seen, in a file and in memory.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use images::ArrayId;
@@ -48,6 +48,12 @@ impl DirectoryKeeper {
             Err(_) => None,
         };
         Self { file, array, key, taking: Mutex::default(), held: watch::Sender::new(held) }
+    }
+
+    /// The same, in the folder of a member that keeps nothing else of the array.
+    #[must_use]
+    pub fn in_home(home: &Path, member: &Credentials) -> Self {
+        Self::open(home.join("directory"), member)
     }
 
     /// The newest.

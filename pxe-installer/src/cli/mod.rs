@@ -14,6 +14,7 @@ use images::disk::Grow;
 use images::manifest::ImageName;
 use indicatif::{ProgressBar, ProgressStyle};
 use protocol::io::credentials::default_home;
+use protocol::io::directory::DirectoryKeeper;
 use protocol::ticket::Ticket;
 
 use crate::io::deploy;
@@ -127,7 +128,8 @@ impl Cli {
         let disk = self.disk.context("which disk?")?;
         let (name, tag) = split_image(&self.image.context("which image?")?)?;
         let member = credentials(&self.home, self.ticket).await?;
-        let source = Source::open(&member, &self.home, &self.via, &name, tag).await?;
+        let keeper = DirectoryKeeper::in_home(&self.home, &member);
+        let source = Source::open(&member, &keeper, &self.via, &name, tag).await?;
         source.key().await?;
         let target = Target::open(&disk, &source.root, &Consent { wipe: self.wipe })?;
         if self.dry_run {

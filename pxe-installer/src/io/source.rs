@@ -64,7 +64,7 @@ pub async fn credentials(home: &Path, ticket: Option<Ticket>) -> anyhow::Result<
         let saved = Credentials::load(&file).ok().filter(|c| c.identity.array == ticket.array);
         let member = match (Credentials::join_and_learn(&ticket).await, saved) {
             (Ok((member, directory)), _) => {
-                keep_directory(home, &member, directory);
+                keep_directory(&DirectoryKeeper::in_home(home, &member), directory);
                 member
             }
             // The ticket was used by the try before this one, on this machine.
@@ -83,9 +83,9 @@ pub async fn credentials(home: &Path, ticket: Option<Ticket>) -> anyhow::Result<
 
 /// Keep the directory that came with credentials, for the time when nobody is there to ask. Without it stashes are looked for on the
 /// same network.
-pub(super) fn keep_directory(home: &Path, member: &Credentials, directory: Option<Update>) {
+pub(super) fn keep_directory(keeper: &DirectoryKeeper, directory: Option<Update>) {
     if let Some(update) = directory
-        && let Err(error) = DirectoryKeeper::open(home.join("directory"), member).take(update)
+        && let Err(error) = keeper.take(update)
     {
         tracing::debug!(error = format!("{:#}", anyhow::Error::new(error)), "directory not kept");
     }
@@ -93,13 +93,13 @@ pub(super) fn keep_directory(home: &Path, member: &Credentials, directory: Optio
 
 impl Source {
     /// Ask for an image and check everything that the answer claims. The controller is asked first; while it is away, or if stashes to ask
-    /// are named in `via` (`host:port`), they tell what they know. `home` keeps the directory for that day.
+    /// are named in `via` (`host:port`), they tell what they know. `keeper` keeps the directory for that day.
     ///
     /// # Errors
     /// If neither can be reached, or they refuse, or the answer is not the array's.
     pub async fn open(
         member: &Credentials,
-        home: &Path,
+        keeper: &DirectoryKeeper,
         via: &[String],
         name: &str,
         tag: Option<String>,
@@ -111,7 +111,7 @@ impl Source {
             if via.is_empty() {
                 tokio::time::sleep(CONTROLLER_ALONE_FOR).await;
             }
-            Array::reach(endpoint, member, home, via).await
+            Array::reach(endpoint, member, keeper, via).await
         };
         let mut stashes = std::pin::pin!(stashes);
         let mut reached = None;
@@ -136,7 +136,7 @@ impl Source {
             match answer {
                 None => tracing::warn!("the controller does not answer, going on with stashes"),
                 Some(Ok(Ok((grant, _)))) => {
-                    let granted = Self::granted(member, home, controller.clone(), grant, name, tag.as_deref())?;
+                    let granted = Self::granted(member, keeper, controller.clone(), grant, name, tag.as_deref())?;
                     match granted {
                         Some(source) => return Ok(source),
                         None => tracing::warn!(
@@ -177,7 +177,7 @@ impl Source {
 
     fn granted(
         member: &Credentials,
-        home: &Path,
+        keeper: &DirectoryKeeper,
         controller: Arc<Link>,
         grant: ImageGrant,
         name: &str,
@@ -193,7 +193,6 @@ impl Source {
         }
         let (array, key) = (member.identity.array, &member.array_key);
         let directory = SignedDirectory::take(None, grant.directory.clone(), array, key)?;
-        let keeper = DirectoryKeeper::open(home.join("directory"), member);
         match keeper.take(grant.directory) {
             Err(KeepError::Refused(DirectoryError::Stale(mark))) if keeper.mark() != Some(mark) => return Ok(None),
             Err(KeepError::Refused(error @ DirectoryError::Fork(_))) => return Err(error.into()),

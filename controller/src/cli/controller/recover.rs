@@ -14,6 +14,7 @@ use protocol::directory::{SignedDirectory, Verdict};
 use protocol::identity::Role;
 use protocol::io::array::Array;
 use protocol::io::credentials::{Credentials, create_private_dir, default_home, file_of};
+use protocol::io::directory::DirectoryKeeper;
 use protocol::io::{endpoint, tls};
 use redb::Database;
 
@@ -93,7 +94,8 @@ impl Recover {
         let folder = self.which.folder();
         create_private_dir(folder.path()).with_context(|| format!("create {}", folder.path().display()))?;
         let socket = endpoint::client(tls::client(&kit.member, tls::ALPN_MEMBER)?)?;
-        let array = Array::reach(socket, &kit.member, folder.path(), &self.from).await?;
+        let keeper = DirectoryKeeper::in_home(folder.path(), &kit.member);
+        let array = Array::reach_all(socket, &kit.member, &keeper, &self.from).await?;
         let sealed = array.directory().common().sealed_authority;
         let secrets = kit.authority(&sealed)?;
         let authority = secrets.open()?;

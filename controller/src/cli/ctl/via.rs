@@ -7,6 +7,7 @@ use clap::Args;
 use images::SegmentId;
 use images::manifest::{ImageName, Root, SegmentEntry, SegmentPage};
 use protocol::io::array::Array;
+use protocol::io::directory::DirectoryKeeper;
 use protocol::io::{endpoint, tls};
 use tokio::task::JoinSet;
 
@@ -32,7 +33,7 @@ impl Via {
         }
         let admin = client::credentials(common)?;
         let socket = endpoint::client(tls::client(&admin, tls::ALPN_MEMBER)?)?;
-        Array::reach(socket, &admin, &common.home, &self.via).await.map(Some)
+        Array::reach(socket, &admin, &DirectoryKeeper::in_home(&common.home, &admin), &self.via).await.map(Some)
     }
 }
 

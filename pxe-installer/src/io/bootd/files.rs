@@ -32,12 +32,11 @@ fn names(folder: &Path) -> Vec<String> {
 
 /// Fetch the newest boot set if it is not here.
 pub(super) async fn refresh(bootd: &Bootd) -> anyhow::Result<()> {
-    let source = Source::open(&bootd.machines.member, &bootd.folder, &[], BOOT_IMAGE, None).await;
+    let source = Source::open(&bootd.machines.member, &bootd.machines.directory, &[], BOOT_IMAGE, None).await;
     let result = match source {
         Ok(source) => fetch(bootd, &source).await,
         Err(error) => Err(error),
     };
-    bootd.machines.substitute.read_directory();
     // Without the controller, what was proven before serves on.
     let names = names(&bootd.folder);
     let had = {

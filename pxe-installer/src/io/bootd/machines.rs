@@ -1,6 +1,7 @@
 //! Who asks, and what the controller says of them, or, while it is away, the directory.
 
 use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,13 +9,14 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use protocol::identity::Role;
 use protocol::io::credentials::{Credentials, file_of, request_certificate};
+use protocol::io::directory::DirectoryKeeper;
 use protocol::io::issue::Delegate;
 use protocol::io::link::Link;
 use protocol::io::rpc::CallError;
 use protocol::io::tls;
 use protocol::machine::{Facts, Mac};
 use protocol::message::boot::{AskBoot, BootOrder, BootTicket, GetDelegation, TakeBoot};
-use protocol::message::member::Renew;
+use protocol::message::member::{GetDirectory, Renew, TheDirectory};
 use protocol::message::{Call, Refusal};
 use tokio::sync::Notify;
 
@@ -34,6 +36,8 @@ const AWAY_FOR: Duration = Duration::from_secs(10);
 /// often it is tried while the controller is away.
 const RENEW_EVERY: Duration = Duration::from_secs(6 * 3600);
 const RENEW_AGAIN: Duration = Duration::from_secs(15);
+/// How often the controller is asked what is new in the directory.
+const LEARN_EVERY: Duration = Duration::from_secs(3);
 /// A certificate with less than this left is renewed.
 const RENEW_BEFORE: Duration = Duration::from_secs(60 * 24 * 3600);
 
@@ -42,6 +46,8 @@ pub struct Machines {
     /// This boot server.
     pub member: Credentials,
     controller: Link,
+    /// The newest directory.
+    pub(super) directory: Arc<DirectoryKeeper>,
     /// Acts for the controller while that is away.
     pub(super) substitute: Arc<Substitute>,
     /// Until then the controller is taken to be away.
@@ -58,11 +64,14 @@ impl Machines {
     ///
     /// # Errors
     /// If a socket cannot be had.
-    pub(super) fn new(member: Credentials, substitute: Arc<Substitute>) -> anyhow::Result<Self> {
+    pub(super) fn new(member: Credentials, folder: &Path, admit_at: SocketAddr) -> anyhow::Result<Self> {
         let controller = Link::new(&member).context("open a UDP socket")?;
+        let directory = Arc::new(DirectoryKeeper::in_home(folder, &member));
+        let substitute = Arc::new(Substitute::open(member.clone(), directory.clone(), folder, admit_at));
         Ok(Self {
             member,
             controller,
+            directory,
             substitute,
             away_until: Mutex::default(),
             went_away: Notify::new(),
@@ -73,13 +82,21 @@ impl Machines {
 
     /// The controller's answer; `None` while it is away, or stands down.
     async fn call<C: Call>(&self, message: C) -> anyhow::Result<Option<C::Reply>> {
-        let away_until = || self.away_until.lock().unwrap_or_else(PoisonError::into_inner);
-        if away_until().is_some_and(|until| Instant::now() < until) {
+        let away_until = *self.away_until.lock().unwrap_or_else(PoisonError::into_inner);
+        if away_until.is_some_and(|until| Instant::now() < until) {
             return Ok(None);
         }
+        self.try_controller(message).await
+    }
+
+    /// The same, however it was a moment ago.
+    async fn try_controller<C: Call>(&self, message: C) -> anyhow::Result<Option<C::Reply>> {
+        let away_until = || self.away_until.lock().unwrap_or_else(PoisonError::into_inner);
         let error = match tokio::time::timeout(ANSWER_WITHIN, self.controller.call(message)).await {
             Ok(Ok((reply, _))) => {
-                *away_until() = None;
+                if away_until().take().is_some() {
+                    tracing::info!("the controller is back");
+                }
                 return Ok(Some(reply));
             }
             Ok(Err(error @ CallError::Refused(Refusal::Unavailable(_)))) => error.to_string(),
@@ -92,6 +109,24 @@ impl Machines {
             self.went_away.notify_one();
         }
         Ok(None)
+    }
+
+    /// Learn what is planned while the controller is there to tell, and notice when it is not, for ever: no machine that starts shall wait
+    /// for that.
+    pub(super) async fn learn_regularly(&self) {
+        loop {
+            let have = self.directory.mark();
+            if let Ok(Some(TheDirectory { update: Some(update), .. })) =
+                self.try_controller(GetDirectory { have }).await
+            {
+                let keeper = self.directory.clone();
+                let taken = tokio::task::spawn_blocking(move || keeper.take(update)).await;
+                if let Ok(Err(error)) = taken {
+                    tracing::debug!(error = format!("{:#}", anyhow::Error::new(error)), "directory refused");
+                }
+            }
+            tokio::time::sleep(LEARN_EVERY).await;
+        }
     }
 
     /// Renew what the controller gives for a time only, for ever.

@@ -18,7 +18,6 @@ use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 
 pub use machines::Machines;
-use substitute::Substitute;
 
 use crate::boot::dhcp::{Asked, Config, UefiLoader};
 use crate::boot::leases::AddressRange;
@@ -124,7 +123,7 @@ impl Bootd {
             files: Vec::new(),
         };
         let admit_at = (interface.address, settings.admit_port.unwrap_or(ADMIT_PORT)).into();
-        let machines = Machines::new(member.clone(), Arc::new(Substitute::open(member, &folder, admit_at)))?;
+        let machines = Machines::new(member, &folder, admit_at)?;
         Ok(Self { interface, range, settings, config: RwLock::new(config), machines, folder })
     }
 
@@ -177,6 +176,8 @@ impl Bootd {
         tokio::spawn(files::keep_fresh(bootd.clone()));
         let for_renewal = bootd.clone();
         tokio::spawn(async move { for_renewal.machines.renew_regularly(&for_renewal.folder).await });
+        let for_learning = bootd.clone();
+        tokio::spawn(async move { for_learning.machines.learn_regularly().await });
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         tokio::select! {
             () = dhcp.serve(bootd.clone()) => {}

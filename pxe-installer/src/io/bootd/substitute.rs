@@ -51,7 +51,7 @@ pub(super) struct Substitute {
     folder: PathBuf,
     /// Where installers reach this boot server.
     address: SocketAddr,
-    directory: Mutex<Option<Arc<SignedDirectory>>>,
+    directory: Arc<DirectoryKeeper>,
     delegate: Mutex<Option<Arc<Delegate>>>,
     out: Mutex<HashMap<[u8; 32], Out>>,
     /// Deployments whose machines said that they are done.
@@ -73,12 +73,17 @@ fn find<'a>(directory: &'a Directory, facts: &Facts) -> Option<(u32, &'a Host)> 
 }
 
 impl Substitute {
-    pub(super) fn open(member: Credentials, folder: &Path, address: SocketAddr) -> Self {
+    pub(super) fn open(
+        member: Credentials,
+        directory: Arc<DirectoryKeeper>,
+        folder: &Path,
+        address: SocketAddr,
+    ) -> Self {
         let substitute = Self {
             member,
             folder: folder.into(),
             address,
-            directory: Mutex::default(),
+            directory,
             delegate: Mutex::default(),
             out: Mutex::default(),
             done: Mutex::default(),
@@ -92,7 +97,6 @@ impl Substitute {
         if let Ok(bytes) = fs::read(substitute.done_file()) {
             *lock(&substitute.done) = serde_json::from_slice(&bytes).unwrap_or_default();
         }
-        substitute.read_directory();
         substitute
     }
 
@@ -104,22 +108,8 @@ impl Substitute {
         self.folder.join("done.json")
     }
 
-    /// Use the newest directory that was kept.
-    pub(super) fn read_directory(&self) {
-        let Some(held) = DirectoryKeeper::open(self.folder.join("directory"), &self.member).held() else { return };
-        let planned =
-            |id: u32| held.directory().hosts.iter().any(|(_, h)| h.planned.as_ref().is_some_and(|p| p.id == id));
-        let mut done = lock(&self.done);
-        let before = done.len();
-        done.retain(|id| planned(*id));
-        if done.len() != before {
-            let _ = write_private(&self.done_file(), &serde_json::to_vec(&*done).expect("numbers"));
-        }
-        *lock(&self.directory) = Some(held);
-    }
-
     fn directory(&self) -> anyhow::Result<Arc<SignedDirectory>> {
-        lock(&self.directory).clone().context("the controller is away, and no directory has been seen here yet")
+        self.directory.held().context("the controller is away, and no directory has been seen here yet")
     }
 
     /// Keep what the controller gave; `None`: it gives nothing any more.
@@ -226,7 +216,14 @@ impl Substitute {
         if let (Some(id), Word::Ended(report)) = (who.deployment, &left.word)
             && report.error.is_none()
         {
+            let held = self.directory.held();
+            let planned = |id: u32| {
+                let mut plans = held.iter().flat_map(|held| held.directory().hosts.iter());
+                plans.any(|(_, host)| host.planned.as_ref().is_some_and(|planned| planned.id == id))
+            };
             let mut done = lock(&self.done);
+            // What is not planned any more needs no memory.
+            done.retain(|id| planned(*id));
             done.insert(id);
             write_private(&self.done_file(), &serde_json::to_vec(&*done).expect("numbers"))
                 .map_err(|e| Refusal::Unavailable(format!("note it: {e}")))?;

@@ -10,7 +10,7 @@ mod scan;
 
 pub use boot_server::boot_options;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -21,6 +21,7 @@ use images::{ArrayId, NodeId, wire};
 use protocol::identity::{Role, server_name};
 use protocol::io::array::{AlreadyDone, Array};
 use protocol::io::credentials::{Credentials, file_of};
+use protocol::io::directory::DirectoryKeeper;
 use protocol::io::link::Link;
 use protocol::io::rpc::{self, CallError};
 use protocol::io::stage::process_cpu;
@@ -74,7 +75,7 @@ async fn member(home: &Path, ticket: Option<Ticket>, array: Option<ArrayId>) -> 
     let member = loop {
         match Credentials::join_and_learn(&ticket).await {
             Ok((member, directory)) => {
-                keep_directory(home, &member, directory);
+                keep_directory(&DirectoryKeeper::in_home(home, &member), directory);
                 break member;
             }
             Err(error) if start.elapsed() > Duration::from_secs(60) => return Err(error.into()),
@@ -98,7 +99,7 @@ struct BootServer {
 
 /// What all tries on this machine share.
 struct Installer {
-    home: PathBuf,
+    keeper: DirectoryKeeper,
     member: Credentials,
     link: Arc<Link>,
     boot_server: Option<BootServer>,
@@ -115,7 +116,8 @@ pub async fn run(home: &Path, ticket: Option<Ticket>, array: Option<ArrayId>) ->
     });
     let member = member(home, ticket, array).await.context("join the array")?;
     let link = Arc::new(Link::new(&member)?);
-    Installer { home: home.into(), member, link, boot_server }.run().await
+    let keeper = DirectoryKeeper::in_home(home, &member);
+    Installer { keeper, member, link, boot_server }.run().await
 }
 
 impl Installer {
@@ -133,7 +135,7 @@ impl Installer {
             let image = &deployment.image;
             let source = match source {
                 Some(source) => Ok(source),
-                None => Source::open(&self.member, &self.home, &[], image.name(), Some(image.tag().into())).await,
+                None => Source::open(&self.member, &self.keeper, &[], image.name(), Some(image.tag().into())).await,
             };
             let array = source.as_ref().ok().map(|source| source.array().clone());
             let tried = match source {
@@ -161,7 +163,7 @@ impl Installer {
     async fn order(&self) -> anyhow::Result<(Deployment, Option<Source>)> {
         let (start, facts) = (Instant::now(), facts::of_this_machine());
         loop {
-            let error = match order::get(&self.link, &self.home, &self.member, &facts).await {
+            let error = match order::get(&self.link, &self.keeper, &self.member, &facts).await {
                 Err(error) if !error.is::<AlreadyDone>() => error,
                 order => return order,
             };

@@ -1,12 +1,12 @@
 //! What this machine is to become: the controller says it, and while it is away the directory does.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use protocol::io::array::Array;
 use protocol::io::credentials::Credentials;
+use protocol::io::directory::DirectoryKeeper;
 use protocol::io::link::Link;
 use protocol::io::rpc::CallError;
 use protocol::io::tls;
@@ -25,7 +25,7 @@ const ABSENT_CONTROLLER_WITHIN: Duration = Duration::from_secs(1);
 /// The deployment; and where its image comes from, if that was found out on the way.
 pub(super) async fn get(
     link: &Arc<Link>,
-    home: &Path,
+    keeper: &DirectoryKeeper,
     member: &Credentials,
     facts: &Facts,
 ) -> anyhow::Result<(Deployment, Option<Source>)> {
@@ -35,7 +35,7 @@ pub(super) async fn get(
         Ok(Err(error @ CallError::Refused(_))) if !is_absence(&error) => return Err(error.into()),
         _ => super::say("the controller does not answer; asking stashes what to do"),
     }
-    let (deployment, source) = of_directory(link, home, member, facts).await?;
+    let (deployment, source) = of_directory(link, keeper, member, facts).await?;
     Ok((deployment, Some(source)))
 }
 
@@ -46,11 +46,11 @@ pub(super) fn is_absence(error: &CallError) -> bool {
 
 async fn of_directory(
     link: &Arc<Link>,
-    home: &Path,
+    keeper: &DirectoryKeeper,
     member: &Credentials,
     facts: &Facts,
 ) -> anyhow::Result<(Deployment, Source)> {
-    let array = Array::reach(link.endpoint.clone(), member, home, &[]).await.context("reach the array")?;
+    let array = Array::reach(link.endpoint.clone(), member, keeper, &[]).await.context("reach the array")?;
     let own = tls::bearer_of(&member.certificate, member.identity.array).context("read the own certificate")?;
     let directory = array.directory();
     let host = own.host.and_then(|number| directory.hosts.get(&number));
