@@ -7,19 +7,13 @@ use protocol::io::tls::Bearer;
 use protocol::message::boot::BOOT_IMAGE;
 use protocol::message::store::GetShare;
 
-/// Why a share stays.
-#[derive(Debug)]
-pub struct No {
-    /// For the asker and the audit record.
-    pub why: &'static str,
-    /// Whether the asker's deployment was carried out.
-    pub is_done: bool,
-}
-
-impl From<&'static str> for No {
-    fn from(why: &'static str) -> Self {
-        Self { why, is_done: false }
-    }
+/// What may be answered to who asks for a share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// The share; and for this deployment a token.
+    Share(Option<u32>),
+    /// This deployment was carried out: its machine would be installed again, over whatever somebody did on it since.
+    Done(u32),
 }
 
 /// Whether a share may leave. `who` is the asker, the directory the newest that this stash has seen; `is_done` tells whether a deployment
@@ -33,20 +27,20 @@ pub fn check(
     who: &Bearer,
     ask: &GetShare,
     is_done: impl Fn(u32) -> bool,
-) -> Result<(), No> {
+) -> Result<Release, &'static str> {
     let directory = directory.ok_or("this stash has not seen a directory yet")?;
     let head = directory.heads.get(&ask.image).filter(|head| head.manifest == ask.manifest);
     let head = head.ok_or("the image is not published, as far as this stash knows")?;
     let shares = head.offline.as_ref().ok_or("the image was published with --offline deny")?;
     if !shares.holders.iter().any(|(node, _)| *node == own) {
-        return Err("this stash has no share of that image's key".into());
+        return Err("this stash has no share of that image's key");
     }
     if who.issuer.is_some_and(|boot_server| !directory.common().policy.boot_servers.contains(&boot_server)) {
-        return Err("the boot server that admitted this installer may not: `coe-ctl boot servers`".into());
+        return Err("the boot server that admitted this installer may not: `coe-ctl boot servers`");
     }
     match who.identity.role {
         // Boot files are for every machine that boots.
-        Role::Boot if ask.image.name() == BOOT_IMAGE => Ok(()),
+        Role::Boot if ask.image.name() == BOOT_IMAGE => Ok(Release::Share(None)),
         Role::Installer => {
             let host = who.host.ok_or(
                 "the installer's certificate names no machine: `coe-ctl token create --installer --host NAME`",
@@ -57,16 +51,27 @@ pub fn check(
                     let planned =
                         host.planned.as_ref().filter(|planned| planned.id == id && planned.image == ask.image);
                     planned.ok_or("this is not what is planned for the machine: `coe-ctl deploy`")?;
-                    // Its machine would be installed again, over whatever somebody did on it since.
-                    if is_done(id) { Err(No { why: "this deployment is done", is_done: true }) } else { Ok(()) }
+                    if is_done(id) { Ok(Release::Done(id)) } else { Ok(Release::Share(Some(id))) }
                 }
                 // A boot server admits for a deployment; the controller also for a person who types the commands.
-                None if who.issuer.is_some() => Err("the installer's certificate names no deployment".into()),
-                None => Ok(()),
+                None if who.issuer.is_some() => Err("the installer's certificate names no deployment"),
+                None => Ok(Release::Share(None)),
             }
         }
-        _ => Err("only an installer gets an image's key".into()),
+        _ => Err("only an installer gets an image's key"),
     }
+}
+
+/// Whether the word of an installer is kept as the last one of its deployment: if that is planned for its machine, and whoever admitted it
+/// may.
+#[must_use]
+pub fn counts(directory: Option<&Directory>, who: &Bearer) -> Option<u32> {
+    let directory = directory?;
+    if who.issuer.is_some_and(|boot_server| !directory.common().policy.boot_servers.contains(&boot_server)) {
+        return None;
+    }
+    let planned = directory.hosts.get(&who.host?)?.planned.as_ref()?;
+    (Some(planned.id) == who.deployment).then_some(planned.id)
 }
 
 /// Whether a controller with this directory may have something deleted: only if this stash holds the same one. A controller tells a stash
@@ -86,8 +91,9 @@ pub fn may_delete(held: Option<&SignedDirectory>, theirs: Mark) -> Result<(), &'
 mod tests {
     use std::collections::BTreeMap;
 
+    use images::keys::OwnerKey;
     use images::manifest::PageRef;
-    use images::shares::ShareDigest;
+    use images::shares::{HolderSecret, Order, ShareDigest};
     use images::{ArrayId, GroupId, ManifestId};
     use protocol::directory::{Common, Contents, Epoch, Head, Host, Line, Planned, Policy, Shares};
     use protocol::identity::Identity;
@@ -108,7 +114,7 @@ mod tests {
     }
 
     fn ask(image: &str, manifest: u8) -> GetShare {
-        GetShare { image: image.parse().unwrap(), manifest: ManifestId([manifest; 32]) }
+        GetShare { image: image.parse().unwrap(), manifest: ManifestId([manifest; 32]), order: None }
     }
 
     const BOOT: NodeId = NodeId([5; 16]);
@@ -131,7 +137,9 @@ mod tests {
         let heads = [("debian:1", head(1, true)), ("secret:1", head(2, false)), ("coe-boot:1", head(3, true))];
         let planned = |id| {
             let image = "debian:1".parse().unwrap();
-            Some(Planned { id, image, not_before_unix_s: 0, rescue: false, order: Vec::new(), user_data: None })
+            let secrets = [HolderSecret([1; 32]), HolderSecret([2; 32])];
+            let order = Order::seal(&OwnerKey([3; 32]), id, 2, &secrets, b"order").unwrap();
+            Some(Planned { id, image, not_before_unix_s: 0, rescue: false, order, user_data: None })
         };
         let host = |planned| Host { name: "lab".into(), planned, ..Host::default() };
         let contents = Contents {
@@ -141,7 +149,8 @@ mod tests {
             ..Contents::default()
         };
         let directory = Directory::next(None, ArrayId([0; 32]), Line::default(), Epoch(1), contents);
-        let may = |own, who, ask| check(Some(&directory), own, &who, &ask, |id| id == 31).is_ok();
+        let may =
+            |own, who, ask| matches!(check(Some(&directory), own, &who, &ask, |id| id == 31), Ok(Release::Share(_)));
         let by_hand = |host| bearer(Role::Installer, host);
         let table = [
             (OWN, by_hand(Some(7)), ask("debian:1", 1), true, "approved"),
@@ -173,6 +182,13 @@ mod tests {
         for (own, who, ask, want, why) in table {
             assert_eq!(may(own, who, ask), want, "{why}");
         }
+        let done = check(Some(&directory), OWN, &started(9, 31), &ask("debian:1", 1), |id| id == 31);
+        assert_eq!(done, Ok(Release::Done(31)));
+        let counts = |who: &Bearer| counts(Some(&directory), who);
+        assert_eq!(counts(&started(8, 30)), Some(30));
+        assert_eq!(counts(&admitted_by(BOOT, started(8, 30))), Some(30));
+        let others = [started(8, 31), started(7, 30), by_hand(Some(8)), admitted_by(OWN, started(8, 30))];
+        assert_eq!(others.map(|who| counts(&who)), [None; 4]);
         assert!(check(None, OWN, &by_hand(Some(7)), &ask("debian:1", 1), |_| false).is_err(), "no directory");
     }
 }

@@ -8,8 +8,9 @@ use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use crate::ids::ManifestId;
+use crate::ids::{ManifestId, NodeId};
 use crate::limits::TAG_LEN;
+use crate::shares::HolderSecret;
 
 /// A ciphertext that this key did not seal, or that was changed since.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -41,6 +42,10 @@ key!(
 key!(
     /// Opens the segment keys of one manifest.
     ManifestKey
+);
+key!(
+    /// Opens bytes that it was made from.
+    ContentKey
 );
 
 impl OwnerKey {
@@ -79,37 +84,58 @@ impl OwnerKey {
     }
 }
 
-impl ManifestKey {
-    /// Key of the seal that bytes with this tag get, and the tag of some bytes. The tag depends on the bytes and the key, so equal bytes
-    /// are sealed alike, different bytes never under one key, and who lacks the manifest's key can test no guess.
-    fn sealing_key(&self, purpose: &str, tag: &[u8; 32]) -> [u8; 32] {
-        let mut hasher = blake3::Hasher::new_derive_key("coe 2026 sealed beside manifest v1 key");
-        hasher.update(&self.0).update(tag).update(purpose.as_bytes());
+impl OwnerKey {
+    fn derive(&self, context: &str, parts: &[&[u8]]) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_derive_key(context);
+        hasher.update(&self.0);
+        for part in parts {
+            hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
+        }
         *hasher.finalize().as_bytes()
     }
 
-    fn tag(&self, purpose: &str, bytes: &[u8]) -> [u8; 32] {
-        let mut hasher = blake3::Hasher::new_derive_key("coe 2026 sealed beside manifest v1 tag");
-        hasher.update(&self.0).update(&(purpose.len() as u64).to_le_bytes()).update(purpose.as_bytes()).update(bytes);
-        *hasher.finalize().as_bytes()
+    /// Depends on all of it and on the owner, so equal orders are sealed alike, different ones never under one key, and nobody else can test a
+    /// guess.
+    pub(crate) fn order_tag(&self, deployment: u32, bytes: &[u8]) -> [u8; 32] {
+        self.derive("coe 2026 order tag v1", &[&deployment.to_le_bytes(), bytes])
     }
 
-    /// Seal what only those may read who may install the image. The same bytes for the same purpose give the same result.
+    pub(crate) fn order_key(&self, tag: &[u8; 32]) -> [u8; 32] {
+        self.derive("coe 2026 order key v1", &[tag])
+    }
+
+    pub(crate) fn order_seed(&self, tag: &[u8; 32]) -> [u8; 32] {
+        self.derive("coe 2026 order shares v1", &[tag])
+    }
+
+    /// What a holder of a share of an image's key is given besides.
     #[must_use]
-    pub fn seal(&self, purpose: &str, bytes: &[u8]) -> Vec<u8> {
-        let tag = self.tag(purpose, bytes);
-        let mut sealed = [&tag, bytes].concat();
-        seal_in_place(&self.sealing_key(purpose, &tag), 0, &mut sealed, tag.len());
+    pub fn holder_secret(&self, manifest: &ManifestId, holder: &NodeId) -> HolderSecret {
+        HolderSecret(self.derive("coe 2026 holder secret v1", &[&manifest.0, &holder.0]))
+    }
+
+    /// A key for these bytes and no others.
+    #[must_use]
+    pub fn content_key(&self, bytes: &[u8]) -> ContentKey {
+        ContentKey(self.derive("coe 2026 content key v1", &[bytes]))
+    }
+}
+
+impl ContentKey {
+    /// Seal the bytes that the key was made for, and nothing else.
+    #[must_use]
+    pub fn seal(&self, bytes: &[u8]) -> Vec<u8> {
+        let mut sealed = bytes.to_vec();
+        seal_in_place(&self.0, 0, &mut sealed, 0);
         sealed
     }
 
-    /// Undo [`ManifestKey::seal`].
+    /// The bytes again.
     ///
     /// # Errors
-    /// [`OpenError`] if it was sealed with another key or for another purpose, or changed since.
-    pub fn open(&self, purpose: &str, sealed: &[u8]) -> Result<Vec<u8>, OpenError> {
-        let tag = sealed.first_chunk::<32>().ok_or(OpenError)?;
-        open(&self.sealing_key(purpose, tag), 0, sealed, tag.len())
+    /// [`OpenError`] if they are others.
+    pub fn open(&self, sealed: &[u8]) -> Result<Vec<u8>, OpenError> {
+        open(&self.0, 0, sealed, 0)
     }
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use vsss_rs::Gf256;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use crate::keys::ManifestKey;
+use crate::keys::{ManifestKey, OpenError, OwnerKey, open, seal_in_place};
 
 /// One share: its number, from 1, and a byte for each byte of the key.
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop, Serialize, Deserialize)]
@@ -40,6 +40,125 @@ impl KeyShare {
     #[must_use]
     pub fn digest(&self) -> ShareDigest {
         ShareDigest(blake3::derive_key("coe 2026 key share v1", &self.0))
+    }
+}
+
+/// What a holder of a share keeps besides: tokens for deployments follow from it.
+#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop, Serialize, Deserialize)]
+pub struct HolderSecret(pub [u8; 32]);
+
+impl std::fmt::Debug for HolderSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("HolderSecret(secret)")
+    }
+}
+
+/// What a holder gives to the installer of one deployment, for its order of this tag.
+#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop, Serialize, Deserialize)]
+pub struct Token([u8; 32]);
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(secret)")
+    }
+}
+
+impl HolderSecret {
+    /// The token for a deployment's order.
+    #[must_use]
+    pub fn token(&self, deployment: u32, tag: &[u8; 32]) -> Token {
+        let mut hasher = blake3::Hasher::new_derive_key("coe 2026 deployment token v1");
+        hasher.update(&self.0).update(&deployment.to_le_bytes()).update(tag);
+        Token(*hasher.finalize().as_bytes())
+    }
+}
+
+impl Token {
+    fn check(&self) -> [u8; 8] {
+        let digest = blake3::derive_key("coe 2026 deployment token check v1", &self.0);
+        *digest.first_chunk().expect("32 bytes are more than 8")
+    }
+
+    fn mask(&self, bytes: &mut [u8]) {
+        bytes.iter_mut().zip(self.0).for_each(|(byte, mask)| *byte ^= mask);
+    }
+}
+
+/// Bytes for the installer of one deployment: the key is in shares, each hidden by the token of its holder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// Follows from what is sealed.
+    pub tag: [u8; 32],
+    /// AES-256-GCM, with the tag in front.
+    sealed: Vec<u8>,
+    /// In the order of holders: what tells the right token, and the share of the key under it.
+    hidden: Vec<([u8; 8], [u8; 32])>,
+}
+
+impl Order {
+    /// Seal for whoever gets tokens of `threshold` holders, whose secrets these are. The same bytes give the same order.
+    ///
+    /// # Errors
+    /// [`ShareError`] for numbers that do not fit.
+    pub fn seal(
+        owner: &OwnerKey,
+        deployment: u32,
+        threshold: u8,
+        holders: &[HolderSecret],
+        bytes: &[u8],
+    ) -> Result<Self, ShareError> {
+        let tag = owner.order_tag(deployment, bytes);
+        let key = owner.order_key(&tag);
+        let count = u8::try_from(holders.len()).map_err(|_| ShareError)?;
+        let shares = split(&ManifestKey(key), threshold, count, &owner.order_seed(&tag))?;
+        let hide = |(share, holder): (KeyShare, &HolderSecret)| {
+            let token = holder.token(deployment, &tag);
+            let mut hidden: [u8; 32] = share.0[1..].try_into().expect("a share of 32 bytes");
+            token.mask(&mut hidden);
+            (token.check(), hidden)
+        };
+        let hidden = shares.into_iter().zip(holders).map(hide).collect();
+        let mut sealed = [&tag[..], bytes].concat();
+        seal_in_place(&key, 0, &mut sealed, tag.len());
+        Ok(Self { tag, sealed, hidden })
+    }
+
+    /// Bytes of it.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "none is empty")]
+    pub fn len(&self) -> usize {
+        self.sealed.len() + self.hidden.len() * 40
+    }
+
+    /// Whether this is the token of a holder, by its place among the holders.
+    #[must_use]
+    pub fn is_token(&self, holder: usize, token: &Token) -> bool {
+        self.hidden.get(holder).is_some_and(|(check, _)| *check == token.check())
+    }
+
+    /// Open it with tokens, each by its holder's place.
+    ///
+    /// # Errors
+    /// [`OpenError`] if they are too few, or one is wrong.
+    pub fn open(&self, tokens: &[(usize, Token)]) -> Result<Vec<u8>, OpenError> {
+        let share = |(holder, token): &(usize, Token)| {
+            let (_, hidden) = self.hidden.get(*holder)?;
+            let mut bytes = vec![u8::try_from(holder + 1).ok()?];
+            bytes.extend_from_slice(hidden);
+            token.mask(&mut bytes[1..]);
+            Some(KeyShare(bytes))
+        };
+        let shares: Option<Vec<KeyShare>> = tokens.iter().map(share).collect();
+        let key = combine(&shares.ok_or(OpenError)?).map_err(|_| OpenError)?;
+        open(&key.0, 0, &self.sealed, self.tag.len())
+    }
+
+    /// Open it as its owner.
+    ///
+    /// # Errors
+    /// [`OpenError`] if it is another owner's.
+    pub fn open_as_owner(&self, owner: &OwnerKey) -> Result<Vec<u8>, OpenError> {
+        open(&owner.order_key(&self.tag), 0, &self.sealed, self.tag.len())
     }
 }
 
@@ -93,6 +212,26 @@ pub fn combine(shares: &[KeyShare]) -> Result<ManifestKey, ShareError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_order_opens_with_its_own_tokens_only() {
+        let owner = OwnerKey([1; 32]);
+        let secrets: Vec<HolderSecret> = (0..4).map(|n| HolderSecret([n; 32])).collect();
+        let order = Order::seal(&owner, 7, 2, &secrets, b"disk, name, ticket").unwrap();
+        assert_eq!(Order::seal(&owner, 7, 2, &secrets, b"disk, name, ticket").unwrap(), order, "the same is the same");
+        let token = |deployment, holder: usize| (holder, secrets[holder].token(deployment, &order.tag));
+        assert_eq!(order.open(&[token(7, 1), token(7, 3)]).unwrap(), b"disk, name, ticket");
+        assert!(order.is_token(1, &token(7, 1).1) && !order.is_token(1, &token(7, 2).1));
+        assert_eq!(order.open(&[token(8, 1), token(8, 3)]), Err(OpenError), "another deployment's");
+        assert_eq!(order.open(&[token(7, 1)]), Err(OpenError), "too few");
+        assert_eq!(order.open(&[token(7, 1), token(7, 1)]), Err(OpenError));
+        assert_eq!(order.open(&[token(7, 1), (9, token(7, 3).1)]), Err(OpenError));
+        assert_eq!(order.open_as_owner(&owner).unwrap(), b"disk, name, ticket");
+        assert_eq!(order.open_as_owner(&OwnerKey([2; 32])), Err(OpenError));
+        let other = Order::seal(&owner, 7, 2, &secrets, b"another disk").unwrap();
+        assert_eq!(other.open(&[token(7, 1), token(7, 3)]), Err(OpenError), "tokens are for one order");
+        assert!(!order.sealed.windows(4).any(|w| w == b"disk"));
+    }
 
     #[test]
     fn any_threshold_of_shares_and_no_fewer() {

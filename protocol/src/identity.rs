@@ -68,10 +68,11 @@ pub const CONTROLLER_NAME: &str = "controller.coe.internal";
 /// The name by which somebody asks for any one stash, knowing its address only.
 pub const STASH_NAME: &str = "stash.coe.internal";
 
-/// Under this name a boot server that acts for an absent controller may issue certificates, and under no other: those of installers.
+/// Under this name a boot server that acts for an absent controller may issue certificates, and under no other: those of installers. A
+/// constraint permits the name itself, too, so it must be nobody's: there is no role of this name.
 #[must_use]
 pub fn delegate_domain(boot_server: NodeId) -> String {
-    format!("{boot_server}.{}.coe.internal", Role::Installer)
+    format!("{boot_server}.delegate.coe.internal")
 }
 
 /// The DNS name in a certificate that a boot server issued for an absent controller.

@@ -5,9 +5,10 @@ use std::time::{Duration, SystemTime};
 
 use controller::io::authority::{Authority, Secrets};
 use images::manifest::ArrayKey;
+use images::shares::HolderSecret;
 use images::{ArrayId, NodeId, wire};
 use protocol::directory::{Contents, Directory, Epoch, Line, Mark, SignedDirectory, Update};
-use protocol::identity::{CONTROLLER_NAME, Identity, Role, STASH_NAME, server_name};
+use protocol::identity::{CONTROLLER_NAME, Identity, Role, STASH_NAME, delegate_domain, server_name};
 use protocol::io::array::Array;
 use protocol::io::credentials::{Credentials, file_of, request_certificate};
 use protocol::io::directory::DirectoryKeeper;
@@ -20,7 +21,7 @@ use protocol::message::image::{LeaveReport, LeftReport, REPORT_PURPOSE, Report, 
 use protocol::message::member::{GetDirectory, Heartbeat, OfferDirectory, TheDirectory};
 use protocol::message::{Call, Refusal, Request, store};
 use protocol::ticket::Ticket;
-use rcgen::{Issuer, KeyPair, PublicKeyData as _};
+use rcgen::{Issuer, KeyPair, PublicKeyData as _, SanType};
 use tests::fleet::{TestFleet, start};
 use xtask::{sample, setup};
 
@@ -122,7 +123,7 @@ async fn nobody_but_an_approved_installer_gets_a_share() {
     let (name, head) = held.directory().head("disk", None).unwrap();
     let shares = head.offline.as_ref().unwrap();
     assert_eq!((shares.threshold, shares.holders.len()), (2, 3));
-    let share = || store::GetShare { image: name.clone(), manifest: head.manifest };
+    let share = || store::GetShare { image: name.clone(), manifest: head.manifest, order: None };
 
     // A stash that asks for others' shares, a person, a boot server.
     let stash = Credentials::load(&file_of(&t.fleet.stashes[0].dir, Role::Stash)).unwrap();
@@ -140,8 +141,9 @@ async fn nobody_but_an_approved_installer_gets_a_share() {
     }
     // Nobody but the controller plants one.
     let approved = join(&t, &["--installer", "--host", "lab-01"]).await;
-    let mine = ask(&approved, &t.fleet.stash_address(1).unwrap(), share()).await.unwrap().share;
-    let plant = store::PutShare { manifest: head.manifest, share: mine.clone() };
+    let given = ask(&approved, &t.fleet.stash_address(1).unwrap(), share()).await.unwrap();
+    let store::TheShare::Given { share: mine, token: None, .. } = given else { panic!("{given:?}") };
+    let plant = store::PutShare { manifest: head.manifest, share: mine.clone(), secret: HolderSecret([0; 32]) };
     for member in [&stash, &approved] {
         let answer = ask(member, &t.fleet.stash_address(2).unwrap(), plant.clone()).await;
         assert!(matches!(answer, Err(CallError::Refused(Refusal::NotAllowed(_)))), "{answer:?}");
@@ -167,20 +169,34 @@ async fn a_boot_server_admits_only_what_it_may() {
     let image = t.file("disk.img");
     sample::disk(&image, 2_000_000).unwrap();
     t.fleet.publish(&image, &["--data", "2", "--parity", "1"]).unwrap();
-    t.fleet.approve_host("lab-01", "S1").unwrap();
-    t.fleet.approve_host("lab-02", "S2").unwrap();
-    t.fleet.ctl(&["deploy", "disk:1", "--host", "lab-01"]).unwrap();
+    let user_data = t.file("user-data");
+    std::fs::write(&user_data, "#cloud-config\n").unwrap();
+    for (name, serial) in [("lab-01", "S1"), ("lab-02", "S2"), ("lab-03", "S3")] {
+        t.fleet.approve_host(name, serial).unwrap();
+    }
+    for name in ["lab-01", "lab-02"] {
+        let plan = ["deploy", "disk:1", "--host", name, "--hostname", name, "--stash", "1GiB", "--cloud-init"];
+        t.fleet.ctl(&[&plan[..], &[user_data.to_str().unwrap()]].concat()).unwrap();
+    }
     let (boot, denied) = (join(&t, &["--boot"]).await, join(&t, &["--boot", "--offline", "deny"]).await);
     t.fleet.wait_until_told().unwrap();
     let admin = Credentials::load(&file_of(&t.fleet.dir().join("home"), Role::Admin)).unwrap();
     let addresses: Vec<String> = (0..3).map(|n| t.fleet.stash_address(n).unwrap()).collect();
     let (_, newest) = directory_of(&admin, &addresses[0]).await;
     let held = SignedDirectory::take(None, newest, admin.identity.array, &admin.array_key).unwrap();
-    let (number, planned) =
-        held.directory().hosts.iter().find_map(|(n, h)| Some((*n, h.planned.as_ref()?.id))).unwrap();
-    let (other, _) = held.directory().hosts.iter().find(|(n, _)| **n != number).unwrap();
+    let known = |name: &str| {
+        let (number, host) = held.directory().hosts.iter().find(|(_, host)| host.name == name).unwrap();
+        (*number, host.planned.clone())
+    };
+    let (number, plan) = known("lab-01");
+    let (neighbour, neighbours_plan) = known("lab-02");
+    let (other, nothing) = known("lab-03");
+    let (plan, neighbours_plan) = (plan.unwrap(), neighbours_plan.unwrap());
+    let planned = plan.id;
+    assert!(nothing.is_none());
+    assert_eq!(plan.user_data, neighbours_plan.user_data, "it is the same, and there once");
     let (name, head) = held.directory().head("disk", None).unwrap();
-    let share = store::GetShare { image: name.clone(), manifest: head.manifest };
+    let share = store::GetShare { image: name.clone(), manifest: head.manifest, order: None };
 
     // The right is given to the one, and not to the other, nor to anybody else.
     let ask_controller = |member: Credentials, csr: Vec<u8>| async move {
@@ -233,6 +249,18 @@ async fn a_boot_server_admits_only_what_it_may() {
         let answer = ask(&installer, &addresses[0], share.clone()).await;
         assert!(matches!(answer, Err(CallError::Connection(_))), "{what}: {answer:?}");
     }
+    // In its own name, which a constraint on names below it permits, too, it is nobody.
+    let machine = KeyPair::generate().unwrap();
+    let identity = Identity { role: Role::Installer, ..boot.identity };
+    let mut params = member_params(identity, Admitted { host: right.0, deployment: None }, None, now, day).unwrap();
+    params.subject_alt_names[0] = SanType::DnsName(delegate_domain(boot.identity.node).try_into().unwrap());
+    let issuer = Issuer::from_ca_cert_der(&given.as_slice().into(), KeyPair::try_from(key.as_slice()).unwrap());
+    let certificate = params.signed_by(&machine, &issuer.unwrap()).unwrap().der().to_vec();
+    let own =
+        Credentials { identity, certificate, chain: vec![given.clone()], key: machine.serialize_der(), ..boot.clone() };
+    let answer = ask(&own, &addresses[0], share.clone()).await;
+    assert!(answer.is_err() && !matches!(answer, Err(CallError::Refused(_))), "{answer:?}");
+
     // With a good one, a boot server makes no stash, no person and no installer as if the controller had admitted it.
     for role in [Role::Stash, Role::Admin, Role::Controller, Role::Installer] {
         let machine = KeyPair::generate().unwrap();
@@ -248,7 +276,7 @@ async fn a_boot_server_admits_only_what_it_may() {
     }
     // What a stash hears, and refuses.
     for (host, deployment) in
-        [(Some(number), None), (Some(number), Some(planned + 1)), (Some(*other), Some(planned)), (None, None)]
+        [(Some(number), None), (Some(number), Some(planned + 1)), (Some(other), Some(planned)), (None, None)]
     {
         let answer = ask(&admit(&good, host, deployment), &addresses[0], share.clone()).await;
         assert!(
@@ -259,19 +287,41 @@ async fn a_boot_server_admits_only_what_it_may() {
     let installer = admit(&good, right.0, right.1);
     ask(&installer, &addresses[0], share.clone()).await.expect("this is what it may");
 
+    // An installer opens its own order, and no other one, not of the same image either.
+    let home = tempfile::tempdir().unwrap();
+    let reach = |member: Credentials| {
+        let keeper = DirectoryKeeper::open(home.path().join(member.identity.node.to_string()), &member);
+        let via = addresses.clone();
+        async move {
+            let socket = endpoint::client(tls::client(&member, tls::ALPN_MEMBER).unwrap()).unwrap();
+            Array::reach(socket, &member, &keeper, &via).await.unwrap()
+        }
+    };
+    let array = reach(installer.clone()).await;
+    let released = array.key(name, head, Some(&plan.order)).await.unwrap();
+    let order = plan.read(held.directory(), &released.order.unwrap()).unwrap();
+    assert_eq!((order.hostname.as_deref(), order.user_data.as_deref()), (Some("lab-01"), Some("#cloud-config\n")));
+    assert_eq!(order.stash.unwrap().ticket.parse::<Ticket>().unwrap().role, Role::Stash);
+    assert!(array.key(name, head, Some(&neighbours_plan.order)).await.is_err());
+    let of_neighbour = reach(admit(&good, Some(neighbour), Some(neighbours_plan.id))).await;
+    assert!(of_neighbour.key(name, head, Some(&plan.order)).await.is_err());
+    of_neighbour.key(name, head, Some(&neighbours_plan.order)).await.unwrap();
+
     // A deployment that is done gets nothing more, whoever admits for it; a word about another's deployment changes nothing.
     let report = Report { image: name.clone(), error: None, lied: Vec::new(), written: 0, took_ms: 0 };
     let word = LeftReport::now(Word::Ended(report));
     let say = |member: &Credentials| Statement::sign(member, REPORT_PURPOSE, wire::encode(&word)).unwrap();
-    let bystander = admit(&good, Some(*other), Some(planned + 1));
-    ask(&bystander, &addresses[0], LeaveReport { statement: say(&bystander) }).await.unwrap();
+    let bystander = admit(&good, Some(other), Some(planned + 1));
+    let left = ask(&bystander, &addresses[0], LeaveReport { statement: say(&bystander) }).await.unwrap();
+    assert!(!left.as_last_word, "nothing of that number is planned for its machine");
     let stolen = ask(&bystander, &addresses[0], LeaveReport { statement: say(&installer) }).await;
     assert!(matches!(stolen, Err(CallError::Refused(Refusal::Invalid(_)))), "{stolen:?}");
     ask(&installer, &addresses[0], share.clone()).await.expect("still to be done");
-    ask(&installer, &addresses[0], LeaveReport { statement: say(&installer) }).await.unwrap();
+    let left = ask(&installer, &addresses[0], LeaveReport { statement: say(&installer) }).await.unwrap();
+    assert!(left.as_last_word);
     for again in [&installer, &admit(&good, right.0, right.1)] {
         let answer = ask(again, &addresses[0], share.clone()).await;
-        assert!(matches!(answer, Err(CallError::Refused(Refusal::Done))), "{answer:?}");
+        assert!(matches!(answer, Ok(store::TheShare::Done(_))), "{answer:?}");
     }
     ask(&installer, &addresses[1], share.clone()).await.expect("this stash was not told");
 

@@ -5,9 +5,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use data_encoding::HEXLOWER;
-use images::{NodeId, wire};
+use images::wire;
 use protocol::io::credentials::{create_private_dir, write_private};
 use protocol::io::statement::Statement;
+use protocol::io::tls::Bearer;
 use protocol::limits::REPORTS_TOGETHER;
 
 /// Reports that wait at the most: a machine that reports without end must not fill its neighbours' disks.
@@ -41,11 +42,14 @@ impl ReportKeeper {
     ///
     /// # Errors
     /// The file system's, or if too many wait.
-    pub fn keep(&self, from: NodeId, statement: &Statement) -> io::Result<()> {
+    pub fn keep(&self, from: &Bearer, statement: &Statement) -> io::Result<()> {
         create_private_dir(&self.0)?;
-        let (all, prefix) = (self.names(), from.to_string());
-        let is_from =
-            |path: &&PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix));
+        // Installers of one deployment have a limit together: whoever admits them can make many.
+        let one = || from.identity.node.to_string();
+        let (all, prefix) = (self.names(), from.deployment.map_or_else(one, |id| format!("deployment.{id}")));
+        let is_from = |path: &&PathBuf| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&format!("{prefix}-")))
+        };
         if all.len() >= WAITING_MAX || all.iter().filter(is_from).count() >= OF_ONE_MAX {
             return Err(io::Error::other("too many reports wait here already"));
         }

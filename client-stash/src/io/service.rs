@@ -111,7 +111,7 @@ async fn forget_removed(directory: Arc<DirectoryKeeper>, shares: Arc<ShareKeeper
     while changes.changed().await.is_ok() {
         let now = changes.borrow_and_update().clone();
         if let (Some(old), Some(new)) = (&before, &now) {
-            words.forget_closed(old.directory(), new.directory());
+            words.forget_closed(new.directory());
             if let Err(error) = shares.forget_removed(old.directory(), new.directory()) {
                 tracing::warn!(%error, "shares of removed images are still here");
                 continue;
@@ -177,12 +177,17 @@ impl Service {
             }
             Request::PutShare(put) => {
                 let failed = |e| Refusal::Failed(format!("keep a share: {e}"));
-                let kept = self.blocking(move |service| service.shares.put(put.manifest, put.share).map_err(failed));
+                let kept = self
+                    .blocking(move |service| service.shares.put(put.manifest, (put.share, put.secret)).map_err(failed));
                 Answer::to::<message::PutShare>(kept.await.map(|()| message::Stored))
             }
             Request::LeaveReport(leave) => {
                 let kept = self.blocking(move |service| service.keep_report(peer, &leave)).await;
                 Answer::to::<image::LeaveReport>(kept)
+            }
+            Request::GetWord(get) => {
+                let last = self.blocking(move |service| Ok(service.words.last(get.deployment))).await;
+                Answer::to::<message::GetWord>(last.map(|last| message::TheWord { last }))
             }
             Request::GetShare(get) => {
                 let released = self.blocking(move |service| service.release(peer, &get)).await;
@@ -200,11 +205,18 @@ impl Service {
         let said = said.ok().filter(|who| statement.bytes.len() <= REPORT_LEN_MAX && peer.bearer == Some(*who));
         let who = said.ok_or_else(|| Refusal::Invalid("this is no report of whoever leaves it".into()))?;
         let failed = |e| Refusal::Unavailable(format!("keep the report: {e}"));
-        if let Some(deployment) = who.deployment {
-            self.words.keep(deployment, statement).map_err(failed)?;
+        let held = self.directory.held();
+        let deployment = release::counts(held.as_ref().map(|held| held.directory()), &who);
+        let as_last_word = match deployment {
+            Some(deployment) => self.words.keep(deployment, statement).map(|()| true).map_err(failed)?,
+            None => false,
+        };
+        match self.reports.keep(&who, statement) {
+            // As a last word it is known to whoever must know.
+            Err(error) if !as_last_word => return Err(failed(error)),
+            _ => {}
         }
-        self.reports.keep(who.identity.node, statement).map_err(failed)?;
-        Ok(image::Left)
+        Ok(image::Left { as_last_word })
     }
 
     /// Give a share away, if that may be, and not before it is written down.
@@ -213,17 +225,29 @@ impl Service {
         let held = self.directory.held();
         let directory = held.as_ref().map(|held| held.directory());
         let allowed = release::check(directory, self.own, &who, get, |id| self.words.is_done(id));
-        let recorded = self.shares.record(&who, get, allowed.as_ref().err().map(|no| no.why));
+        let refused = match allowed {
+            Ok(release::Release::Share(_)) => None,
+            Ok(release::Release::Done(_)) => Some("this deployment is done"),
+            Err(why) => Some(why),
+        };
+        let recorded = self.shares.record(&who, get, refused);
         recorded.map_err(|e| Refusal::Unavailable(format!("the audit record cannot be written: {e}")))?;
-        allowed.map_err(|no| {
-            let why = no.why;
+        let allowed = allowed.map_err(|why| {
             tracing::warn!(node = %who.identity.node, host = ?who.host, image = %get.image, why, "share of a key refused");
-            if no.is_done { Refusal::Done } else { Refusal::NotAdmitted(why.into()) }
+            Refusal::NotAdmitted(why.into())
         })?;
-        let share = self.shares.get(get.manifest);
-        let share = share.ok_or_else(|| Refusal::NotFound(format!("a share of the key of {}", get.image)))?;
+        let deployment = match allowed {
+            release::Release::Share(deployment) => deployment,
+            release::Release::Done(id) => {
+                let last = self.words.last(id).ok_or_else(|| Refusal::Unavailable("it is being forgotten".into()))?;
+                return Ok(message::TheShare::Done(last));
+            }
+        };
+        let kept = self.shares.get(get.manifest);
+        let (share, secret) = kept.ok_or_else(|| Refusal::NotFound(format!("a share of the key of {}", get.image)))?;
         tracing::info!(node = %who.identity.node, host = ?who.host, image = %get.image, "share of a key released");
-        Ok(message::TheShare { share, left: who.deployment.and_then(|id| self.words.last(id)) })
+        let token = deployment.zip(get.order).map(|(id, tag)| secret.token(id, &tag));
+        Ok(message::TheShare::Given { share, token, left: deployment.and_then(|id| self.words.last(id)) })
     }
 
     async fn read(&self, fragment: FragmentId) -> Result<(images::fragment::FragmentHeader, Bytes), Refusal> {

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use images::shares::KeyShare;
+use images::shares::{HolderSecret, KeyShare};
 use images::{ManifestId, wire};
 use protocol::directory::Directory;
 use protocol::io::credentials::write_private;
@@ -19,21 +19,24 @@ use protocol::message::store::GetShare;
 /// An audit record that is longer is put aside once, and replaces the one that was.
 const AUDIT_MAX: u64 = 4 << 20;
 
+/// A share, and what tokens for deployments follow from.
+type Kept = (KeyShare, HolderSecret);
+
 /// Keeps shares, in one small file that is replaced as a whole.
 pub struct ShareKeeper {
     file: PathBuf,
     folder: PathBuf,
-    held: Mutex<BTreeMap<ManifestId, KeyShare>>,
+    held: Mutex<BTreeMap<ManifestId, Kept>>,
 }
 
-fn encode(held: &BTreeMap<ManifestId, KeyShare>) -> Vec<u8> {
+fn encode(held: &BTreeMap<ManifestId, Kept>) -> Vec<u8> {
     let mut bytes = wire::encode(held);
     let check = *blake3::hash(&bytes).as_bytes();
     bytes.extend_from_slice(&check);
     bytes
 }
 
-fn decode(bytes: &[u8]) -> Option<BTreeMap<ManifestId, KeyShare>> {
+fn decode(bytes: &[u8]) -> Option<BTreeMap<ManifestId, Kept>> {
     let (value, check) = bytes.split_last_chunk::<32>()?;
     if blake3::hash(value).as_bytes() != check {
         return None;
@@ -65,7 +68,7 @@ impl ShareKeeper {
         Ok(Self { file, folder: folder.into(), held: Mutex::new(held) })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<ManifestId, KeyShare>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<ManifestId, Kept>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -79,7 +82,7 @@ impl ShareKeeper {
     ///
     /// # Errors
     /// The file system's; then nothing changed.
-    pub fn put(&self, manifest: ManifestId, share: KeyShare) -> std::io::Result<()> {
+    pub fn put(&self, manifest: ManifestId, share: Kept) -> std::io::Result<()> {
         let mut held = self.lock();
         let mut next = held.clone();
         next.insert(manifest, share);
@@ -90,7 +93,7 @@ impl ShareKeeper {
 
     /// A share.
     #[must_use]
-    pub fn get(&self, manifest: ManifestId) -> Option<KeyShare> {
+    pub fn get(&self, manifest: ManifestId) -> Option<Kept> {
         self.lock().get(&manifest).cloned()
     }
 
@@ -146,6 +149,7 @@ mod tests {
     fn shares_are_kept_and_damage_is_told() {
         let dir = tempfile::tempdir().unwrap();
         let share = shares::split(&ManifestKey([1; 32]), 2, 3, &[2; 32]).unwrap().remove(0);
+        let share = (share, HolderSecret([5; 32]));
         let manifest = ManifestId([3; 32]);
         ShareKeeper::open(dir.path()).unwrap().put(manifest, share.clone()).unwrap();
         let again = ShareKeeper::open(dir.path()).unwrap();

@@ -142,12 +142,14 @@ impl Change<'_> {
         let mut gone = Vec::new();
         for row in table.iter()? {
             let (key, value) = row?;
-            if wire::decode::<DeployRecord>(value.value())?.host == id {
-                gone.push(key.value());
+            let record: DeployRecord = wire::decode(value.value())?;
+            if record.host == id {
+                gone.push((key.value(), secret_hash(&record.stash_secret)));
             }
         }
-        for key in gone {
+        for (key, ticket) in gone {
             table.remove(key)?;
+            self.forget_tickets(&[ticket])?;
         }
         Ok(())
     }
@@ -164,6 +166,17 @@ impl Change<'_> {
             self.bump_epoch()?;
         }
         Ok(())
+    }
+
+    /// Change what is known of a boot server. One that is not known, because the controller was rebuilt, may nothing yet.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn change_boot_server(&self, node: NodeId, change: impl FnOnce(&mut BootServerRecord)) -> Result<()> {
+        let known = self.0.open_table(BOOT_SERVERS)?.get(node.0)?.map(|v| wire::decode(v.value())).transpose()?;
+        let mut record = known.unwrap_or_default();
+        change(&mut record);
+        self.put_boot_server(node, &record)
     }
 
     /// Keep a new deployment, and the ticket of its machine's stash.
@@ -192,7 +205,7 @@ impl Change<'_> {
         if record.stash_size > 0 {
             let hash = secret_hash(&record.stash_secret);
             self.put_grant(hash, id)?;
-            let expires_unix_s = record.not_before_unix_s.max(record.since_unix_s) + STASH_TICKET_S;
+            let expires_unix_s = record.not_before_unix_s.max(record.since_unix_s).saturating_add(STASH_TICKET_S);
             self.put_ticket(hash, &TicketRecord::new(Role::Stash, expires_unix_s))?;
         }
         self.bump_epoch()?;

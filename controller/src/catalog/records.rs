@@ -94,7 +94,7 @@ pub struct NodeRecord {
 }
 
 /// A boot server.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct BootServerRecord {
     /// When it joined, seconds since 1970.
     pub joined_unix_s: u64,

@@ -9,7 +9,10 @@ use images::{ArrayId, NodeId};
 use protocol::identity::{Identity, Role};
 use protocol::io::credentials::{Credentials, array_id};
 use protocol::io::issue::{self, Admitted};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _};
+use protocol::io::tls;
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType,
+};
 use serde::{Deserialize, Serialize};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -80,6 +83,8 @@ impl Secrets {
         // The key's name goes along: two authorities of one name would be mistaken for each other until a signature fails.
         let tag = NodeId::of_public_key(&key.subject_public_key_info()).short();
         params.distinguished_name.push(DnType::CommonName, format!("COE array {name} {tag}"));
+        let array_key = ArrayKey::from_seed(&random[..32]).map_err(|_| AuthorityError::Secrets)?;
+        params.subject_alt_names.push(SanType::URI(tls::array_key_uri(&array_key.public()).try_into()?));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let now = SystemTime::now();
@@ -188,7 +193,7 @@ impl Authority {
 mod tests {
     use super::*;
     use protocol::io::credentials::request_certificate;
-    use protocol::io::tls::{self, Bearer};
+    use protocol::io::tls::Bearer;
 
     #[test]
     fn issues_what_the_role_says_and_nothing_the_request_says() {

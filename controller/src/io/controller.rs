@@ -61,8 +61,6 @@ pub struct Controller {
     /// CPU of encoding.
     pub encode: protocol::io::stage::Stage,
     sealed_authority: Vec<u8>,
-    /// Whether deployments were open when this process started: stashes may know that some are done.
-    pub(super) had_open: bool,
     /// Names what this start of this controller signs.
     pub(super) line: Line,
     /// Whether clients were asked, after the start, if they hold what this catalog does not know.
@@ -108,7 +106,6 @@ impl Controller {
         let mut line = [0; 8];
         aws_lc_rs::rand::fill(&mut line).map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?;
         let heartbeat = Duration::from_millis(settings.heartbeat_ms.into());
-        let had_open = catalog.deployments()?.iter().any(|(_, deployment)| deployment.state.is_open());
         Ok(Self {
             authority,
             committer: Committer::start(catalog.clone()),
@@ -127,7 +124,6 @@ impl Controller {
             started: Instant::now(),
             encode: protocol::io::stage::Stage::default(),
             sealed_authority,
-            had_open,
             line: Line(line),
             has_asked: AtomicBool::new(false),
             disbelieved: Mutex::default(),
@@ -188,7 +184,14 @@ impl Controller {
         let groups = self.catalog.groups()?.into_iter().filter(|(_, group)| group.segments > 0);
         let (hosts, deployments) = (self.catalog.hosts()?, self.catalog.deployments()?);
         let images: BTreeMap<ImageName, ImageRecord> = self.catalog.images()?.into_iter().collect();
-        let mut orders = planned::seal(self.array(), &self.settings.addresses, &hosts, &images, deployments);
+        let mut orders = planned::seal(
+            self.array(),
+            &self.authority.owner_key,
+            &self.settings.addresses,
+            &hosts,
+            &images,
+            deployments,
+        );
         let approved = hosts.into_iter().filter(|(_, host)| host.approved);
         let boot_servers = self.catalog.boot_servers()?.into_iter().filter(|(_, server)| server.offline);
         let head = |(name, image): (ImageName, ImageRecord)| {

@@ -16,6 +16,15 @@ use protocol::message::image::{
 use super::controller::{Controller, catalog_refusal};
 use crate::catalog::ImageRecord;
 
+/// How a word came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// Its installer says it on a connection of its own.
+    Itself,
+    /// A stash kept it; it looked at the right of whoever admitted the installer when it took it.
+    Stash,
+}
+
 impl Controller {
     /// An image by its name; without a tag the newest.
     ///
@@ -79,7 +88,7 @@ impl Controller {
         }
         words.sort_by_key(|(_, left)| left.at_unix_ms);
         for (who, left) in words {
-            self.hear(&who, left).await?;
+            self.hear(&who, left, Via::Stash).await?;
         }
         Ok(Passed)
     }
@@ -88,15 +97,19 @@ impl Controller {
     ///
     /// # Errors
     /// If it was not noted.
-    pub async fn hear(&self, who: &Bearer, left: LeftReport) -> Result<Reported, Refusal> {
+    pub async fn hear(&self, who: &Bearer, left: LeftReport, via: Via) -> Result<Reported, Refusal> {
         // Two stashes that pass the same on at the same time must not both find it new.
         let _one_at_a_time = self.passing.lock().await;
         let id = left.id(who.identity.node);
         if self.catalog.knows_report(id).map_err(catalog_refusal)? {
             return Ok(Reported);
         }
+        let said_s = left.at_unix_ms / 1000;
         match left.word {
-            Word::Ended(report) => self.report(who, &report).await?,
+            Word::Ended(report) => self.report(who, &report, said_s, via).await?,
+            Word::Progress(progress) if self.is_overtaken(who, said_s) => {
+                tracing::debug!(by = %who.identity.node, stage = ?progress.stage, "progress of an earlier try");
+            }
             Word::Progress(progress) => match self.progress(who, progress).await {
                 Err(error @ Refusal::Failed(_)) => return Err(error),
                 // Since then it was cancelled, or forgotten, or went on.
@@ -110,7 +123,7 @@ impl Controller {
         Ok(Reported)
     }
 
-    async fn report(&self, who: &Bearer, report: &Report) -> Result<(), Refusal> {
+    async fn report(&self, who: &Bearer, report: &Report, said_s: u64, via: Via) -> Result<(), Refusal> {
         for (node, what) in &report.lied {
             tracing::warn!(%node, what, "stash returned wrong data");
             self.liars.lock().unwrap_or_else(PoisonError::into_inner).insert(*node, what.clone());
@@ -123,7 +136,7 @@ impl Controller {
             }
         }
         if who.identity.role == Role::Installer {
-            self.installation_ended(who, report.error.as_deref()).await?;
+            self.installation_ended(who, report.error.as_deref(), said_s, via).await?;
         }
         Ok(())
     }

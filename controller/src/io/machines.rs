@@ -7,16 +7,21 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use images::manifest::ImageName;
+use images::wire;
 use protocol::identity::Role;
+use protocol::io::statement::Statement;
 use protocol::io::tls::Bearer;
+use protocol::io::words::{self, Known};
 use protocol::machine::{Facts, Mac};
 use protocol::message::Refusal;
 use protocol::message::boot::{
     AskBoot, BOOT_IMAGE, BootOrder, BootTicket, Deployment, GetDeployment, Progress, TakeBoot, Told,
 };
+use protocol::message::image::{LeftReport, REPORT_PURPOSE};
 use protocol::ticket::{Ticket, fresh_secret, secret_hash};
 
 use super::controller::{Controller, catalog_refusal};
+use super::grant::Via;
 use super::planned;
 use super::unix_s;
 use crate::catalog::{CatalogError, TicketRecord};
@@ -122,13 +127,31 @@ impl Controller {
         Ok((id, host))
     }
 
-    /// After a start, stashes first tell what became of machines meanwhile: one that was installed without this controller must not be
-    /// installed again.
-    fn check_has_heard(&self) -> Result<(), Refusal> {
-        if !self.had_open || self.started.elapsed() > self.fleet.patience() * 2 {
-            return Ok(());
+    /// Whether a machine was installed while this controller did not hear of it: those who have shares of the image's key know. Without an
+    /// answer of so many of them that one would know, nobody is installed: it would be over whatever somebody did on the machine since.
+    async fn check_not_done(&self, id: u32, record: &DeployRecord) -> Result<(), Refusal> {
+        let images = self.catalog.images().map_err(catalog_refusal)?;
+        let shares = images.into_iter().find(|(image, _)| *image == record.image).and_then(|(_, image)| image.offline);
+        let Some(shares) = shares else { return Ok(()) };
+        let (authority, array, host) = (self.authority.certificate(), self.array(), record.host);
+        let is_true = |statement: &Statement| words::says_done(statement, authority, array, host, id);
+        match words::ask(&self.pool, &shares, id, is_true).await {
+            Known::NotDone => Ok(()),
+            Known::Done(statement) => {
+                self.heard_of(&statement).await?;
+                Err(Refusal::NotAdmitted("this machine was installed while the controller was away".into()))
+            }
+            Known::Unknown => Err(Refusal::Unavailable(
+                "too few stashes answer that would know whether this machine was installed while the controller was away"
+                    .into(),
+            )),
         }
-        Err(Refusal::Unavailable("the controller has just started, and hears first what happened without it".into()))
+    }
+
+    /// Whether a deployment was decided upon anew after something was said of it. Clocks differ by minutes.
+    pub(super) fn is_overtaken(&self, who: &Bearer, said_s: u64) -> bool {
+        const CLOCKS_DIFFER_S: u64 = 600;
+        self.carried_as(who, Via::Stash).is_ok_and(|(_, record)| said_s + CLOCKS_DIFFER_S < record.since_unix_s)
     }
 
     /// A machine asks to boot from the network.
@@ -136,13 +159,19 @@ impl Controller {
     /// # Errors
     /// The catalog's.
     pub async fn ask_boot(&self, ask: AskBoot) -> Result<BootOrder, Refusal> {
-        self.check_has_heard()?;
         let facts = ask.facts.cleaned();
         let known = if ask.is_dry_run { self.find_host(&facts)? } else { Some(self.meet(&facts).await?) };
         let Some((id, host)) = known else {
             return Ok(BootOrder { host: "a machine that nobody knows".into(), install: false });
         };
-        let install = host.approved && self.open_deployment(id)?.is_some_and(|(_, d)| d.is_due(unix_s()));
+        let due = self.open_deployment(id)?.filter(|(_, d)| host.approved && d.is_due(unix_s()));
+        let install = match due {
+            Some((deployment, record)) => match self.check_not_done(deployment, &record).await {
+                Err(Refusal::NotAdmitted(_)) => false,
+                checked => checked.map(|()| true)?,
+            },
+            None => false,
+        };
         Ok(BootOrder { host: host.name, install })
     }
 
@@ -163,22 +192,26 @@ impl Controller {
     /// # Errors
     /// [`Refusal::NotAdmitted`] if it has nothing to do.
     pub async fn take_boot(&self, take: TakeBoot) -> Result<BootTicket, Refusal> {
-        self.check_has_heard()?;
         let nobody = || Refusal::NotAdmitted("nobody knows this machine".into());
         let (id, host) = self.find_host(&take.facts.cleaned())?.ok_or_else(nobody)?;
         let open = self.open_deployment(id)?.filter(|(_, d)| host.approved && d.state.wants_boot());
         let (deployment, record) =
             open.ok_or_else(|| Refusal::NotAdmitted(format!("{} has nothing to do", host.name)))?;
+        self.check_not_done(deployment, &record).await?;
         let ticket = self.installer_ticket(deployment).await?.to_string();
         tracing::info!(host = %host.name, deployment, "installer loads");
         Ok(BootTicket { ticket, unix_s: unix_s(), rescue: record.rescue })
     }
 
-    /// The deployment that an installer carries out: the one that its certificate names. One that a boot server admitted must still be wanted.
+    /// The deployment that an installer carries out: the one that its certificate names.
     fn carried(&self, who: &Bearer) -> Result<(u32, DeployRecord), Refusal> {
+        self.carried_as(who, Via::Itself)
+    }
+
+    fn carried_as(&self, who: &Bearer, via: Via) -> Result<(u32, DeployRecord), Refusal> {
         let id = who.deployment.filter(|_| who.identity.role == Role::Installer);
         let id = id.ok_or_else(|| Refusal::NotAdmitted("this installer was not started by a deployment".into()))?;
-        if let Some(boot_server) = who.issuer {
+        if let Some(boot_server) = who.issuer.filter(|_| via == Via::Itself) {
             let known = self.catalog.boot_server(boot_server).map_err(catalog_refusal)?;
             if !known.is_some_and(|known| known.offline) {
                 return Err(Refusal::NotAdmitted("the boot server that admitted this installer may not".into()));
@@ -212,7 +245,6 @@ impl Controller {
     /// # Errors
     /// If nothing is to be done.
     pub async fn deployment(&self, who: &Bearer, get: GetDeployment) -> Result<Deployment, Refusal> {
-        self.check_has_heard()?;
         let (id, record) = self.carried(who)?;
         let facts = get.facts.cleaned();
         let hosts = self.catalog.hosts().map_err(catalog_refusal)?;
@@ -225,6 +257,7 @@ impl Controller {
                 host.name
             )));
         }
+        self.check_not_done(id, &record).await?;
         self.set_state(id, |s| s.is_open(), State::Installing).await?;
         let name = host.name.clone();
         let change = self.committer.change(move |change| {
@@ -280,8 +313,25 @@ impl Controller {
     ///
     /// # Errors
     /// If that was not noted, so that the installer says it again.
-    pub(super) async fn installation_ended(&self, who: &Bearer, error: Option<&str>) -> Result<(), Refusal> {
-        let Ok((id, record)) = self.carried(who) else { return Ok(()) };
+    pub(super) async fn installation_ended(
+        &self,
+        who: &Bearer,
+        error: Option<&str>,
+        said_s: u64,
+        via: Via,
+    ) -> Result<(), Refusal> {
+        if who.deployment.is_none() {
+            return Ok(());
+        }
+        let (id, record) = match self.carried_as(who, via) {
+            Ok(carried) => carried,
+            // The machine, or its deployment, was forgotten: then nothing is open that could be carried out again.
+            Err(Refusal::NotFound(_)) => return Ok(()),
+            Err(other) => return Err(other),
+        };
+        if error.is_some() && self.is_overtaken(who, said_s) {
+            return Ok(());
+        }
         let is_done = error.is_none();
         let to = error.map_or(State::Installed, |why| State::Stopped(why.into()));
         let change = self.committer.change(move |change| {
@@ -297,6 +347,14 @@ impl Controller {
             noted.or_else(|e| if matches!(e, CatalogError::Conflict(_)) { Ok(()) } else { Err(e) })
         });
         change.await.map_err(catalog_refusal)
+    }
+
+    /// A stash showed that a deployment is done.
+    async fn heard_of(&self, statement: &Statement) -> Result<(), Refusal> {
+        let said = statement.verify(REPORT_PURPOSE, self.authority.certificate(), self.array());
+        let left = wire::decode::<LeftReport>(&statement.bytes);
+        let (Ok(who), Ok(left)) = (said, left) else { return Ok(()) };
+        self.hear(&who, left, Via::Stash).await.map(drop)
     }
 
     /// Plan deployments.

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Instant, SystemTime};
 
 use images::NodeId;
@@ -51,7 +52,8 @@ impl Controller {
             if ticket.role == Role::Stash {
                 if let Some(deployment) = deployment {
                     let deployed = change.change_deployment(deployment, |d| {
-                        if matches!(d.state, State::Installing | State::Installed) {
+                        // Its ticket was on the installed disk only: however far the reports are, the machine is up.
+                        if d.state != State::Cancelled {
                             (d.state, d.since_unix_s) = (State::Deployed, now);
                         }
                         Ok(())
@@ -80,7 +82,6 @@ impl Controller {
             node,
             certificate,
             chain: Vec::new(),
-            array_key: self.authority.array_key.public(),
             controller: self.settings.addresses.clone(),
             directory: is_installer.then(|| directory.whole()),
         })
@@ -91,23 +92,22 @@ impl Controller {
     /// # Errors
     /// If the request is none.
     pub async fn delegate(&self, who: Identity, ask: &GetDelegation) -> Result<Delegation, Refusal> {
-        let known = self.catalog.boot_server(who.node).map_err(catalog_refusal)?;
         let now = SystemTime::now();
-        // A controller that was rebuilt knows only those that were permitted.
-        let first = BootServerRecord { joined_unix_s: unix_s(), offline: false, delegated_until_unix_s: 0 };
-        let known = known.unwrap_or(first);
-        let certificate = if known.offline {
-            let until = now + DELEGATION_LASTS;
-            let given = self.authority.delegate(who.node, &ask.csr, now - BACKDATE, until);
-            Some(given.map_err(|e| Refusal::Invalid(e.to_string()))?)
-        } else {
-            None
-        };
-        let delegated_until_unix_s = if known.offline { unix_s() + DELEGATION_LASTS.as_secs() } else { 0 };
-        let record = BootServerRecord { delegated_until_unix_s, ..known };
-        let change = self.committer.change(move |change| change.put_boot_server(who.node, &record));
-        change.await.map_err(catalog_refusal)?;
-        Ok(Delegation { certificate })
+        let until = now + DELEGATION_LASTS;
+        let given = self.authority.delegate(who.node, &ask.csr, now - BACKDATE, until);
+        let given = given.map_err(|e| Refusal::Invalid(e.to_string()))?;
+        let permitted = Arc::new(AtomicBool::new(false));
+        let seen = permitted.clone();
+        // Permitted or not is looked up where it is noted: an admin may decide otherwise in the same moment.
+        let noted = self.committer.change(move |change| {
+            change.change_boot_server(who.node, |known| {
+                seen.store(known.offline, Relaxed);
+                let until_unix_s = unix_s() + DELEGATION_LASTS.as_secs();
+                known.delegated_until_unix_s = if known.offline { until_unix_s } else { 0 };
+            })
+        });
+        noted.await.map_err(catalog_refusal)?;
+        Ok(Delegation { certificate: permitted.load(Relaxed).then_some(given) })
     }
 
     /// A stash reports.

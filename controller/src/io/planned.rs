@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use images::keys::ManifestKey;
+use images::keys::OwnerKey;
 use images::manifest::ImageName;
+use images::shares::{HolderSecret, Order};
 use images::{ArrayId, wire};
 use protocol::directory::{Directory, Planned};
 use protocol::identity::Role;
 use protocol::limits::ORDERS_LEN_MAX;
-use protocol::message::boot::{Deployment, ORDER_PURPOSE, StashJoin, USER_DATA_PURPOSE};
+use protocol::message::boot::{Deployment, SealedOrder, StashJoin};
 use protocol::ticket::Ticket;
 
 use crate::catalog::ImageRecord;
@@ -50,6 +51,7 @@ pub struct Orders {
 #[must_use]
 pub fn seal(
     array: ArrayId,
+    owner: &OwnerKey,
     controller: &[String],
     hosts: &[(u32, HostRecord)],
     images: &BTreeMap<ImageName, ImageRecord>,
@@ -58,12 +60,18 @@ pub fn seal(
     let (mut orders, mut len, mut left_out) = (Orders::default(), 0, 0);
     for (id, record) in deployments.into_iter().filter(|(_, d)| d.state.wants_boot()) {
         let host = hosts.iter().find(|(host, h)| *host == record.host && h.approved);
-        let image = images.get(&record.image).filter(|image| image.offline.is_some());
-        let (Some((host, known)), Some(image)) = (host, image) else { continue };
-        let mut order = order(array, controller, id, &known.name, &record);
-        let user_data = order.user_data.take().map(|text| image.key.seal(USER_DATA_PURPOSE, text.as_bytes()));
-        let order = image.key.seal(ORDER_PURPOSE, &wire::encode(&order));
-        let row = user_data.map(|sealed| (*blake3::hash(&sealed).as_bytes(), sealed));
+        let image = images.get(&record.image);
+        let shares = image.and_then(|image| Some((image.manifest, image.offline.as_ref()?)));
+        let (Some((host, known)), Some((manifest, shares))) = (host, shares) else { continue };
+        let mut deployment = order(array, controller, id, &known.name, &record);
+        let text = deployment.user_data.take();
+        let user_data_key = text.as_ref().map(|text| owner.content_key(text.as_bytes()));
+        let row = text.zip(user_data_key.as_ref()).map(|(text, key)| key.seal(text.as_bytes()));
+        let row = row.map(|sealed| (*blake3::hash(&sealed).as_bytes(), sealed));
+        let secrets: Vec<HolderSecret> =
+            shares.holders.iter().map(|(node, _)| owner.holder_secret(&manifest, node)).collect();
+        let bytes = wire::encode(&SealedOrder { deployment, user_data_key });
+        let Ok(order) = Order::seal(owner, id, shares.threshold, &secrets, &bytes) else { continue };
         let new = row.as_ref().filter(|(digest, _)| !orders.user_data.contains_key(digest));
         let more = order.len() + new.map_or(0, |(_, sealed)| sealed.len());
         if len + more > ORDERS_LEN_MAX {
@@ -85,9 +93,9 @@ pub fn seal(
 
 /// The same, the other way round: deployments as a catalog keeps them. What cannot be opened is left out.
 #[must_use]
-pub fn open(directory: &Directory, key_of: impl Fn(&ImageName) -> Option<ManifestKey>) -> Vec<(u32, DeployRecord)> {
+pub fn open(directory: &Directory, owner: &OwnerKey) -> Vec<(u32, DeployRecord)> {
     let one = |host: u32, planned: &Planned| -> Option<(u32, DeployRecord)> {
-        let order = planned.open(directory, &key_of(&planned.image)?)?;
+        let order = planned.read(directory, &planned.order.open_as_owner(owner).ok()?)?;
         let (stash_size, stash_secret) = match &order.stash {
             Some(join) => (join.size, join.ticket.parse::<Ticket>().ok()?.secret),
             None => (0, [0; 16]),

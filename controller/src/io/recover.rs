@@ -140,10 +140,7 @@ impl Recovery {
             }
             let common = directory.common();
             change.restore_host_number(common.last_host)?;
-            let key_of = |image: &ImageName| {
-                { images.iter() }.find(|(name, _)| name == image).map(|(_, restored)| restored.record.key.clone())
-            };
-            change.restore_deployments(&planned::open(directory, key_of), common.last_deployment)?;
+            change.restore_deployments(&planned::open(directory, &self.authority.owner_key), common.last_deployment)?;
             for node in common.policy.boot_servers {
                 let record = BootServerRecord { joined_unix_s: now, offline: true, delegated_until_unix_s: 0 };
                 change.put_boot_server(node, &record)?;

@@ -118,6 +118,13 @@ impl Controller {
             return Err(Refusal::Invalid(format!("clients hold epoch {} by now, not {epoch}", theirs.epoch)));
         }
         let (term, next) = (own.mark().term.max(theirs.term) + 1, Epoch(own.mark().epoch.max(theirs.epoch).0 + 1));
+        // Numbers that clients know stay theirs: a new deployment must not be taken for one of the same number that is done.
+        let common = rival.as_ref().map(|rival| rival.directory().common()).unwrap_or_default();
+        let numbers = self.catalog.change(|change| {
+            change.restore_host_number(common.last_host)?;
+            change.restore_deployments(&[], common.last_deployment)
+        });
+        numbers.map_err(catalog_refusal)?;
         let contents = self.contents().map_err(catalog_refusal)?;
         let directory = Directory::next(Some(&own), self.array(), self.line, next, contents).in_term(term);
         self.keep_directory(directory.sign(&self.authority.array_key)).map_err(catalog_refusal)?;

@@ -18,6 +18,7 @@ use redb::Database;
 use super::api;
 use super::controller::Controller;
 use super::folder::Folder;
+use super::grant::Via;
 use super::mass_storage::MassStorage;
 use super::rival::tell;
 use crate::catalog::Catalog;
@@ -141,7 +142,8 @@ async fn renew(controller: Arc<Controller>, endpoint: quinn::Endpoint, acceptor:
 
 async fn answer(controller: &Arc<Controller>, peer: Peer, request: Request, body: Bytes) -> Answer {
     // Not even an image: clients may know a newer one, and an installer that is refused asks them.
-    let asks_only = matches!(request, Request::Heartbeat(_) | Request::Renew(_) | Request::Report(_));
+    // Nor a report: what this catalog notes now may be dropped, and stashes keep it.
+    let asks_only = matches!(request, Request::Heartbeat(_) | Request::Renew(_));
     if !asks_only && let Err(refusal) = controller.check_in_charge() {
         return Answer::refuse(refusal);
     }
@@ -166,7 +168,7 @@ async fn answer(controller: &Arc<Controller>, peer: Peer, request: Request, body
         Request::Finish(finish) => Answer::to::<publish::Finish>(controller.finish(finish).await),
         Request::GetImage(get) => Answer::to::<image::GetImage>(controller.grant(&bearer, &get)),
         Request::GetPage(get) => Answer::with_body::<image::GetPage>(controller.page(&get)),
-        Request::Report(left) => Answer::to::<image::LeftReport>(controller.hear(&bearer, left).await),
+        Request::Report(left) => Answer::to::<image::LeftReport>(controller.hear(&bearer, left, Via::Itself).await),
         Request::PassReports(pass) => Answer::to::<image::PassReports>(controller.passed(who, &pass).await),
         Request::AskBoot(ask) => Answer::to::<boot::AskBoot>(controller.ask_boot(ask).await),
         Request::TakeBoot(take) => Answer::to::<boot::TakeBoot>(controller.take_boot(take).await),

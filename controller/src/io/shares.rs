@@ -53,7 +53,8 @@ impl Controller {
                 break;
             }
             let put = |(share, node): (KeyShare, NodeId)| async move {
-                let kept = self.put_share(node, store::PutShare { manifest, share: share.clone() }).await;
+                let secret = self.authority.owner_key.holder_secret(&manifest, &node);
+                let kept = self.put_share(node, store::PutShare { manifest, share: share.clone(), secret }).await;
                 (share, node, kept)
             };
             for (share, node, kept) in futures_util::future::join_all(tries.into_iter().map(put)).await {

@@ -14,17 +14,16 @@ pub use update::{SignedDirectory, Update};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use images::keys::ManifestKey;
 use images::manifest::{ArrayKey, ImageName, SignError};
 use images::parity::Geometry;
-use images::shares::ShareDigest;
+use images::shares::{Order, ShareDigest};
 use images::wire::{self, DecodeError};
 use images::{ArrayId, GroupId, ManifestId, NodeId};
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{ADDRESSES_MAX, DIRECTORY_ROWS_MAX, MEMBERS_MAX, SHARES_MAX};
 use crate::machine::{Mac, Marks, Uuid};
-use crate::message::boot::{Deployment, ORDER_PURPOSE, USER_DATA_PURPOSE};
+use crate::message::boot::{Deployment, SealedOrder};
 
 const PURPOSE: &str = "directory";
 /// Lines that a directory names. A member that slept through more starts of its controller takes the newest on its signature alone.
@@ -115,7 +114,7 @@ pub struct Head {
 }
 
 /// What is to become of a machine, for a boot server and an installer that the controller is not there to tell. Only what a boot server
-/// must know can be read here; the rest is sealed with the key of the image.
+/// must know can be read here; the rest opens with what the holders of shares of the image's key give to this deployment alone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Planned {
     /// The deployment's number.
@@ -126,25 +125,25 @@ pub struct Planned {
     pub not_before_unix_s: u64,
     /// Whether to give a shell when it fails.
     pub rescue: bool,
-    /// A [`crate::message::boot::Deployment`] without its `user_data`.
-    pub order: Vec<u8>,
+    /// A [`crate::message::boot::SealedOrder`].
+    pub order: Order,
     /// The row of sealed cloud-init data that belongs to it.
     pub user_data: Option<[u8; 32]>,
 }
 
 impl Planned {
-    /// All of it, with the key of its image. `None` if this is not what the array's controller sealed.
+    /// All of it, from its opened order. `None` if this is not what the array's controller sealed.
     #[must_use]
-    pub fn open(&self, directory: &Directory, key: &ManifestKey) -> Option<Deployment> {
-        let order: Deployment = wire::decode(&key.open(ORDER_PURPOSE, &self.order).ok()?).ok()?;
-        let user_data = match &self.user_data {
-            Some(digest) => {
-                let text = key.open(USER_DATA_PURPOSE, directory.user_data.get(digest)?).ok()?;
-                Some(String::from_utf8(text).ok()?)
+    pub fn read(&self, directory: &Directory, order: &[u8]) -> Option<Deployment> {
+        let order: SealedOrder = wire::decode(order).ok()?;
+        let user_data = match (&self.user_data, order.user_data_key) {
+            (Some(digest), Some(key)) => {
+                Some(String::from_utf8(key.open(directory.user_data.get(digest)?).ok()?).ok()?)
             }
-            None => None,
+            _ => None,
         };
-        (order.id == self.id && order.image == self.image).then_some(Deployment { user_data, ..order })
+        let deployment = Deployment { user_data, ..order.deployment };
+        (deployment.id == self.id && deployment.image == self.image).then_some(deployment)
     }
 }
 

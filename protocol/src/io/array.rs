@@ -8,7 +8,7 @@ use bytes::Bytes;
 use images::NodeId;
 use images::keys::ManifestKey;
 use images::manifest::{ImageName, PageRef, Root, SegmentEntry, Signed};
-use images::shares::{self, KeyShare};
+use images::shares::{self, KeyShare, Order};
 use images::wire;
 use quinn::{Connection, Endpoint};
 use tokio::task::JoinSet;
@@ -25,8 +25,7 @@ use crate::directory::{Directory, DirectoryError, Head, Mark, SignedDirectory, V
 use crate::getter::Patience;
 use crate::identity::STASH_NAME;
 use crate::limits::GUEST_FRAME_MAX;
-use crate::message::Refusal;
-use crate::message::image::{LeaveReport, LeftReport, MANIFEST_PURPOSE, REPORT_PURPOSE};
+use crate::message::image::{LeaveReport, Left, LeftReport, MANIFEST_PURPOSE, REPORT_PURPOSE};
 use crate::message::member::{GetDirectory, OfferDirectory, TheDirectory};
 use crate::message::store::{GetShare, TheShare};
 
@@ -46,6 +45,16 @@ const WAIT_FOR_OTHERS: Duration = Duration::from_millis(500);
 #[derive(Debug, thiserror::Error)]
 #[error("this deployment is done")]
 pub struct AlreadyDone;
+
+/// What holders of shares gave.
+pub struct Released {
+    /// Opens the image.
+    pub key: ManifestKey,
+    /// The order that was asked for.
+    pub order: Option<Vec<u8>>,
+    /// What earlier installers of the same deployment left with them.
+    pub left: Vec<LeftReport>,
+}
 
 /// The array.
 #[derive(Clone)]
@@ -307,7 +316,8 @@ impl Array {
     /// # Errors
     /// The last stash's, if none kept it.
     pub async fn leave(&self, word: &LeftReport) -> Result<(), CallError> {
-        self.leave_with(word, some_of(self.directory(), ASKED), 1, REPORT_COPIES).await
+        let (with, kept) = (some_of(self.directory(), ASKED), |_: &Left| true);
+        self.leave_with(word, with, kept, 1, REPORT_COPIES).await
     }
 
     /// Leave a word with all who have shares of an image's key: whoever asks these for the key next hears it.
@@ -317,7 +327,7 @@ impl Array {
     pub async fn leave_with_holders(&self, image: &ImageName, word: &LeftReport) -> Result<(), CallError> {
         let plan = self.directory().heads.get(image).and_then(|head| head.offline.as_ref());
         let holders: Vec<NodeId> = plan.into_iter().flat_map(|plan| &plan.holders).map(|(node, _)| *node).collect();
-        self.leave_with(word, holders, 1, usize::MAX).await
+        self.leave_with(word, holders, |left| left.as_last_word, 1, usize::MAX).await
     }
 
     /// Leave the word that the deployment of an image is done with so many of those who have shares of its key that too few are left who
@@ -331,13 +341,14 @@ impl Array {
             plan.ok_or_else(|| CallError::Unreachable(format!("any stash with a share of the key of {image}")))?;
         let enough = plan.holders.len() + 1 - usize::from(plan.threshold);
         let holders = plan.holders.iter().map(|(node, _)| *node).collect();
-        self.leave_with(word, holders, enough, usize::MAX).await
+        self.leave_with(word, holders, |left| left.as_last_word, enough, usize::MAX).await
     }
 
     async fn leave_with(
         &self,
         word: &LeftReport,
         with: Vec<NodeId>,
+        is_kept: fn(&Left) -> bool,
         enough: usize,
         stop_at: usize,
     ) -> Result<(), CallError> {
@@ -347,7 +358,7 @@ impl Array {
         for node in with {
             let (pool, leave) = (self.pool.clone(), LeaveReport { statement: statement.clone() });
             asks.spawn(async move {
-                let left = async { rpc::call(&pool.get(node).await?, leave, &[]).await.map(drop) };
+                let left = async { rpc::call(&pool.get(node).await?, leave, &[]).await.map(|(left, _)| left) };
                 let silent = |_| Err(CallError::Unreachable(node.to_string()));
                 tokio::time::timeout(FOUND_AND_ANSWERED_WITHIN, left).await.unwrap_or_else(silent)
             });
@@ -355,7 +366,7 @@ impl Array {
         let (mut kept, mut last) = (0, CallError::Unreachable("any stash".into()));
         while let Some(answer) = asks.join_next().await {
             match answer {
-                Ok(Ok(())) => kept += 1,
+                Ok(Ok(left)) => kept += usize::from(is_kept(&left)),
                 Ok(Err(error)) => last = error,
                 Err(_) => {}
             }
@@ -375,48 +386,56 @@ impl Array {
         wire::decode(&statement.bytes).ok().filter(|_| is_of_this)
     }
 
-    /// The key of an image's manifest, from shares of as many stashes as it takes; and what earlier installers of the same deployment left
-    /// with these.
+    /// The key of an image's manifest, from shares of as many stashes as it takes; and an order of this installer's deployment, opened with
+    /// what they give for it.
     ///
     /// # Errors
-    /// If too few release one; with what each said.
-    pub async fn key(&self, image: &ImageName, head: &Head) -> anyhow::Result<(ManifestKey, Vec<LeftReport>)> {
+    /// If too few release one, with what each said; [`AlreadyDone`].
+    pub async fn key(&self, image: &ImageName, head: &Head, order: Option<&Order>) -> anyhow::Result<Released> {
         let plan = head.offline.as_ref();
         let plan = plan
             .with_context(|| format!("{image} was published with --offline deny: only the controller has its key"))?;
         let mut asks = JoinSet::new();
-        for (node, digest) in plan.holders.clone() {
-            let (pool, ask) = (self.pool.clone(), GetShare { image: image.clone(), manifest: head.manifest });
+        for (place, (node, digest)) in plan.holders.iter().copied().enumerate() {
+            let ask = GetShare { image: image.clone(), manifest: head.manifest, order: order.map(|order| order.tag) };
+            let pool = self.pool.clone();
             asks.spawn(async move {
                 let asked = async { rpc::call(&pool.get(node).await?, ask, &[]).await };
                 let silent = |_| Err(CallError::Unreachable(node.to_string()));
                 let answer = tokio::time::timeout(FOUND_AND_ANSWERED_WITHIN, asked).await.unwrap_or_else(silent);
-                let is_done = matches!(answer, Err(CallError::Refused(Refusal::Done)));
-                let given = answer.map(|(reply, _)| reply).map_err(|error| error.to_string());
-                let right = |g: TheShare| {
-                    if g.share.digest() == digest { Ok(g) } else { Err("its share is wrong".to_string()) }
-                };
-                (node, is_done, given.and_then(right))
+                (place, node, digest, answer.map(|(given, _)| given))
             });
         }
-        let (mut shares, mut left, mut refused) = (Vec::<KeyShare>::new(), Vec::new(), Vec::new());
-        let mut done = false;
+        let (mut shares, mut tokens, mut left) = (Vec::<KeyShare>::new(), Vec::new(), Vec::new());
+        let (mut refused, mut is_done) = (Vec::new(), false);
         while let Some(answer) = asks.join_next().await {
-            match answer.context("ask for a share")? {
-                (_, _, Ok(given)) => {
-                    shares.push(given.share);
-                    left.extend(given.left.and_then(|statement| self.left_before(&statement)));
+            let (place, node, digest, given) = answer.context("ask for a share")?;
+            let why = match given {
+                Ok(TheShare::Given { share, token, left: said }) => {
+                    let token = token.filter(|token| order.is_some_and(|order| order.is_token(place, token)));
+                    if share.digest() == digest && (order.is_none() || token.is_some()) {
+                        shares.push(share);
+                        tokens.extend(token.map(|token| (place, token)));
+                        left.extend(said.and_then(|statement| self.left_before(&statement)));
+                        None
+                    } else {
+                        Some("its share is wrong".to_string())
+                    }
                 }
-                (node, is_done, Err(why)) => {
-                    done |= is_done;
-                    refused.push(format!("{}: {why}", node.short()));
+                Ok(TheShare::Done(statement)) => {
+                    is_done |= self.left_before(&statement).is_some_and(|left| left.is_success());
+                    Some("the deployment is done".into())
                 }
-            }
+                Err(error) => Some(error.to_string()),
+            };
+            refused.extend(why.map(|why| format!("{}: {why}", node.short())));
             if shares.len() == usize::from(plan.threshold) {
-                return Ok((shares::combine(&shares).context("combine the shares of the key")?, left));
+                let key = shares::combine(&shares).context("combine the shares of the key")?;
+                let order = order.map(|order| order.open(&tokens)).transpose().context("open the order")?;
+                return Ok(Released { key, order, left });
             }
         }
-        if done {
+        if is_done {
             return Err(AlreadyDone.into());
         }
         bail!(

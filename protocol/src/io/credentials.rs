@@ -6,9 +6,10 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use data_encoding::BASE64;
-use images::ArrayId;
 use images::manifest::ArrayPublicKey;
+use images::{ArrayId, NodeId};
 use rcgen::{CertificateParams, KeyPair, PublicKeyData as _};
+use rustls::pki_types::UnixTime;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -101,6 +102,11 @@ pub enum CredentialsError {
     /// The local socket failed.
     #[error("open a UDP socket")]
     Socket(#[source] std::io::Error),
+    /// What was given to it is not what the ticket promised.
+    #[error(
+        "the certificate that was given is not this array's, or is not good now: check this machine's clock, then the ticket"
+    )]
+    Admitted,
     /// The controller did not admit this machine.
     #[error("join the array")]
     Join(#[from] rpc::CallError),
@@ -196,13 +202,21 @@ impl Credentials {
         connection.close(0u32.into(), b"joined");
         endpoint.wait_idle().await;
         let authority = authority.seen().ok_or(rpc::CallError::Malformed)?;
+        let identity = Identity { array: ticket.array, role: ticket.role, node: enrolled.node };
+        // Whoever admits says who this is; the certificate must say the same, and lead to the authority that the ticket names.
+        let now = UnixTime::now();
+        let bearer = tls::bearer_at(&authority, ticket.array, &enrolled.certificate, &enrolled.chain, now);
+        let own_node = NodeId::of_public_key(&key.subject_public_key_info());
+        if bearer.map(|bearer| bearer.identity) != Some(identity) || own_node != enrolled.node {
+            return Err(CredentialsError::Admitted);
+        }
         let member = Self {
-            identity: Identity { array: ticket.array, role: ticket.role, node: enrolled.node },
+            identity,
+            array_key: tls::array_key_of(&authority).ok_or(CredentialsError::Admitted)?,
             authority,
             certificate: enrolled.certificate,
             chain: enrolled.chain,
             key: key.serialize_der(),
-            array_key: enrolled.array_key,
             controller: enrolled.controller,
         };
         Ok((member, enrolled.directory))

@@ -1,5 +1,7 @@
 //! A member's connection to its controller, made when it is needed and made anew when it broke.
 
+use std::sync::PoisonError;
+
 use bytes::Bytes;
 use quinn::{Connection, Endpoint};
 use tokio::sync::Mutex;
@@ -16,6 +18,8 @@ pub struct Link {
     pub endpoint: Endpoint,
     addresses: Vec<String>,
     connection: Mutex<Option<Connection>>,
+    /// With the certificate of now, once that was renewed.
+    fresh: std::sync::Mutex<Option<quinn::ClientConfig>>,
 }
 
 impl Link {
@@ -25,7 +29,24 @@ impl Link {
     /// If a socket cannot be had, or the credentials are damaged.
     pub fn new(member: &Credentials) -> anyhow::Result<Self> {
         let endpoint = endpoint::client(tls::client(member, tls::ALPN_MEMBER)?)?;
-        Ok(Self { endpoint, addresses: member.controller.clone(), connection: Mutex::default() })
+        Ok(Self {
+            endpoint,
+            addresses: member.controller.clone(),
+            connection: Mutex::default(),
+            fresh: std::sync::Mutex::default(),
+        })
+    }
+
+    /// Connect with a fresh certificate from now on.
+    ///
+    /// # Errors
+    /// If the credentials are damaged.
+    pub async fn renew(&self, member: &Credentials) -> anyhow::Result<()> {
+        let mut held = self.connection.lock().await;
+        *self.fresh.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(endpoint::client_config(tls::client(member, tls::ALPN_MEMBER)?));
+        *held = None;
+        Ok(())
     }
 
     async fn connection(&self) -> Result<Connection, CallError> {
@@ -33,7 +54,11 @@ impl Link {
         if let Some(connection) = held.as_ref().filter(|c| c.close_reason().is_none()) {
             return Ok(connection.clone());
         }
-        let connection = rpc::connect_any(&self.endpoint, &self.addresses, CONTROLLER_NAME).await?;
+        let mut endpoint = self.endpoint.clone();
+        if let Some(fresh) = self.fresh.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+            endpoint.set_default_client_config(fresh);
+        }
+        let connection = rpc::connect_any(&endpoint, &self.addresses, CONTROLLER_NAME).await?;
         *held = Some(connection.clone());
         Ok(connection)
     }

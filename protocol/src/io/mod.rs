@@ -15,3 +15,4 @@ pub mod rpc;
 pub mod stage;
 pub mod statement;
 pub mod tls;
+pub mod words;

@@ -12,6 +12,9 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use super::credentials::Credentials;
 use super::tls::{self, Bearer};
 
+/// Bytes of the certificates that a statement brings along.
+pub const CERTIFICATES_LEN_MAX: usize = 3072;
+
 /// A statement.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Statement {
@@ -61,8 +64,15 @@ impl Statement {
     /// # Errors
     /// [`StatementError`] if no member of this array did, or not this.
     pub fn verify(&self, purpose: &str, authority: &[u8], array: ArrayId) -> Result<Bearer, StatementError> {
+        let certificates = || [&self.certificate].into_iter().chain(&self.chain);
+        if self.chain.len() > 1 || certificates().map(Vec::len).sum::<usize>() > CERTIFICATES_LEN_MAX {
+            return Err(StatementError);
+        }
         let (_, certificate) = X509Certificate::from_der(&self.certificate).map_err(|_| StatementError)?;
-        let then = u64::try_from(certificate.validity().not_before.timestamp()).map_err(|_| StatementError)? + 1;
+        // When the last of them began: clocks differ.
+        let begins = |der: &Vec<u8>| Some(X509Certificate::from_der(der).ok()?.1.validity().not_before.timestamp());
+        let then = certificates().map(begins).collect::<Option<Vec<i64>>>().and_then(|all| all.into_iter().max());
+        let then = then.and_then(|s| u64::try_from(s).ok()).ok_or(StatementError)? + 1;
         let then = UnixTime::since_unix_epoch(Duration::from_secs(then));
         let said_by = tls::bearer_at(authority, array, &self.certificate, &self.chain, then).ok_or(StatementError)?;
         let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &certificate.public_key().subject_public_key.data);

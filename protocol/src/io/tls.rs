@@ -6,6 +6,8 @@
 
 use std::sync::{Arc, OnceLock};
 
+use data_encoding::HEXLOWER;
+use images::manifest::ArrayPublicKey;
 use images::{ArrayId, NodeId};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -107,8 +109,27 @@ pub struct Bearer {
     pub issuer: Option<NodeId>,
 }
 
+const ARRAY_KEY_URI: &str = "coe-array-key:";
 const HOST_URI: &str = "coe-host:";
 const DEPLOYMENT_URI: &str = "coe-deployment:";
+
+/// As a name in the authority's certificate: the key that verifies what the array signs. Whoever pins that certificate has both.
+#[must_use]
+pub fn array_key_uri(key: &ArrayPublicKey) -> String {
+    format!("{ARRAY_KEY_URI}{}", HEXLOWER.encode(&key.0))
+}
+
+/// The key that verifies what the array signs, from the authority's certificate.
+#[must_use]
+pub fn array_key_of(authority: &[u8]) -> Option<ArrayPublicKey> {
+    let (_, certificate) = X509Certificate::from_der(authority).ok()?;
+    let names = &certificate.subject_alternative_name().ok()??.value.general_names;
+    let key = names.iter().find_map(|name| match name {
+        GeneralName::URI(uri) => uri.strip_prefix(ARRAY_KEY_URI),
+        _ => None,
+    })?;
+    HEXLOWER.decode(key.as_bytes()).ok()?.try_into().ok().map(ArrayPublicKey)
+}
 
 /// As a name in an installer's certificate: the machine that it was given for.
 #[must_use]

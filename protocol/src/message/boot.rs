@@ -1,5 +1,6 @@
 //! Network boot: a boot server to its controller, and an installer that a deployment started.
 
+use images::keys::ContentKey;
 use images::manifest::ImageName;
 use serde::{Deserialize, Serialize};
 
@@ -92,10 +93,14 @@ pub struct Finishing {
     pub rest: [u8; 32],
 }
 
-/// What a [`Deployment`] in the directory, and its `user_data`, are sealed for.
-pub const ORDER_PURPOSE: &str = "deployment";
-/// See [`ORDER_PURPOSE`].
-pub const USER_DATA_PURPOSE: &str = "user-data";
+/// What is sealed in the directory for the installer of one deployment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SealedOrder {
+    /// What to do, without `user_data`.
+    pub deployment: Deployment,
+    /// Opens the row with that.
+    pub user_data_key: Option<ContentKey>,
+}
 
 /// The installer asks what to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]

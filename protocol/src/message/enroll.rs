@@ -1,7 +1,6 @@
 //! A stranger with a ticket to the controller, or to a boot server in its place: the only edge without a certificate on the asking side.
 
 use images::NodeId;
-use images::manifest::ArrayPublicKey;
 use serde::{Deserialize, Serialize};
 
 use crate::directory::Update;
@@ -24,8 +23,6 @@ pub struct Enrolled {
     pub certificate: Vec<u8>,
     /// Certificates between it and the authority's (DER).
     pub chain: Vec<Vec<u8>>,
-    /// Verifies what the array signs.
-    pub array_key: ArrayPublicKey,
     /// Where the controller listens, `host:port`.
     pub controller: Vec<String>,
     /// For an installer: it may have to go on without whoever admitted it.

@@ -98,6 +98,12 @@ impl LeftReport {
         Self { nonce, at_unix_ms: since.as_millis() as u64, word }
     }
 
+    /// Whether it says that a deployment was carried out.
+    #[must_use]
+    pub fn is_success(&self) -> bool {
+        matches!(&self.word, Word::Ended(report) if report.error.is_none())
+    }
+
     /// Names it, said by this member: however often and on whatever way it comes, it counts once.
     #[must_use]
     pub fn id(&self, by: NodeId) -> [u8; 32] {
@@ -114,7 +120,10 @@ pub struct LeaveReport {
 
 /// It is kept, durably.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Left;
+pub struct Left {
+    /// Whether it is also kept as the last word of its deployment, and told to whoever asks what became of that.
+    pub as_last_word: bool,
+}
 
 /// Reports that installers left with a stash.
 #[derive(Clone, Debug, Serialize, Deserialize)]

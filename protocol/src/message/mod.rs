@@ -125,6 +125,8 @@ requests! {
     OfferDirectory(member::OfferDirectory) -> member::HaveDirectory, body 0, roles [Controller, Stash, Installer, Admin, Boot];
     /// The right to admit installers while the controller is away.
     GetDelegation(boot::GetDelegation) -> boot::Delegation, body 0, roles [Boot];
+    /// What became of a deployment.
+    GetWord(store::GetWord) -> store::TheWord, body 0, roles [Controller, Boot];
 }
 
 /// Why a request was not carried out. The text is for people; nothing may be decided on it.
@@ -154,9 +156,6 @@ pub enum Refusal {
     /// The member failed; its own log says more.
     #[error("the other side failed: {0}")]
     Failed(String),
-    /// What the asker was admitted for was done before.
-    #[error("this deployment is done")]
-    Done,
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use images::ManifestId;
 use images::fragment::{FragmentHeader, FragmentId};
 use images::manifest::ImageName;
-use images::shares::KeyShare;
+use images::shares::{HolderSecret, KeyShare, Token};
 use serde::{Deserialize, Serialize};
 
 use crate::directory::Mark;
@@ -66,6 +66,8 @@ pub struct PutShare {
     pub manifest: ManifestId,
     /// The share.
     pub share: KeyShare,
+    /// Tokens for deployments of that image follow from this.
+    pub secret: HolderSecret,
 }
 
 /// Ask for a share, to install the image while the controller is away.
@@ -75,13 +77,36 @@ pub struct GetShare {
     pub image: ImageName,
     /// Its manifest.
     pub manifest: ManifestId,
+    /// Tag of the order of the deployment that the asker's certificate names, if it wants to open that, too.
+    pub order: Option<[u8; 32]>,
 }
 
-/// The share.
+/// What a holder gives.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct TheShare {
+pub enum TheShare {
     /// The share.
-    pub share: KeyShare,
-    /// What an earlier installer of the same deployment last left here: a [`super::image::LeftReport`].
-    pub left: Option<Statement>,
+    Given {
+        /// The share.
+        share: KeyShare,
+        /// For the order that was asked for.
+        token: Option<Token>,
+        /// What an earlier installer of the same deployment last left here: a [`super::image::LeftReport`].
+        left: Option<Statement>,
+    },
+    /// Nothing: the asker's deployment was carried out, as its installer said.
+    Done(Statement),
+}
+
+/// What became of a deployment, as far as a holder of shares of its image's key knows?
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GetWord {
+    /// The deployment.
+    pub deployment: u32,
+}
+
+/// That.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TheWord {
+    /// What its installer said last: a [`super::image::LeftReport`].
+    pub last: Option<Statement>,
 }

@@ -212,7 +212,7 @@ impl Source {
         let image = &self.root.image;
         let ask = || async {
             let (image, head) = self.array.find(image.name(), Some(image.tag()))?;
-            anyhow::Ok(self.array.key(&image, &head).await?.0)
+            anyhow::Ok(self.array.key(&image, &head, None).await?.key)
         };
         self.key.get_or_try_init(ask).await
     }

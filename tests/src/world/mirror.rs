@@ -9,10 +9,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use client_stash::release;
+use client_stash::release::{self, Release};
 use controller::io::authority::{Authority, Secrets};
+use images::keys::OwnerKey;
 use images::manifest::{ArrayKey, ImageName, PageRef};
-use images::shares::ShareDigest;
+use images::shares::{HolderSecret, Order, ShareDigest};
 use images::{ArrayId, GroupId, ManifestId, NodeId};
 use protocol::directory::{
     Common, Contents, Directory, DirectoryError, Epoch, Head, Host, Line, Member, Planned, Policy, Shares,
@@ -195,6 +196,13 @@ fn boot_credentials() -> &'static [(Credentials, Vec<u8>, Vec<u8>)] {
     })
 }
 
+/// What is sealed does not matter here.
+fn order() -> &'static Order {
+    static ORDER: OnceLock<Order> = OnceLock::new();
+    let holders = [HolderSecret([1; 32]), HolderSecret([2; 32])];
+    ORDER.get_or_init(|| Order::seal(&OwnerKey([1; 32]), 1, 2, &holders, b"order").expect("two holders"))
+}
+
 fn at(unix_s: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(unix_s)
 }
@@ -211,8 +219,8 @@ impl World {
         };
         let member = |n| (node(n), Member { addresses: Vec::new(), capacity: controller.changes });
         let planned = |id: u32| {
-            let image = image();
-            Planned { id, image, not_before_unix_s: 0, rescue: false, order: Vec::new(), user_data: None }
+            let (image, order) = (image(), order().clone());
+            Planned { id, image, not_before_unix_s: 0, rescue: false, order, user_data: None }
         };
         let listed =
             |(number, open): (&u32, &Option<u32>)| (*number, Host { planned: open.map(planned), ..Host::default() });
@@ -374,7 +382,7 @@ impl World {
         let (_, leaf, own) = delegate.admit(csr, admitted, at(clock_s)).expect("a certificate");
         let (good_from, good_until) = server.good_s;
         let node_of_server = server.node;
-        let ask = GetShare { image: image(), manifest: ManifestId([1; 32]) };
+        let ask = GetShare { image: image(), manifest: ManifestId([1; 32]), order: None };
         let mut shares = 0;
         let reached: Vec<usize> = (0..self.peers.len())
             .filter(|n| self.peers[*n].awake && self.peers[*n].side == 0 && !self.rng.one_in(8))
@@ -394,7 +402,8 @@ impl World {
             );
             let Some(bearer) = bearer else { continue };
             let directory = peer.held.as_ref().map(|held| held.directory());
-            let released = release::check(directory, node(*n), &bearer, &ask, |id| peer.done.contains(&id)).is_ok();
+            let released = release::check(directory, node(*n), &bearer, &ask, |id| peer.done.contains(&id));
+            let released = matches!(released, Ok(Release::Share(_)));
             let open = directory.and_then(|d| d.hosts.get(&host)?.planned.as_ref()).is_some_and(|p| p.id == id);
             let may_admit = directory.is_some_and(|d| d.common().policy.boot_servers.contains(&node_of_server));
             let may = open && may_admit && !peer.done.contains(&id);
@@ -550,12 +559,13 @@ impl World {
         let host = self.rng.below(HOSTS) as u32;
         let named = (!self.rng.one_in(6)).then_some(host);
         let role = if self.rng.one_in(6) { Role::Stash } else { Role::Installer };
-        let ask = GetShare { image: image(), manifest: ManifestId([1; 32]) };
+        let ask = GetShare { image: image(), manifest: ManifestId([1; 32]), order: None };
         let held = self.peers[peer].held.as_ref();
         let approved = held.is_some_and(|held| held.directory().hosts.get(&host).is_some());
         let identity = Identity { array: ARRAY, role, node: node(99) };
         let who = Bearer { identity, host: named, deployment: None, issuer: None };
-        let released = release::check(held.map(|held| held.directory()), node(peer), &who, &ask, |_| false).is_ok();
+        let released = release::check(held.map(|held| held.directory()), node(peer), &who, &ask, |_| false);
+        let released = matches!(released, Ok(Release::Share(_)));
         let may = approved && named.is_some() && role == Role::Installer;
         ensure!(released == may, "peer {peer}: released {released}, host {named:?} approved {approved}, role {role}");
         if released {

@@ -270,15 +270,22 @@ pub(super) async fn change_boot_server(
 ) -> Answer<Numbers> {
     let all = c.catalog.boot_servers().map_err(catalog_refusal)?;
     let mut meant = all.into_iter().filter(|(node, _)| !text.is_empty() && node.to_string().starts_with(&text));
-    let (node, record) = match (meant.next(), meant.next()) {
-        (Some(one), None) => one,
+    let node = match (meant.next(), meant.next()) {
+        (Some((one, _)), None) => one,
         (Some(_), Some(_)) => {
             return Err(Refusal::Invalid(format!("more than one boot server begins with {text}")).into());
         }
         (None, _) => return Err(Refusal::NotFound(format!("boot server {text}")).into()),
     };
-    let record = BootServerRecord { offline: ask.offline, ..record };
-    c.committer.change(move |change| change.put_boot_server(node, &record)).await.map_err(catalog_refusal)?;
+    let change = c.committer.change(move |change| {
+        change.change_boot_server(node, |known| {
+            known.offline = ask.offline;
+            if !ask.offline {
+                known.delegated_until_unix_s = 0;
+            }
+        })
+    });
+    change.await.map_err(catalog_refusal)?;
     Ok(Json(Numbers::default()))
 }
 

@@ -270,7 +270,6 @@ impl IntoResponse for Refused {
             Refusal::NotFound(_) => StatusCode::NOT_FOUND,
             Refusal::Exists(_) => StatusCode::CONFLICT,
             Refusal::Invalid(_) => StatusCode::BAD_REQUEST,
-            Refusal::Done => StatusCode::CONFLICT,
             Refusal::Full | Refusal::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             Refusal::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };

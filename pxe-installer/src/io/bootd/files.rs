@@ -32,7 +32,7 @@ fn names(folder: &Path) -> Vec<String> {
 
 /// Fetch the newest boot set if it is not here.
 pub(super) async fn refresh(bootd: &Bootd) -> anyhow::Result<()> {
-    let source = Source::open(&bootd.machines.member, &bootd.machines.directory, &[], BOOT_IMAGE, None).await;
+    let source = Source::open(&bootd.machines.member(), &bootd.machines.directory, &[], BOOT_IMAGE, None).await;
     let result = match source {
         Ok(source) => fetch(bootd, &source).await,
         Err(error) => Err(error),

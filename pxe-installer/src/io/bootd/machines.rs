@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -12,6 +12,7 @@ use protocol::io::credentials::{Credentials, file_of, request_certificate};
 use protocol::io::directory::DirectoryKeeper;
 use protocol::io::issue::Delegate;
 use protocol::io::link::Link;
+use protocol::io::pool::Pool;
 use protocol::io::rpc::CallError;
 use protocol::io::tls;
 use protocol::machine::{Facts, Mac};
@@ -36,15 +37,16 @@ const AWAY_FOR: Duration = Duration::from_secs(10);
 /// often it is tried while the controller is away.
 const RENEW_EVERY: Duration = Duration::from_secs(6 * 3600);
 const RENEW_AGAIN: Duration = Duration::from_secs(15);
-/// How often the controller is asked what is new in the directory.
+/// How often the controller is asked what is new in the directory; the first answer is all of it, perhaps over a slow link.
 const LEARN_EVERY: Duration = Duration::from_secs(3);
+const DIRECTORY_WITHIN: Duration = Duration::from_secs(30);
 /// A certificate with less than this left is renewed.
 const RENEW_BEFORE: Duration = Duration::from_secs(60 * 24 * 3600);
 
 /// The controller, and what is remembered of machines that asked.
 pub struct Machines {
-    /// This boot server.
-    pub member: Credentials,
+    /// This boot server, with its certificate of now.
+    member: RwLock<Arc<Credentials>>,
     controller: Link,
     /// The newest directory.
     pub(super) directory: Arc<DirectoryKeeper>,
@@ -67,7 +69,9 @@ impl Machines {
     pub(super) fn new(member: Credentials, folder: &Path, admit_at: SocketAddr) -> anyhow::Result<Self> {
         let controller = Link::new(&member).context("open a UDP socket")?;
         let directory = Arc::new(DirectoryKeeper::in_home(folder, &member));
-        let substitute = Arc::new(Substitute::open(member.clone(), directory.clone(), folder, admit_at));
+        let pool = Arc::new(Pool::new(controller.endpoint.clone()));
+        let substitute = Arc::new(Substitute::open(member.clone(), directory.clone(), folder, admit_at, pool));
+        let member = RwLock::new(Arc::new(member));
         Ok(Self {
             member,
             controller,
@@ -80,19 +84,24 @@ impl Machines {
         })
     }
 
+    /// This boot server.
+    pub fn member(&self) -> Arc<Credentials> {
+        self.member.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The controller's answer; `None` while it is away, or stands down.
     async fn call<C: Call>(&self, message: C) -> anyhow::Result<Option<C::Reply>> {
         let away_until = *self.away_until.lock().unwrap_or_else(PoisonError::into_inner);
         if away_until.is_some_and(|until| Instant::now() < until) {
             return Ok(None);
         }
-        self.try_controller(message).await
+        self.try_controller(message, ANSWER_WITHIN).await
     }
 
     /// The same, however it was a moment ago.
-    async fn try_controller<C: Call>(&self, message: C) -> anyhow::Result<Option<C::Reply>> {
+    async fn try_controller<C: Call>(&self, message: C, within: Duration) -> anyhow::Result<Option<C::Reply>> {
         let away_until = || self.away_until.lock().unwrap_or_else(PoisonError::into_inner);
-        let error = match tokio::time::timeout(ANSWER_WITHIN, self.controller.call(message)).await {
+        let error = match tokio::time::timeout(within, self.controller.call(message)).await {
             Ok(Ok((reply, _))) => {
                 if away_until().take().is_some() {
                     tracing::info!("the controller is back");
@@ -117,7 +126,7 @@ impl Machines {
         loop {
             let have = self.directory.mark();
             if let Ok(Some(TheDirectory { update: Some(update), .. })) =
-                self.try_controller(GetDirectory { have }).await
+                self.try_controller(GetDirectory { have }, DIRECTORY_WITHIN).await
             {
                 let keeper = self.directory.clone();
                 let taken = tokio::task::spawn_blocking(move || keeper.take(update)).await;
@@ -156,13 +165,17 @@ impl Machines {
         let given = tokio::time::timeout(ANSWER_WITHIN * 4, ask).await.context("the controller does not answer")??;
         let may = given.certificate.is_some();
         self.substitute.keep(key, given.certificate)?;
-        let left = tls::expires_unix_s(&self.member.certificate).unwrap_or(0) - unix_s() as i64;
+        let member = self.member();
+        let left = tls::expires_unix_s(&member.certificate).unwrap_or(0) - unix_s() as i64;
         if left < RENEW_BEFORE.as_secs() as i64 {
-            let csr = request_certificate(&self.member.key_pair()?)?;
+            let csr = request_certificate(&member.key_pair()?)?;
             let (renewed, _) = self.controller.call(Renew { csr }).await.context("renew the certificate")?;
-            // Used from the next start on; the one of now is good for weeks.
-            Credentials { certificate: renewed.certificate, ..self.member.clone() }
-                .save(&file_of(folder, Role::Boot))?;
+            let member = Credentials { certificate: renewed.certificate, ..(*member).clone() };
+            member.save(&file_of(folder, Role::Boot))?;
+            self.controller.renew(&member).await?;
+            self.substitute.renew(&member)?;
+            *self.member.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(member);
+            tracing::info!("certificate renewed");
         }
         Ok(may)
     }
@@ -183,7 +196,7 @@ impl Machines {
         }
         match self.call(AskBoot { facts: asked.facts.clone(), is_dry_run }).await? {
             Some(order) => Ok(order),
-            None => self.substitute.ask(&asked.facts),
+            None => self.substitute.ask(&asked.facts).await,
         }
     }
 
@@ -216,7 +229,7 @@ impl Machines {
         let facts = known.unwrap_or_else(|| Facts { macs: vec![mac], ..Facts::default() });
         match self.call(TakeBoot { facts: facts.clone() }).await? {
             Some(ticket) => Ok(ticket),
-            None => self.substitute.take(&facts),
+            None => self.substitute.take(&facts).await,
         }
     }
 }

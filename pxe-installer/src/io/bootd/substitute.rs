@@ -5,30 +5,31 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
-use images::wire;
 use protocol::directory::{Directory, Host, Planned, SignedDirectory};
 use protocol::identity::Role;
 use protocol::io::credentials::{Credentials, write_private};
 use protocol::io::directory::DirectoryKeeper;
 use protocol::io::issue::{Admitted, Delegate};
-use protocol::io::rpc::{self, Answer, Peer};
+use protocol::io::pool::Pool;
+use protocol::io::rpc::{self, Answer};
+use protocol::io::statement::Statement;
+use protocol::io::words::{self, Known};
 use protocol::io::{endpoint, tls};
-use protocol::limits::REPORT_LEN_MAX;
 use protocol::machine::{Facts, identify};
 use protocol::message::boot::{BootOrder, BootTicket};
-use protocol::message::image::{LeaveReport, Left, LeftReport, REPORT_PURPOSE, Word};
 use protocol::message::{Refusal, Request, enroll};
 use protocol::ticket::{Ticket, fresh_secret, secret_hash};
+use quinn::Endpoint;
 use serde::{Deserialize, Serialize};
 
 /// From the loader's request to the installer's first word.
 const TICKET_LASTS: Duration = Duration::from_secs(15 * 60);
-/// Tickets that may be out. A network that asks for more is not a room of machines.
-const TICKETS_MAX: usize = 4096;
+/// Tickets that may be out for one machine: firmware and loaders ask more than once.
+const TICKETS_OF_ONE_MAX: usize = 4;
 
 /// The right to admit installers, as it lies on the disk, mode 0600.
 #[derive(Serialize, Deserialize)]
@@ -54,8 +55,12 @@ pub(super) struct Substitute {
     directory: Arc<DirectoryKeeper>,
     delegate: Mutex<Option<Arc<Delegate>>>,
     out: Mutex<HashMap<[u8; 32], Out>>,
-    /// Deployments whose machines said that they are done.
+    /// Deployments that are done, as holders of shares said.
     done: Mutex<BTreeSet<u32>>,
+    /// Connections to stashes.
+    pool: Arc<Pool>,
+    /// Where installers are admitted; with the certificate of now.
+    endpoint: OnceLock<Endpoint>,
 }
 
 pub(super) fn unix_s() -> u64 {
@@ -78,6 +83,7 @@ impl Substitute {
         directory: Arc<DirectoryKeeper>,
         folder: &Path,
         address: SocketAddr,
+        pool: Arc<Pool>,
     ) -> Self {
         let substitute = Self {
             member,
@@ -87,6 +93,8 @@ impl Substitute {
             delegate: Mutex::default(),
             out: Mutex::default(),
             done: Mutex::default(),
+            pool,
+            endpoint: OnceLock::new(),
         };
         if let Ok(bytes) = fs::read(substitute.delegation_file())
             && let Ok(kept) = serde_json::from_slice::<Kept>(&bytes)
@@ -94,18 +102,11 @@ impl Substitute {
             *lock(&substitute.delegate) =
                 Delegate::new(&substitute.member, kept.certificate, &kept.key).ok().map(Arc::new);
         }
-        if let Ok(bytes) = fs::read(substitute.done_file()) {
-            *lock(&substitute.done) = serde_json::from_slice(&bytes).unwrap_or_default();
-        }
         substitute
     }
 
     fn delegation_file(&self) -> PathBuf {
         self.folder.join("delegation.json")
-    }
-
-    fn done_file(&self) -> PathBuf {
-        self.folder.join("done.json")
     }
 
     fn directory(&self) -> anyhow::Result<Arc<SignedDirectory>> {
@@ -139,43 +140,69 @@ impl Substitute {
         Ok(delegate)
     }
 
-    fn planned<'a>(&self, host: &'a Host) -> Option<&'a Planned> {
-        let planned = host.planned.as_ref()?;
-        (!lock(&self.done).contains(&planned.id)).then_some(planned)
+    /// Whether a deployment was carried out. Holders of shares of its image's key know; too few answers are no answer.
+    async fn is_done(&self, held: &SignedDirectory, host: u32, planned: &Planned) -> anyhow::Result<bool> {
+        let id = planned.id;
+        if lock(&self.done).contains(&id) {
+            return Ok(true);
+        }
+        let shares = held.directory().heads.get(&planned.image).and_then(|head| head.offline.as_ref());
+        let shares = shares.context("the image of a planned deployment may not be installed without the controller")?;
+        self.pool.learn(held.directory());
+        let (authority, array) = (&self.member.authority, self.member.identity.array);
+        let is_true = |statement: &Statement| words::says_done(statement, authority, array, host, id);
+        match words::ask(&self.pool, shares, id, is_true).await {
+            Known::NotDone => Ok(false),
+            Known::Done(_) => {
+                lock(&self.done).insert(id);
+                Ok(true)
+            }
+            Known::Unknown => bail!("too few stashes answer that would know whether this machine is installed already"),
+        }
     }
 
     /// What a machine has to do.
     ///
     /// # Errors
     /// If this boot server may not say.
-    pub(super) fn ask(&self, facts: &Facts) -> anyhow::Result<BootOrder> {
+    pub(super) async fn ask(&self, facts: &Facts) -> anyhow::Result<BootOrder> {
         let held = self.directory()?;
-        let Some((_, host)) = find(held.directory(), &facts.clone().cleaned()) else {
+        let Some((number, host)) = find(held.directory(), &facts.clone().cleaned()) else {
             return Ok(BootOrder { host: "a machine that nobody knows".into(), install: false });
         };
-        let is_due = self.planned(host).is_some_and(|planned| planned.not_before_unix_s <= unix_s());
-        if is_due {
-            // Nobody is started whom nobody can admit.
-            self.delegate()?;
-        }
-        Ok(BootOrder { host: host.name.clone(), install: is_due })
+        let due = host.planned.as_ref().filter(|planned| planned.not_before_unix_s <= unix_s());
+        let install = match due {
+            Some(planned) => {
+                // Nobody is started whom nobody can admit.
+                self.delegate()?;
+                !self.is_done(&held, number, planned).await?
+            }
+            None => false,
+        };
+        Ok(BootOrder { host: host.name.clone(), install })
     }
 
     /// A machine loads the installer.
     ///
     /// # Errors
     /// If it has nothing to do, or this boot server may not admit it.
-    pub(super) fn take(&self, facts: &Facts) -> anyhow::Result<BootTicket> {
+    pub(super) async fn take(&self, facts: &Facts) -> anyhow::Result<BootTicket> {
         let held = self.directory()?;
         let (number, host) = find(held.directory(), &facts.clone().cleaned()).context("nobody knows this machine")?;
-        let planned = self.planned(host).with_context(|| format!("{} has nothing to do", host.name))?;
+        let planned = host.planned.as_ref().with_context(|| format!("{} has nothing to do", host.name))?;
         self.delegate()?;
+        if self.is_done(&held, number, planned).await? {
+            bail!("{} is installed already", host.name);
+        }
         let (secret, now) = (fresh_secret(), Instant::now());
         let admitted = Admitted { host: Some(number), deployment: Some(planned.id) };
         let mut out = lock(&self.out);
         out.retain(|_, ticket| now < ticket.until);
-        if out.len() >= TICKETS_MAX {
-            bail!("too many machines load the installer at once");
+        let own = || out.iter().filter(|(_, ticket)| ticket.admitted == admitted);
+        if own().count() >= TICKETS_OF_ONE_MAX {
+            // Whoever asks again and again gets the newest; a machine uses what it got last.
+            let oldest = own().min_by_key(|(_, ticket)| ticket.until).map(|(hash, _)| *hash);
+            oldest.map(|hash| out.remove(&hash));
         }
         out.insert(secret_hash(&secret), Out { admitted, until: now + TICKET_LASTS });
         let (array, issuer) = (self.member.identity.array, Some(self.member.identity.node));
@@ -199,37 +226,19 @@ impl Substitute {
             node,
             certificate,
             chain: vec![own],
-            array_key: self.member.array_key,
             controller: held.directory().common().controller,
             directory: Some(held.whole()),
         })
     }
 
-    /// An installer says that its machine is done.
-    fn hear(&self, peer: Peer, leave: &LeaveReport) -> Result<Left, Refusal> {
-        let (authority, array) = (&self.member.authority, self.member.identity.array);
-        let statement = &leave.statement;
-        let said = statement.verify(REPORT_PURPOSE, authority, array).ok();
-        let said = said.filter(|who| statement.bytes.len() <= REPORT_LEN_MAX && peer.bearer == Some(*who));
-        let who = said.ok_or_else(|| Refusal::Invalid("this is no report of whoever leaves it".into()))?;
-        let left = wire::decode::<LeftReport>(&statement.bytes).map_err(|e| Refusal::Invalid(e.to_string()))?;
-        if let (Some(id), Word::Ended(report)) = (who.deployment, &left.word)
-            && report.error.is_none()
-        {
-            let held = self.directory.held();
-            let planned = |id: u32| {
-                let mut plans = held.iter().flat_map(|held| held.directory().hosts.iter());
-                plans.any(|(_, host)| host.planned.as_ref().is_some_and(|planned| planned.id == id))
-            };
-            let mut done = lock(&self.done);
-            // What is not planned any more needs no memory.
-            done.retain(|id| planned(*id));
-            done.insert(id);
-            write_private(&self.done_file(), &serde_json::to_vec(&*done).expect("numbers"))
-                .map_err(|e| Refusal::Unavailable(format!("note it: {e}")))?;
-            tracing::info!(deployment = id, image = %report.image, "installed, without the controller");
+    /// Admit installers with a fresh certificate from now on.
+    pub(super) fn renew(&self, member: &Credentials) -> anyhow::Result<()> {
+        if let Some(endpoint) = self.endpoint.get() {
+            let server = tls::server(member, tls::Admit::Strangers, &[tls::ALPN_MEMBER, tls::ALPN_ENROLL])?;
+            endpoint.set_server_config(Some(endpoint::server_config(server)));
         }
-        Ok(Left)
+        self.pool.renew(endpoint::client_config(tls::client(member, tls::ALPN_MEMBER)?));
+        Ok(())
     }
 
     /// Admit installers until the process is told to stop.
@@ -239,12 +248,12 @@ impl Substitute {
         let endpoint = endpoint::server(self.address, server, client)
             .with_context(|| format!("listen on UDP {}", self.address))?;
         let substitute = self.clone();
-        Ok(rpc::serve(endpoint, self.member.identity.array, move |peer, request, _| {
+        self.endpoint.get_or_init(|| endpoint.clone());
+        Ok(rpc::serve(endpoint, self.member.identity.array, move |_, request, _| {
             let substitute = substitute.clone();
             async move {
                 match request {
                     Request::Enroll(ask) => Answer::to::<enroll::Enroll>(substitute.enroll(&ask)),
-                    Request::LeaveReport(leave) => Answer::to::<LeaveReport>(substitute.hear(peer, &leave)),
                     other => {
                         Answer::refuse(Refusal::Invalid(format!("a boot server does not answer {}", other.name())))
                     }

@@ -16,18 +16,17 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use images::ArrayId;
 use images::disk::{Grow, Layout};
-use images::{ArrayId, NodeId, wire};
-use protocol::identity::{Role, server_name};
+use protocol::identity::Role;
 use protocol::io::array::{AlreadyDone, Array};
 use protocol::io::credentials::{Credentials, file_of};
 use protocol::io::directory::DirectoryKeeper;
 use protocol::io::link::Link;
-use protocol::io::rpc::{self, CallError};
+use protocol::io::rpc::CallError;
 use protocol::io::stage::process_cpu;
-use protocol::io::statement::Statement;
 use protocol::message::boot::{DeployStage, Deployment, Limit, Progress as Said, Told};
-use protocol::message::image::{LeaveReport, LeftReport, REPORT_PURPOSE, Report, Word};
+use protocol::message::image::{LeftReport, Report, Word};
 use protocol::ticket::Ticket;
 
 use super::install::{Fit, Prepare, Progress, Shortage, install};
@@ -48,6 +47,9 @@ const AGAIN_AFTER: Duration = Duration::from_secs(15);
 const TELL_WITHIN: Duration = Duration::from_secs(15);
 /// A controller that restarts is waited for.
 const CONTROLLER_BACK_WITHIN: Duration = Duration::from_secs(300);
+
+/// Said where another installer of the same deployment came to its end.
+const INSTALLED_BEFORE: &str = "this machine was installed before; starting it from its disk";
 
 /// Say something on the console. Lines are short: a console has 80 columns, and nobody scrolls back.
 fn say(text: &str) {
@@ -90,19 +92,11 @@ async fn member(home: &Path, ticket: Option<Ticket>, array: Option<ArrayId>) -> 
     Ok(member)
 }
 
-/// The boot server that admitted this installer while the controller was away.
-#[derive(Clone)]
-struct BootServer {
-    node: NodeId,
-    addresses: Vec<String>,
-}
-
 /// What all tries on this machine share.
 struct Installer {
     keeper: DirectoryKeeper,
     member: Credentials,
     link: Arc<Link>,
-    boot_server: Option<BootServer>,
 }
 
 /// Carry out this machine's deployment. When it returns `Ok`, the machine is to start its own disk.
@@ -110,14 +104,10 @@ struct Installer {
 /// # Errors
 /// If the array cannot be asked what to do.
 pub async fn run(home: &Path, ticket: Option<Ticket>, array: Option<ArrayId>) -> anyhow::Result<()> {
-    let boot_server = ticket.as_ref().and_then(|ticket| {
-        let (node, addresses) = (ticket.issuer?, ticket.addresses.clone());
-        Some(BootServer { node, addresses })
-    });
     let member = member(home, ticket, array).await.context("join the array")?;
     let link = Arc::new(Link::new(&member)?);
     let keeper = DirectoryKeeper::in_home(home, &member);
-    Installer { keeper, member, link, boot_server }.run().await
+    Installer { keeper, member, link }.run().await
 }
 
 impl Installer {
@@ -126,7 +116,7 @@ impl Installer {
         loop {
             let (deployment, source) = match self.order().await {
                 Err(error) if error.is::<AlreadyDone>() => {
-                    say("this machine was installed before; starting it from its disk");
+                    say(INSTALLED_BEFORE);
                     return Ok(());
                 }
                 order => order?,
@@ -143,6 +133,10 @@ impl Installer {
                 Err(error) => Err(error),
             };
             let Err(error) = tried else { return Ok(()) };
+            if error.is::<AlreadyDone>() {
+                say(INSTALLED_BEFORE);
+                return Ok(());
+            }
             let why = format!("{error:#}");
             // Stashes restart, move, and are busy; the disk keeps what is there.
             if error.is::<Shortage>() && short_of_pieces < TRIES_WITHOUT_PIECES {
@@ -312,9 +306,15 @@ impl Installer {
         let (image, word) = (report.image.clone(), LeftReport::now(Word::Ended(report)));
         // Until the controller knows, or so many stashes that no installer gets the image's key for this deployment any more, the machine is
         // not started: it would be installed again, over whatever somebody did on it by then.
+        let mut is_left = false;
         loop {
             match source::tell(&self.link, &word).await {
-                Ok(()) => break,
+                Ok(()) => {
+                    // A controller can be lost, too. Nobody waits for those who know it besides.
+                    let (array, image, word) = (source.array().clone(), image.clone(), word.clone());
+                    tokio::spawn(async move { array.leave_with_holders(&image, &word).await });
+                    break;
+                }
                 Err(error) if !order::is_absence(&error) => return Err(error.into()),
                 Err(_) => {}
             }
@@ -324,12 +324,14 @@ impl Installer {
                     break;
                 }
                 Err(error) => {
-                    say(&format!("installed, but neither the controller nor enough stashes hear it ({error}); waiting"))
+                    is_left = is_left || source.array().leave(&word).await.is_ok();
+                    say(&format!(
+                        "installed, but neither the controller nor enough stashes hear it ({error}); waiting"
+                    ));
                 }
             }
             tokio::time::sleep(ASK_EVERY).await;
         }
-        self.tell_boot_server(&word).await;
         let (path, layout) = (disk.path.clone(), source.root.disk.clone());
         let entry =
             move || partitions::read_table_again(&path).and_then(|()| boot_entry::make(Path::new(&path), &layout));
@@ -341,20 +343,6 @@ impl Installer {
         }
         say("installed; starting the machine from its disk");
         Ok(())
-    }
-
-    /// Tell the boot server that admitted this installer, so that it does not start another one for the same deployment.
-    async fn tell_boot_server(&self, word: &LeftReport) {
-        let Some(BootServer { node, addresses }) = &self.boot_server else { return };
-        let told = async {
-            let statement = Statement::sign(&self.member, REPORT_PURPOSE, wire::encode(word))?;
-            let name = server_name(Role::Boot, *node);
-            let connection = rpc::connect_any(&self.link.endpoint, addresses, &name).await?;
-            anyhow::Ok(rpc::call(&connection, LeaveReport { statement }, &[]).await.map(drop)?)
-        };
-        if !matches!(tokio::time::timeout(TELL_WITHIN, told).await, Ok(Ok(()))) {
-            say("the boot server does not hear it; if this machine boots from the network again, it finds out itself");
-        }
     }
 }
 

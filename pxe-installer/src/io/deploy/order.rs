@@ -59,11 +59,12 @@ async fn of_directory(
     let planned = host.planned.as_ref().filter(|planned| Some(planned.id) == own.deployment);
     let planned = planned.with_context(|| format!("nothing is planned for {} without the controller", host.name))?;
     let (image, head) = array.find(planned.image.name(), Some(planned.image.tag()))?;
-    let (key, left) = array.key(&image, &head).await?;
-    let order = planned.open(directory, &key).context("what is planned for this machine cannot be read")?;
-    let deployment = Deployment { finishing: last_finishing(left).or(order.finishing.clone()), ..order };
+    let released = array.key(&image, &head, Some(&planned.order)).await?;
+    let order = released.order.and_then(|order| planned.read(directory, &order));
+    let order = order.context("what is planned for this machine cannot be read")?;
+    let deployment = Deployment { finishing: last_finishing(released.left).or(order.finishing.clone()), ..order };
     let source = Source::of_stashes(link.clone(), array, image.name(), Some(image.tag())).await?;
-    Ok((deployment, source.with_key(key)))
+    Ok((deployment, source.with_key(released.key)))
 }
 
 /// The disk that the last installer before this one was about to make bootable.
