@@ -328,6 +328,13 @@ async fn a_boot_server_admits_only_what_it_may() {
     // Taken back, the right is worth nothing from the moment on in which a stash hears of it.
     t.fleet.start_controller().unwrap();
     t.fleet.wait_until_up(3).unwrap();
+    // What was said meanwhile is heard; and only of the machine that it was said of.
+    let state = |name: &str| {
+        let all = t.fleet.ctl(&["deploy", "list"]).unwrap();
+        all.as_array().unwrap().iter().find(|d| d["host"] == name).unwrap()["state"].clone()
+    };
+    xtask::fleet::wait_for("the word of the installer", || state("lab-01") == "installed").unwrap();
+    assert_eq!(state("lab-02"), "waiting");
     t.fleet.ctl(&["boot", "offline", &boot.identity.node.to_string(), "deny"]).unwrap();
     t.fleet.wait_until_told().unwrap();
     let late = ask(&admit(&good, right.0, right.1), &addresses[1], share).await;

@@ -46,7 +46,7 @@ impl ReportKeeper {
         create_private_dir(&self.0)?;
         // Installers of one deployment have a limit together: whoever admits them can make many.
         let one = || from.identity.node.to_string();
-        let (all, prefix) = (self.names(), from.deployment.map_or_else(one, |id| format!("deployment.{id}")));
+        let (all, prefix) = (self.names(), from.deployment.map_or_else(one, |id| format!("deployment-{id}")));
         let is_from = |path: &&PathBuf| {
             path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&format!("{prefix}-")))
         };
