@@ -335,13 +335,15 @@ impl World {
                 continue;
             }
             self.stats.deleted += 1;
-            if let (Some(known), Some(own)) = (self.acknowledged.get(&id), own) {
+            // By what the member itself knows, not by what whoever asks claims.
+            let held = self.peers[n].held.as_ref().map(SignedDirectory::mark);
+            if let (Some(known), Some(held)) = (self.acknowledged.get(&id), held) {
                 let removed = known
                     .removed_by
                     .iter()
-                    .any(|removal| self.descends(own.digest, *removal) && self.descends(*removal, known.by));
+                    .any(|removal| self.descends(held.digest, *removal) && self.descends(*removal, known.by));
                 // A person may have decided for a controller that had removed it in a line of its own.
-                ensure!(removed || own.term > 1, "peer {n} lost a fragment of image {id}, which nobody removed");
+                ensure!(removed || held.term > 1, "peer {n} lost a fragment of image {id}, which nobody removed");
             }
         }
         Ok(())
