@@ -1,6 +1,7 @@
 //! Sizes of the stash file, and what must hold between them.
 
 use images::limits::{FRAGMENT_HEADER_LEN, SEALED_MAX};
+use protocol::limits::{STASH_LEN_MAX, STASH_LEN_MIN};
 
 /// File and region headers are written in slots of this size; a disk writes at most one of two slots torn.
 pub const SLOT_LEN: u64 = 4096;
@@ -19,9 +20,9 @@ pub const TABLE_HEADER_LEN: usize = 32;
 /// See [`TABLE_HEADER_LEN`].
 pub const TABLE_ENTRY_LEN: usize = 8 + RECORD_HEADER_LEN;
 /// A stash has at least one region for records and one to move on to.
-pub const REGIONS_MIN: u32 = 2;
-/// 16 TiB.
-pub const REGIONS_MAX: u32 = 262_144;
+pub const REGIONS_MIN: u32 = (STASH_LEN_MIN / REGION_LEN) as u32;
+/// See [`STASH_LEN_MAX`].
+pub const REGIONS_MAX: u32 = (STASH_LEN_MAX / REGION_LEN) as u32;
 /// Puts that one sync may acknowledge together.
 pub const BATCH_MAX: usize = 64;
 
@@ -29,5 +30,5 @@ const _: () = {
     assert!(FILE_HEAD_LEN >= 2 * SLOT_LEN && FILE_HEAD_LEN.is_multiple_of(RECORD_ALIGN));
     assert!(REGION_LEN.is_multiple_of(RECORD_ALIGN));
     assert!(SEALED_MAX as u64 * 8 < REGION_LEN, "a region holds several of the largest fragments");
-    assert!(REGION_LEN <= u32::MAX as u64);
+    assert!(REGION_LEN <= u32::MAX as u64 && REGIONS_MIN >= 2);
 };

@@ -6,6 +6,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use images::NodeId;
 use images::manifest::ImageName;
+use protocol::limits::{STASH_LEN_MAX, STASH_LEN_MIN};
 use protocol::machine::Facts;
 use protocol::message::Refusal;
 use protocol::message::boot::DeployStage;
@@ -323,6 +324,10 @@ pub(super) async fn forget_host(State(c): Shared, Path(host): Path<String>) -> A
 }
 
 fn plan(request: &DeployRequest, image: &ImageName) -> Result<DeployRecord, Refusal> {
+    // The machine would come up, and its stash never.
+    if request.stash_size > 0 && !(STASH_LEN_MIN..=STASH_LEN_MAX).contains(&request.stash_size) {
+        return Err(Refusal::Invalid("a stash has 128 MiB to 16 TiB".into()));
+    }
     Ok(DeployRecord {
         host: 0,
         image: image.clone(),
