@@ -2,7 +2,6 @@
 
 use images::manifest::ImageName;
 use protocol::message::boot::{DiskPolicy, Finishing};
-use protocol::ticket::fresh_secret;
 use serde::{Deserialize, Serialize};
 
 /// Where a deployment is.
@@ -85,10 +84,10 @@ pub struct DeployRecord {
 }
 
 impl DeployRecord {
-    /// This plan for one machine, from now on.
+    /// This plan for one machine, from now on; `stash_secret` is random.
     #[must_use]
-    pub fn for_host(&self, host: u32, hostname: Option<String>, now_unix_s: u64) -> Self {
-        Self { host, hostname, stash_secret: fresh_secret(), since_unix_s: now_unix_s, ..self.clone() }
+    pub fn for_host(&self, host: u32, hostname: Option<String>, stash_secret: [u8; 16], now_unix_s: u64) -> Self {
+        Self { host, hostname, stash_secret, since_unix_s: now_unix_s, ..self.clone() }
     }
 
     /// What of it others are told, in the directory.

@@ -44,17 +44,6 @@ pub enum TicketError {
     Checksum,
 }
 
-/// A fresh secret.
-///
-/// # Panics
-/// If the system gives no random bytes, which it does not outlive.
-#[must_use]
-pub fn fresh_secret() -> [u8; 16] {
-    let mut secret = [0; 16];
-    aws_lc_rs::rand::fill(&mut secret).expect("the system gives random bytes");
-    secret
-}
-
 /// What the controller keeps of a ticket's secret.
 #[must_use]
 pub fn secret_hash(secret: &[u8; 16]) -> [u8; 32] {

@@ -15,9 +15,10 @@ use protocol::io::directory::DirectoryKeeper;
 use protocol::io::issue::{Admitted, Delegate, member_params};
 use protocol::io::rpc::{self, Answer, CallError};
 use protocol::io::statement::Statement;
+use protocol::io::words;
 use protocol::io::{endpoint, tls};
 use protocol::message::boot::GetDelegation;
-use protocol::message::image::{LeaveReport, LeftReport, REPORT_PURPOSE, Report, Word};
+use protocol::message::image::{LeaveReport, REPORT_PURPOSE, Report, Word};
 use protocol::message::member::{GetDirectory, Heartbeat, OfferDirectory, TheDirectory};
 use protocol::message::{Call, Refusal, Request, store};
 use protocol::ticket::Ticket;
@@ -309,7 +310,7 @@ async fn a_boot_server_admits_only_what_it_may() {
 
     // A deployment that is done gets nothing more, whoever admits for it; a word about another's deployment changes nothing.
     let report = Report { image: name.clone(), error: None, lied: Vec::new(), written: 0, took_ms: 0 };
-    let word = LeftReport::now(Word::Ended(report));
+    let word = words::say(Word::Ended(report));
     let say = |member: &Credentials| Statement::sign(member, REPORT_PURPOSE, wire::encode(&word)).unwrap();
     let bystander = admit(&good, Some(other), Some(planned + 1));
     let left = ask(&bystander, &addresses[0], LeaveReport { statement: say(&bystander) }).await.unwrap();

@@ -5,12 +5,13 @@ use std::fs;
 use protocol::identity::{CONTROLLER_NAME, Role};
 use protocol::io::credentials::Credentials;
 use protocol::io::rpc::{self, CallError};
+use protocol::io::words;
 use protocol::io::{endpoint, tls};
 use protocol::machine::{Facts, Firmware, Mac, Uuid};
 use protocol::message::boot::{
     AskBoot, BootOrder, DeployStage, DiskPolicy, Finishing, GetDeployment, Progress, TakeBoot, Told,
 };
-use protocol::message::image::{GetImage, LeftReport, Report, Word};
+use protocol::message::image::{GetImage, Report, Word};
 use protocol::message::{Call, Refusal};
 use protocol::ticket::Ticket;
 use tests::fleet::{TestFleet, start};
@@ -117,7 +118,7 @@ async fn from_the_first_request_to_a_joined_stash() {
     // Installed when it says so; deployed when the machine's stash has joined.
     let deployment = ask(&installer, GetDeployment { facts: machine(1) }).await.unwrap();
     let report = Report { image: deployment.image, error: None, lied: Vec::new(), written: 100_000, took_ms: 1 };
-    ask(&installer, LeftReport::now(Word::Ended(report))).await.unwrap();
+    ask(&installer, words::say(Word::Ended(report))).await.unwrap();
     assert_eq!(state(&t, "pc-1"), "installed");
     assert!(!ask(&boot, request(1)).await.unwrap().install);
     let late = ask(&installer, get("one")).await.unwrap_err();

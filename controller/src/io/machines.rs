@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use images::manifest::ImageName;
 use images::wire;
 use protocol::identity::Role;
+use protocol::io::credentials::fresh_secret;
 use protocol::io::statement::Statement;
 use protocol::io::tls::Bearer;
 use protocol::io::words::{self, Known};
@@ -18,7 +19,7 @@ use protocol::message::boot::{
     AskBoot, BOOT_IMAGE, BootOrder, BootTicket, Deployment, GetDeployment, Progress, TakeBoot, Told,
 };
 use protocol::message::image::{LeftReport, REPORT_PURPOSE};
-use protocol::ticket::{Ticket, fresh_secret, secret_hash};
+use protocol::ticket::{Ticket, secret_hash};
 
 use super::controller::{Controller, catalog_refusal};
 use super::grant::Via;
@@ -110,7 +111,7 @@ impl Controller {
             host.approved |= auto.is_some();
             let id = change.put_host(found, &host)?;
             if let Some(AutoApprove { plan, .. }) = auto {
-                change.add_deployment(&plan.for_host(id, None, now))?;
+                change.add_deployment(&plan.for_host(id, None, fresh_secret(), now))?;
             }
             *result.lock().unwrap_or_else(PoisonError::into_inner) = Some((id, is_new));
             Ok(())

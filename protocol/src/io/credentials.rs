@@ -118,6 +118,17 @@ pub fn array_id(authority: &[u8]) -> ArrayId {
     ArrayId(Sha256::digest(authority).into())
 }
 
+/// A fresh secret, for a ticket.
+///
+/// # Panics
+/// If the system gives no random bytes, which it does not outlive.
+#[must_use]
+pub fn fresh_secret() -> [u8; 16] {
+    let mut secret = [0; 16];
+    aws_lc_rs::rand::fill(&mut secret).expect("the system gives random bytes");
+    secret
+}
+
 /// Create a folder that only its owner enters.
 ///
 /// # Errors

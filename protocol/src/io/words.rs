@@ -2,7 +2,7 @@
 //! that any of them who could still give the key together include one who knows.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use images::{ArrayId, wire};
 use tokio::task::JoinSet;
@@ -11,7 +11,7 @@ use super::pool::Pool;
 use super::rpc;
 use super::statement::Statement;
 use crate::directory::Shares;
-use crate::message::image::{LeftReport, REPORT_PURPOSE};
+use crate::message::image::{LeftReport, REPORT_PURPOSE, Word};
 use crate::message::store::GetWord;
 
 /// How long a holder may take.
@@ -26,6 +26,16 @@ pub enum Known {
     NotDone,
     /// Too few answered.
     Unknown,
+}
+
+/// Something to be said now.
+#[must_use]
+pub fn say(word: Word) -> LeftReport {
+    let mut nonce = [0; 16];
+    // Without randomness two that say the same in one millisecond are one.
+    let _ = aws_lc_rs::rand::fill(&mut nonce);
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    LeftReport { nonce, at_unix_ms: since.as_millis() as u64, word }
 }
 
 /// Whether a statement says that a deployment of a machine is done, and an installer of just that said so.

@@ -1,7 +1,5 @@
 //! An installer to the controller.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use images::keys::ManifestKey;
 use images::manifest::{ImageName, Signed};
 use images::{NodeId, wire};
@@ -88,16 +86,6 @@ pub struct LeftReport {
 }
 
 impl LeftReport {
-    /// Something to be said now.
-    #[must_use]
-    pub fn now(word: Word) -> Self {
-        let mut nonce = [0; 16];
-        // Without randomness two that say the same in one millisecond are one.
-        let _ = aws_lc_rs::rand::fill(&mut nonce);
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { nonce, at_unix_ms: since.as_millis() as u64, word }
-    }
-
     /// Whether it says that a deployment was carried out.
     #[must_use]
     pub fn is_success(&self) -> bool {

@@ -16,6 +16,7 @@ use protocol::io::credentials::{Credentials, CredentialsError, file_of};
 use protocol::io::directory::{DirectoryKeeper, KeepError};
 use protocol::io::fetch::Fetcher;
 use protocol::io::link::Link;
+use protocol::io::words;
 use protocol::io::{rpc, tls};
 use protocol::message::Refusal;
 use protocol::message::image::{GetImage, GetPage, ImageGrant, LeftReport, MANIFEST_PURPOSE, Report, Word};
@@ -288,7 +289,7 @@ impl Source {
     /// Tell the controller how it went; while it is away, leave it with some stashes, which tell it later. An installation does not fail
     /// because nobody hears of it.
     pub async fn report(&self, report: Report) {
-        let word = LeftReport::now(Word::Ended(report));
+        let word = words::say(Word::Ended(report));
         if self.from_controller {
             match tell(&self.controller, &word).await {
                 Ok(()) => return,

@@ -6,6 +6,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use images::NodeId;
 use images::manifest::ImageName;
+use protocol::io::credentials::fresh_secret;
 use protocol::limits::{STASH_LEN_MAX, STASH_LEN_MIN};
 use protocol::machine::Facts;
 use protocol::message::Refusal;
@@ -382,7 +383,7 @@ pub(super) async fn deploy(State(c): Shared, Json(request): Json<DeployRequest>)
     let name_of = |(number, (id, host)): (usize, &(u32, HostRecord))| {
         let named = request.hostname.as_ref().map(|p| deploy::hostname(p, number + 1, &host.name));
         let hostname = named.transpose().map_err(Refusal::Invalid)?;
-        Ok::<_, Refusal>(base.for_host(*id, hostname, unix_s()))
+        Ok::<_, Refusal>(base.for_host(*id, hostname, fresh_secret(), unix_s()))
     };
     let plans: Vec<DeployRecord> = hosts.iter().enumerate().map(name_of).collect::<Result<_, _>>()?;
     let ids = c.deploy(plans).await?;

@@ -11,8 +11,9 @@ use axum::{Json, Router};
 use data_encoding::HEXLOWER;
 use images::manifest::{ImageName, Root};
 use protocol::identity::Role;
+use protocol::io::credentials::fresh_secret;
 use protocol::message::Refusal;
-use protocol::ticket::{Ticket, fresh_secret, secret_hash};
+use protocol::ticket::{Ticket, secret_hash};
 use serde::{Deserialize, Serialize};
 use utoipa::{OpenApi, ToSchema};
 

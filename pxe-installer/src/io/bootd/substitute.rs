@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, bail};
 use protocol::directory::{Directory, Host, Planned, SignedDirectory};
 use protocol::identity::Role;
+use protocol::io::credentials::fresh_secret;
 use protocol::io::credentials::{Credentials, write_private};
 use protocol::io::directory::DirectoryKeeper;
 use protocol::io::issue::{Admitted, Delegate};
@@ -22,7 +23,7 @@ use protocol::io::{endpoint, tls};
 use protocol::machine::{Facts, identify};
 use protocol::message::boot::{BootOrder, BootTicket};
 use protocol::message::{Refusal, Request, enroll};
-use protocol::ticket::{Ticket, fresh_secret, secret_hash};
+use protocol::ticket::{Ticket, secret_hash};
 use quinn::Endpoint;
 use serde::{Deserialize, Serialize};
 

@@ -25,8 +25,9 @@ use protocol::io::directory::DirectoryKeeper;
 use protocol::io::link::Link;
 use protocol::io::rpc::CallError;
 use protocol::io::stage::process_cpu;
+use protocol::io::words;
 use protocol::message::boot::{DeployStage, Deployment, Limit, Progress as Said, Told};
-use protocol::message::image::{LeftReport, Report, Word};
+use protocol::message::image::{Report, Word};
 use protocol::ticket::Ticket;
 
 use super::install::{Fit, Prepare, Progress, Shortage, install};
@@ -184,7 +185,7 @@ impl Installer {
                 _ => {
                     // Whoever comes back, or takes over, hears at least of it.
                     if let Some(array) = array.as_ref().filter(|_| !is_left) {
-                        is_left = array.leave(&LeftReport::now(Word::Progress(stopped.clone()))).await.is_ok();
+                        is_left = array.leave(&words::say(Word::Progress(stopped.clone()))).await.is_ok();
                     }
                 }
             }
@@ -218,8 +219,7 @@ fn prepare(link: &Arc<Link>, array: &Array, deployment: &Deployment, disk: &Disk
             Ok(Err(error)) if !order::is_absence(&error) => bail!("cancelled; the disk was left unbootable"),
             Ok(Ok(_)) => {}
             // If the power goes in just this time, the next installer hears of it from stashes.
-            _ => match runtime
-                .block_on(array.leave_with_holders(&deployment.image, &LeftReport::now(Word::Progress(said))))
+            _ => match runtime.block_on(array.leave_with_holders(&deployment.image, &words::say(Word::Progress(said))))
             {
                 Ok(()) => say("the controller does not answer; stashes know it"),
                 Err(error) => say(&format!("neither the controller nor a stash hears that the disk is ready: {error}")),
@@ -256,7 +256,7 @@ impl Installer {
         if !source.from_controller {
             let begun = Said { stage: DeployStage::Install, total: source.root.totals.in_use, ..Said::default() };
             let array = source.array().clone();
-            tokio::spawn(async move { array.leave(&LeftReport::now(Word::Progress(begun))).await });
+            tokio::spawn(async move { array.leave(&words::say(Word::Progress(begun))).await });
         }
         let progress = Arc::new(Progress::default());
         let (result, mut report) = {
@@ -303,7 +303,7 @@ impl Installer {
 
     /// Everything is done: the array hears it, and the firmware.
     async fn conclude(&self, source: &Source, report: Report, disk: &DiskFacts) -> anyhow::Result<()> {
-        let (image, word) = (report.image.clone(), LeftReport::now(Word::Ended(report)));
+        let (image, word) = (report.image.clone(), words::say(Word::Ended(report)));
         // Until the controller knows, or so many stashes that no installer gets the image's key for this deployment any more, the machine is
         // not started: it would be installed again, over whatever somebody did on it by then.
         let mut is_left = false;
