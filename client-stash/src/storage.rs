@@ -43,6 +43,11 @@ pub trait Storage: Send + Sync + 'static {
     /// # Errors
     /// `StorageFull`, or the medium's.
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;
+
+    /// Read this range from the medium next time, whatever is remembered of it.
+    fn forget(&self, offset: u64, len: u64) {
+        let _ = (offset, len);
+    }
 }
 
 /// A disk in memory. Writes reach the medium at a sync, or, at a crash, in part and torn at 512 bytes.

@@ -371,8 +371,15 @@ async fn a_stash_cannot_make_the_controller_stand_down() {
         }
     }));
     let controller = rpc::connect_any(&socket, &liar.controller, protocol::identity::CONTROLLER_NAME).await.unwrap();
-    let beat =
-        Heartbeat { port, capacity: 1 << 30, used: 0, fragments: 0, directory: Some(forged.mark()), lost: Vec::new() };
+    let beat = Heartbeat {
+        port,
+        capacity: 1 << 30,
+        used: 0,
+        fragments: 0,
+        directory: Some(forged.mark()),
+        lost: Vec::new(),
+        paused: false,
+    };
     rpc::call(&controller, beat, &[]).await.unwrap();
     tokio::time::timeout(std::time::Duration::from_secs(30), shown.notified()).await.expect("the controller looks");
     // It has seen the forgery by the time it answers the next change.

@@ -1,6 +1,7 @@
 //! The command line of `coe-stash`.
 
 pub mod join;
+pub mod owner;
 pub mod serve;
 pub mod status;
 
@@ -28,6 +29,9 @@ enum Command {
     Join(join::Join),
     Serve(serve::Serve),
     Status(status::Status),
+    Pause(owner::Pause),
+    Resume(owner::Resume),
+    Scrub(owner::Scrub),
 }
 
 /// Which stash.
@@ -60,6 +64,9 @@ impl Cli {
             Command::Join(args) => args.run().await,
             Command::Serve(args) => args.run().await,
             Command::Status(args) => args.run(),
+            Command::Pause(args) => args.run(),
+            Command::Resume(args) => args.run(),
+            Command::Scrub(args) => args.run(),
         }
     }
 }

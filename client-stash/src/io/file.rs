@@ -50,6 +50,11 @@ impl Storage for FileStorage {
             result => Ok(result?),
         }
     }
+
+    fn forget(&self, offset: u64, len: u64) {
+        // Where that is not possible, what is remembered is at least what was written.
+        let _ = fadvise(&self.0, offset, std::num::NonZeroU64::new(len), Advice::DontNeed);
+    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use protocol::io::directory::DirectoryKeeper;
 use serde::{Deserialize, Serialize};
 
 use super::file::FileStorage;
+use super::pause::Pause;
 use super::reports::ReportKeeper;
 use super::shares::ShareKeeper;
 use super::words::WordKeeper;
@@ -166,6 +167,18 @@ impl Folder {
     #[must_use]
     pub fn words(&self) -> WordKeeper {
         WordKeeper::at(&self.0)
+    }
+
+    /// Whether the owner wants the stash to step aside.
+    #[must_use]
+    pub fn pause(&self) -> Pause {
+        Pause::at(&self.0)
+    }
+
+    /// Where it is noted when everything was read again.
+    #[must_use]
+    pub fn scrub_file(&self) -> PathBuf {
+        self.0.join("scrub.json")
     }
 
     /// Shares of images' keys.

@@ -17,6 +17,7 @@ use quinn::{Connection, Endpoint};
 
 use super::file::FileStorage;
 use super::folder::Folder;
+use super::pause::Pause;
 use super::writer::Writer;
 use crate::store::Reader;
 
@@ -38,6 +39,7 @@ pub(super) struct Heart {
     pub(super) directory: Arc<DirectoryKeeper>,
     /// Milliseconds between heartbeats, for others.
     pub(super) heartbeat_ms: Arc<AtomicU32>,
+    pub(super) pause: Arc<Pause>,
 }
 
 impl Heart {
@@ -87,6 +89,7 @@ impl Heart {
             fragments: usage.fragments,
             directory: self.directory.mark(),
             lost: lost.to_vec(),
+            paused: self.pause.is_on(),
         };
         let call = rpc::call(&link, beat, &[]);
         let (ack, _) = tokio::time::timeout(ANSWER_WITHIN, call).await.context("wait for the controller")??;

@@ -1,10 +1,13 @@
 //! The part of the stash that touches the world.
 
+pub mod control;
 pub mod file;
 pub mod folder;
 mod gossip;
 pub mod heartbeat;
+pub mod pause;
 pub mod reports;
+pub mod scrub;
 pub mod service;
 pub mod shares;
 pub mod words;

@@ -10,6 +10,7 @@ use protocol::io::credentials::{create_private_dir, write_private};
 use protocol::io::statement::Statement;
 use protocol::io::tls::Bearer;
 use protocol::limits::REPORTS_TOGETHER;
+use protocol::message::image::LeftReport;
 
 /// Reports that wait at the most: a machine that reports without end must not fill its neighbours' disks.
 const WAITING_MAX: usize = 2000;
@@ -50,7 +51,11 @@ impl ReportKeeper {
         let is_from = |path: &&PathBuf| {
             path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&format!("{prefix}-")))
         };
-        if all.len() >= WAITING_MAX || all.iter().filter(is_from).count() >= OF_ONE_MAX {
+        // What must not be lost has room of its own: that a deployment is done.
+        let is_success = wire::decode::<LeftReport>(&statement.bytes).is_ok_and(|left| left.is_success());
+        let (waiting_max, of_one_max) =
+            if is_success { (WAITING_MAX * 2, OF_ONE_MAX * 2) } else { (WAITING_MAX, OF_ONE_MAX) };
+        if all.len() >= waiting_max || all.iter().filter(is_from).count() >= of_one_max {
             return Err(io::Error::other("too many reports wait here already"));
         }
         write_private(&self.0.join(format!("{prefix}-{}", HEXLOWER.encode(&statement.id()))), &wire::encode(statement))

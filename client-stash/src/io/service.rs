@@ -21,11 +21,14 @@ use protocol::limits::REPORT_LEN_MAX;
 use protocol::message::{Refusal, Request, fetch, image, member as about, store as message};
 use tokio::sync::oneshot;
 
+use super::control::Control;
 use super::file::FileStorage;
 use super::folder::Folder;
 use super::gossip::Gossip;
 use super::heartbeat;
+use super::pause::Pause;
 use super::reports::ReportKeeper;
+use super::scrub::Scrubber;
 use super::shares::ShareKeeper;
 use super::words::WordKeeper;
 use super::writer::{Event, Writer};
@@ -40,6 +43,7 @@ struct Service {
     shares: Arc<ShareKeeper>,
     reports: ReportKeeper,
     words: Arc<WordKeeper>,
+    pause: Arc<Pause>,
     member: Credentials,
 }
 
@@ -57,6 +61,14 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
     let directory = Arc::new(folder.directory(&member));
     let shares = Arc::new(folder.shares()?);
     let words = Arc::new(folder.words());
+    let pause = Arc::new(folder.pause());
+    let scrubber = Scrubber::new(reader.clone(), pause.clone(), folder.scrub_file());
+    scrubber.start();
+    let control = Control { writer: writer.clone(), pause: pause.clone(), scrubber };
+    match control.listen(folder.path()) {
+        Ok(listening) => drop(tokio::spawn(listening)),
+        Err(error) => tracing::warn!(%error, "the owner of this machine cannot speak to this service"),
+    }
     let server = tls::server(&member, tls::Admit::Members, &[tls::ALPN_MEMBER])?;
     let client = tls::client(&member, tls::ALPN_MEMBER)?;
     let endpoint = endpoint::server(settings.listen, server, client)
@@ -72,6 +84,7 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
         shares: shares.clone(),
         reports: folder.reports(),
         words: words.clone(),
+        pause: pause.clone(),
         member: member.clone(),
     });
     let nearby = Arc::new(Nearby::new(array));
@@ -88,6 +101,7 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
         pool,
         directory: directory.clone(),
         heartbeat_ms,
+        pause,
     };
     tokio::spawn(heart.run());
     tokio::spawn(gossip.run());
@@ -150,6 +164,10 @@ impl Service {
     }
 
     async fn answer(self: &Arc<Self>, peer: Peer, request: Request, body: Bytes) -> Answer {
+        let is_work = matches!(request, Request::GetFragment(_) | Request::PutFragment(_) | Request::Prove(_));
+        if is_work && self.pause.is_on() {
+            return Answer::refuse(Refusal::Unavailable("the owner of its machine has paused this stash".into()));
+        }
         match request {
             Request::GetFragment(fetch::GetFragment { fragment }) => {
                 let read = self.read(fragment).await;
@@ -211,11 +229,7 @@ impl Service {
             Some(deployment) => self.words.keep(deployment, statement).map(|()| true).map_err(failed)?,
             None => false,
         };
-        match self.reports.keep(&who, statement) {
-            // As a last word it is known to whoever must know.
-            Err(error) if !as_last_word => return Err(failed(error)),
-            _ => {}
-        }
+        self.reports.keep(&who, statement).map_err(failed)?;
         Ok(image::Left { as_last_word })
     }
 

@@ -381,6 +381,26 @@ impl<S: Storage> Reader<S> {
         self.index().iter().map(|(id, _)| *id).collect()
     }
 
+    /// Everything that is here, in the order in which it lies in the file.
+    #[must_use]
+    pub fn in_order_on_disk(&self) -> Vec<FragmentId> {
+        let mut all: Vec<(u32, u32, FragmentId)> =
+            self.index().iter().map(|(id, place)| (place.region, place.offset, *id)).collect();
+        all.sort_unstable();
+        all.into_iter().map(|(.., id)| id).collect()
+    }
+
+    /// Read a fragment past whatever the system remembers of it, and verify it.
+    ///
+    /// # Errors
+    /// As [`Reader::get`].
+    pub fn get_from_medium(&self, id: FragmentId) -> Result<(FragmentHeader, Bytes), StoreError> {
+        let place = self.index().get(&id).ok_or(StoreError::NotHere(id))?;
+        let len = (RECORD_HEADER_LEN + images::limits::SEALED_MAX) as u64;
+        self.storage.forget(region_offset(place.region) + u64::from(place.offset), len);
+        self.get(id)
+    }
+
     /// Number of fragments that are here.
     #[must_use]
     pub fn fragments(&self) -> usize {

@@ -17,6 +17,8 @@ pub struct Pulse {
     pub used: u64,
     /// Live fragments.
     pub fragments: u64,
+    /// Whether the owner of its machine wants it to step aside.
+    pub paused: bool,
 }
 
 impl Pulse {
@@ -74,14 +76,21 @@ impl Fleet {
     #[must_use]
     pub fn pulse(&self, node: NodeId) -> Option<(Pulse, bool)> {
         let pulse = *self.pulses().get(&node)?;
-        Some((pulse, pulse.at.elapsed() <= self.patience))
+        Some((pulse, !pulse.paused && pulse.at.elapsed() <= self.patience))
+    }
+
+    /// Stashes that are there, and paused by the owners of their machines.
+    #[must_use]
+    pub fn paused(&self) -> usize {
+        self.pulses().values().filter(|pulse| pulse.paused && pulse.at.elapsed() <= self.patience).count()
     }
 
     /// Free bytes of each stash that is up.
     #[must_use]
     pub fn up(&self) -> BTreeMap<NodeId, u64> {
-        let up =
-            |(&node, pulse): (&NodeId, &Pulse)| (pulse.at.elapsed() <= self.patience).then_some((node, pulse.free()));
+        let up = |(&node, pulse): (&NodeId, &Pulse)| {
+            (!pulse.paused && pulse.at.elapsed() <= self.patience).then_some((node, pulse.free()))
+        };
         self.pulses().iter().filter_map(up).collect()
     }
 }

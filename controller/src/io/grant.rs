@@ -107,10 +107,11 @@ impl Controller {
         let said_s = left.at_unix_ms / 1000;
         match left.word {
             Word::Ended(report) => self.report(who, &report, said_s, via).await?,
-            Word::Progress(progress) if self.is_overtaken(who, said_s) => {
+            // Of an earlier try: only which disk it was about to make bootable still matters.
+            Word::Progress(progress) if self.is_overtaken(who, said_s) && progress.finishing.is_none() => {
                 tracing::debug!(by = %who.identity.node, stage = ?progress.stage, "progress of an earlier try");
             }
-            Word::Progress(progress) => match self.progress(who, progress).await {
+            Word::Progress(progress) => match self.progress(who, progress, via).await {
                 Err(error @ Refusal::Failed(_)) => return Err(error),
                 // Since then it was cancelled, or forgotten, or went on.
                 Err(error) => tracing::debug!(by = %who.identity.node, %error, "progress came too late"),

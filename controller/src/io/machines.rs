@@ -52,6 +52,14 @@ pub struct Live {
     pub rate: f64,
 }
 
+/// A boot server that hears that something is not available takes the controller to be away, for every machine. This concerns one.
+fn of_this_machine(refusal: Refusal) -> Refusal {
+    match refusal {
+        Refusal::Unavailable(why) => Refusal::Invalid(why),
+        other => other,
+    }
+}
+
 /// Installations under way.
 #[derive(Default)]
 pub struct Installations(Mutex<HashMap<u32, Live>>);
@@ -169,7 +177,7 @@ impl Controller {
         let install = match due {
             Some((deployment, record)) => match self.check_not_done(deployment, &record).await {
                 Err(Refusal::NotAdmitted(_)) => false,
-                checked => checked.map(|()| true)?,
+                checked => checked.map(|()| true).map_err(of_this_machine)?,
             },
             None => false,
         };
@@ -198,7 +206,7 @@ impl Controller {
         let open = self.open_deployment(id)?.filter(|(_, d)| host.approved && d.state.wants_boot());
         let (deployment, record) =
             open.ok_or_else(|| Refusal::NotAdmitted(format!("{} has nothing to do", host.name)))?;
-        self.check_not_done(deployment, &record).await?;
+        self.check_not_done(deployment, &record).await.map_err(of_this_machine)?;
         let ticket = self.installer_ticket(deployment).await?.to_string();
         tracing::info!(host = %host.name, deployment, "installer loads");
         Ok(BootTicket { ticket, unix_s: unix_s(), rescue: record.rescue })
@@ -275,8 +283,8 @@ impl Controller {
     ///
     /// # Errors
     /// If it carries nothing out.
-    pub async fn progress(&self, who: &Bearer, progress: Progress) -> Result<Told, Refusal> {
-        let (id, record) = self.carried(who)?;
+    pub async fn progress(&self, who: &Bearer, progress: Progress, via: Via) -> Result<Told, Refusal> {
+        let (id, record) = self.carried_as(who, via)?;
         if record.state == State::Cancelled {
             return Ok(Told::Cancelled);
         }

@@ -102,8 +102,12 @@ impl Controller {
         let noted = self.committer.change(move |change| {
             change.change_boot_server(who.node, |known| {
                 seen.store(known.offline, Relaxed);
-                let until_unix_s = unix_s() + DELEGATION_LASTS.as_secs();
-                known.delegated_until_unix_s = if known.offline { until_unix_s } else { 0 };
+                if known.joined_unix_s == 0 {
+                    known.joined_unix_s = unix_s();
+                }
+                if known.offline {
+                    known.delegated_until_unix_s = unix_s() + DELEGATION_LASTS.as_secs();
+                }
             })
         });
         noted.await.map_err(catalog_refusal)?;
@@ -149,7 +153,8 @@ impl Controller {
             // Rebuilding comes with repair; until then the loss is at least known.
             tracing::warn!(%node, segment = %fragment.segment, piece = fragment.piece, "stash lost a fragment");
         }
-        let pulse = Pulse { at: Instant::now(), capacity: beat.capacity, used: beat.used, fragments: beat.fragments };
+        let (capacity, used, fragments) = (beat.capacity, beat.used, beat.fragments);
+        let pulse = Pulse { at: Instant::now(), capacity, used, fragments, paused: beat.paused };
         self.fleet.heard(node, pulse);
         let directory = self.directory().map_err(catalog_refusal)?.update_for(beat.directory);
         Ok(member::HeartbeatAck { directory, again_ms: self.settings.heartbeat_ms, in_charge: true })

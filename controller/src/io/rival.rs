@@ -1,6 +1,7 @@
 //! When members hold a directory that this catalog does not know: it is an old copy, or another controller directs the array. Then this
 //! one stands down: it answers questions, changes nothing, deletes nothing, and waits for a person's word.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +13,8 @@ use protocol::message::member::{GetDirectory, OfferDirectory};
 use quinn::Connection;
 
 use super::controller::{Controller, catalog_refusal};
+use super::unix_s;
+use crate::deploy::State;
 
 /// How long a member may take to show its directory.
 const SHOW_WITHIN: Duration = Duration::from_secs(10);
@@ -120,11 +123,28 @@ impl Controller {
         let (term, next) = (own.mark().term.max(theirs.term) + 1, Epoch(own.mark().epoch.max(theirs.epoch).0 + 1));
         // Numbers that clients know stay theirs: a new deployment must not be taken for one of the same number that is done.
         let common = rival.as_ref().map(|rival| rival.directory().common()).unwrap_or_default();
-        let numbers = self.catalog.change(|change| {
-            change.restore_host_number(common.last_host)?;
-            change.restore_deployments(&[], common.last_deployment)
+        // And what they do not plan any more is done, or was called off, while this catalog did not hear of it: a person has to look.
+        let planned: BTreeSet<u32> = { rival.iter() }
+            .flat_map(|rival| rival.directory().hosts.iter())
+            .filter_map(|(_, host)| Some(host.planned.as_ref()?.id))
+            .collect();
+        let open = self.catalog.deployments().map_err(catalog_refusal)?;
+        let doubtful = open.into_iter().filter(|(id, deployment)| {
+            deployment.state.wants_boot() && *id <= common.last_deployment && !planned.contains(id)
         });
-        numbers.map_err(catalog_refusal)?;
+        let doubtful: Vec<u32> = doubtful.map(|(id, _)| id).collect();
+        let changed = self.catalog.change(|change| {
+            change.restore_host_number(common.last_host)?;
+            change.restore_deployments(&[], common.last_deployment)?;
+            doubtful.iter().try_for_each(|id| {
+                change.change_deployment(*id, |deployment| {
+                    let why = "clients did not plan this any more when they were overruled: is the machine installed?";
+                    (deployment.state, deployment.since_unix_s) = (State::Stopped(why.into()), unix_s());
+                    Ok(())
+                })
+            })
+        });
+        changed.map_err(catalog_refusal)?;
         let contents = self.contents().map_err(catalog_refusal)?;
         let directory = Directory::next(Some(&own), self.array(), self.line, next, contents).in_term(term);
         self.keep_directory(directory.sign(&self.authority.array_key)).map_err(catalog_refusal)?;

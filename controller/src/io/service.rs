@@ -173,7 +173,9 @@ async fn answer(controller: &Arc<Controller>, peer: Peer, request: Request, body
         Request::AskBoot(ask) => Answer::to::<boot::AskBoot>(controller.ask_boot(ask).await),
         Request::TakeBoot(take) => Answer::to::<boot::TakeBoot>(controller.take_boot(take).await),
         Request::GetDeployment(get) => Answer::to::<boot::GetDeployment>(controller.deployment(&bearer, get).await),
-        Request::Progress(progress) => Answer::to::<boot::Progress>(controller.progress(&bearer, progress).await),
+        Request::Progress(progress) => {
+            Answer::to::<boot::Progress>(controller.progress(&bearer, progress, Via::Itself).await)
+        }
         Request::GetDirectory(get) => Answer::to::<member::GetDirectory>(controller.tell_directory(&get)),
         Request::GetDelegation(get) => Answer::to::<boot::GetDelegation>(controller.delegate(who, &get).await),
         other => Answer::refuse(Refusal::Invalid(format!("a controller does not answer {}", other.name()))),

@@ -18,12 +18,12 @@ use super::controller::Controller;
 const KEEP_WITHIN: Duration = Duration::from_secs(10);
 
 /// How many shares are needed, and how many are given out: as many stashes must join hands as for the data, two at least, and as many
-/// may be lost. `None` with fewer than two stashes: one alone would have the key.
+/// may be lost, one at least: so many must answer before any installation, with the controller, too. `None` with fewer stashes than that.
 #[must_use]
 pub fn plan(geometry: Geometry, stashes: usize) -> Option<(u8, u8)> {
     let threshold = geometry.data().max(2);
-    let holders = (threshold + geometry.parity()).min(stashes).min(SHARES_MAX);
-    (holders >= threshold).then_some((threshold as u8, holders as u8))
+    let holders = (threshold + geometry.parity().max(1)).min(stashes).min(SHARES_MAX);
+    (holders > threshold).then_some((threshold as u8, holders as u8))
 }
 
 impl Controller {
@@ -96,9 +96,11 @@ mod tests {
         let plan = |k, m, stashes| plan(Geometry::new(k, m).unwrap(), stashes);
         assert_eq!(plan(6, 2, 8), Some((6, 8)));
         assert_eq!(plan(1, 2, 8), Some((2, 4)));
-        assert_eq!(plan(1, 1, 2), Some((2, 2)), "both are needed");
+        assert_eq!(plan(1, 1, 2), None, "no machine could be installed while one of the two is off");
+        assert_eq!(plan(1, 1, 3), Some((2, 3)));
         assert_eq!(plan(1, 0, 1), None);
-        assert_eq!(plan(1, 0, 5), Some((2, 2)));
+        assert_eq!(plan(1, 0, 5), Some((2, 3)));
+        assert_eq!(plan(4, 0, 4), None);
         assert_eq!(plan(32, 16, 100), Some((32, 48)));
     }
 }

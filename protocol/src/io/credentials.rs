@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use data_encoding::BASE64;
 use images::manifest::ArrayPublicKey;
@@ -215,8 +216,11 @@ impl Credentials {
         let authority = authority.seen().ok_or(rpc::CallError::Malformed)?;
         let identity = Identity { array: ticket.array, role: ticket.role, node: enrolled.node };
         // Whoever admits says who this is; the certificate must say the same, and lead to the authority that the ticket names.
-        let now = UnixTime::now();
-        let bearer = tls::bearer_at(&authority, ticket.array, &enrolled.certificate, &enrolled.chain, now);
+        // A clock that is slow does not matter to others, and the ticket is used up by now.
+        let chain = [&enrolled.certificate].into_iter().chain(&enrolled.chain);
+        let began = UnixTime::since_unix_epoch(Duration::from_secs(tls::began_unix_s(chain).unwrap_or(0) + 1));
+        let then = UnixTime::now().max(began);
+        let bearer = tls::bearer_at(&authority, ticket.array, &enrolled.certificate, &enrolled.chain, then);
         let own_node = NodeId::of_public_key(&key.subject_public_key_info());
         if bearer.map(|bearer| bearer.identity) != Some(identity) || own_node != enrolled.node {
             return Err(CredentialsError::Admitted);

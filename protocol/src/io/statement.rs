@@ -69,10 +69,8 @@ impl Statement {
             return Err(StatementError);
         }
         let (_, certificate) = X509Certificate::from_der(&self.certificate).map_err(|_| StatementError)?;
-        // When the last of them began: clocks differ.
-        let begins = |der: &Vec<u8>| Some(X509Certificate::from_der(der).ok()?.1.validity().not_before.timestamp());
-        let then = certificates().map(begins).collect::<Option<Vec<i64>>>().and_then(|all| all.into_iter().max());
-        let then = then.and_then(|s| u64::try_from(s).ok()).ok_or(StatementError)? + 1;
+        // Clocks differ: what counts is when the last of them began.
+        let then = tls::began_unix_s(certificates()).ok_or(StatementError)? + 1;
         let then = UnixTime::since_unix_epoch(Duration::from_secs(then));
         let said_by = tls::bearer_at(authority, array, &self.certificate, &self.chain, then).ok_or(StatementError)?;
         let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &certificate.public_key().subject_public_key.data);

@@ -189,6 +189,14 @@ pub fn bearer_at(
     bearer_of(certificate, array)
 }
 
+/// When the last of some certificates began, seconds since 1970.
+#[must_use]
+pub fn began_unix_s<'a>(certificates: impl Iterator<Item = &'a Vec<u8>>) -> Option<u64> {
+    let begins = |der: &Vec<u8>| Some(X509Certificate::from_der(der).ok()?.1.validity().not_before.timestamp());
+    let latest = certificates.map(begins).collect::<Option<Vec<i64>>>()?.into_iter().max()?;
+    u64::try_from(latest).ok()
+}
+
 /// When a certificate ends, seconds since 1970.
 #[must_use]
 pub fn expires_unix_s(certificate: &[u8]) -> Option<i64> {

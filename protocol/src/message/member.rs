@@ -19,6 +19,8 @@ pub struct Heartbeat {
     pub directory: Option<Mark>,
     /// Records that it found damaged, and can no longer serve.
     pub lost: Vec<images::fragment::FragmentId>,
+    /// Whether its owner wants it to step aside: it takes nothing and gives nothing, and loses nothing.
+    pub paused: bool,
 }
 
 /// The controller heard it.

@@ -24,6 +24,7 @@ impl Nodes {
         let row = |n: &NodeInfo| {
             let state = match (&n.lied, n.up) {
                 (Some(what), _) => format!("lied: {what}"),
+                (None, _) if n.paused => "paused".into(),
                 (None, true) => "up".into(),
                 (None, false) => "away".into(),
             };

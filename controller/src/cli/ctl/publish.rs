@@ -170,7 +170,7 @@ impl Publish {
         print(&outcome, self.common.json)?;
         if wanted && !outcome.offline {
             eprintln!(
-                "note: it cannot be installed while the controller is away: too few stashes have a share of its key, which takes two at least"
+                "note: it cannot be installed while the controller is away: too few stashes have a share of its key, which takes three at least"
             );
         }
         Ok(())

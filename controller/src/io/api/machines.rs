@@ -279,14 +279,7 @@ pub(super) async fn change_boot_server(
         }
         (None, _) => return Err(Refusal::NotFound(format!("boot server {text}")).into()),
     };
-    let change = c.committer.change(move |change| {
-        change.change_boot_server(node, |known| {
-            known.offline = ask.offline;
-            if !ask.offline {
-                known.delegated_until_unix_s = 0;
-            }
-        })
-    });
+    let change = c.committer.change(move |change| change.change_boot_server(node, |known| known.offline = ask.offline));
     change.await.map_err(catalog_refusal)?;
     Ok(Json(Numbers::default()))
 }

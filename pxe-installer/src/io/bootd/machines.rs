@@ -123,11 +123,14 @@ impl Machines {
     /// Learn what is planned while the controller is there to tell, and notice when it is not, for ever: no machine that starts shall wait
     /// for that.
     pub(super) async fn learn_regularly(&self) {
+        let mut is_patient = true;
         loop {
             let have = self.directory.mark();
-            if let Ok(Some(TheDirectory { update: Some(update), .. })) =
-                self.try_controller(GetDirectory { have }, DIRECTORY_WITHIN).await
-            {
+            // What changed is little; all of it may take its time, and an absence is to be noticed soon.
+            let within = if is_patient || have.is_none() { DIRECTORY_WITHIN } else { ANSWER_WITHIN };
+            let told = self.try_controller(GetDirectory { have }, within).await;
+            is_patient = !is_patient && !matches!(told, Ok(Some(_)));
+            if let Ok(Some(TheDirectory { update: Some(update), .. })) = told {
                 let keeper = self.directory.clone();
                 let taken = tokio::task::spawn_blocking(move || keeper.take(update)).await;
                 if let Ok(Err(error)) = taken {

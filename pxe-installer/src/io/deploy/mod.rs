@@ -46,6 +46,8 @@ const TRIES_WITHOUT_PIECES: u32 = 20;
 const AGAIN_AFTER: Duration = Duration::from_secs(15);
 /// How long a controller may take to hear that a disk is about to become bootable.
 const TELL_WITHIN: Duration = Duration::from_secs(15);
+/// How long those may take who need not know.
+const KNOW_BESIDES_WITHIN: Duration = Duration::from_secs(2);
 /// A controller that restarts is waited for.
 const CONTROLLER_BACK_WITHIN: Duration = Duration::from_secs(300);
 
@@ -310,9 +312,9 @@ impl Installer {
         loop {
             match source::tell(&self.link, &word).await {
                 Ok(()) => {
-                    // A controller can be lost, too. Nobody waits for those who know it besides.
-                    let (array, image, word) = (source.array().clone(), image.clone(), word.clone());
-                    tokio::spawn(async move { array.leave_with_holders(&image, &word).await });
+                    // A controller can be lost, too: whoever answers now knows it besides.
+                    let left = source.array().leave_with_holders(&image, &word);
+                    let _ = tokio::time::timeout(KNOW_BESIDES_WITHIN, left).await;
                     break;
                 }
                 Err(error) if !order::is_absence(&error) => return Err(error.into()),

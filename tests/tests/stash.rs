@@ -1,0 +1,147 @@
+//! A stash and the owner of its machine: pausing, scrubbing, and everybody else.
+
+use std::fs;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::process::{Command, Output};
+
+use tests::fleet::{TestFleet, start};
+use xtask::fleet::wait_for;
+use xtask::{sample, setup};
+
+fn coe_stash(t: &TestFleet, stash: usize, args: &[&str]) -> Output {
+    let mut command = t.fleet.command("coe-stash");
+    command.args(args).arg("--json").env("COE_STASH_DIR", &t.fleet.stashes[stash].dir).output().unwrap()
+}
+
+fn json(out: &Output) -> serde_json::Value {
+    serde_json::from_slice(&out.stdout).unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&out.stderr)))
+}
+
+fn paused(t: &TestFleet) -> usize {
+    let nodes = t.fleet.ctl(&["nodes"]).unwrap();
+    nodes.as_array().unwrap().iter().filter(|node| node["paused"] == true).count()
+}
+
+#[test]
+fn its_owner_pauses_it_and_the_array_does_without() {
+    let mut t = start(4);
+    let image = t.file("disk");
+    fs::write(&image, sample::noise(5, 3_000_000)).unwrap();
+    t.fleet.publish(&image, &["--name", "disk", "--data", "2", "--parity", "1"]).unwrap();
+
+    let answer = coe_stash(&t, 0, &["pause"]);
+    assert_eq!(json(&answer)["paused"], true);
+    wait_for("the controller to hear of it", || paused(&t) == 1).unwrap();
+    let node = t.fleet.stash_status(0).unwrap();
+    assert_eq!(node["live"]["paused"], true);
+    let before = node["live"]["fragments"].as_u64().unwrap();
+    assert!(before > 0);
+    // Nothing is declared lost, and nothing new goes there; what is there is not asked for.
+    let other = t.file("other");
+    fs::write(&other, sample::noise(6, 3_000_000)).unwrap();
+    t.fleet.publish(&other, &["--name", "other", "--data", "2", "--parity", "1"]).unwrap();
+    let target = t.file("target");
+    for (name, want) in [("disk", &image), ("other", &other)] {
+        t.fleet.install(name, &target, 3_000_000).unwrap();
+        assert!(fs::read(&target).unwrap() == fs::read(want).unwrap(), "{name} is installed without it");
+        fs::remove_file(&target).unwrap();
+    }
+    assert_eq!(t.fleet.stash_status(0).unwrap()["live"]["fragments"].as_u64(), Some(before));
+    let refused = coe_stash(&t, 0, &["scrub", "--now"]);
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("resume"));
+
+    // It holds across a restart.
+    t.fleet.kill_stash(0);
+    let gone = coe_stash(&t, 0, &["resume"]);
+    assert!(!gone.status.success() && String::from_utf8_lossy(&gone.stderr).contains("coe-stash serve"));
+    assert!(t.fleet.stash_status(0).unwrap()["live"].is_null());
+    t.fleet.start_stash(0).unwrap();
+    wait_for("the stash to be back, and paused", || {
+        t.fleet.stash_status(0).is_ok_and(|status| status["live"]["paused"] == true)
+    })
+    .unwrap();
+    assert_eq!(json(&coe_stash(&t, 0, &["resume"]))["paused"], false);
+    t.fleet.wait_until_up(4).unwrap();
+    // Killed, it did not say goodbye: the controller's old connection to it has to end first.
+    wait_for("all pieces to be proven", || t.fleet.ctl(&["verify", "--deep"]).is_ok()).unwrap();
+}
+
+#[test]
+fn scrubbing_finds_what_nobody_asked_for() {
+    let t = start(3);
+    let image = t.file("disk");
+    fs::write(&image, sample::noise(7, 3_000_000)).unwrap();
+    t.fleet.publish(&image, &["--name", "disk", "--data", "2", "--parity", "1"]).unwrap();
+    let clean = coe_stash(&t, 1, &["scrub", "--now"]);
+    assert!(clean.status.success(), "{}", String::from_utf8_lossy(&clean.stderr));
+    let clean = json(&clean);
+    assert!(clean["checked"].as_u64() > Some(0) && clean["checked"] == clean["of"], "{clean}");
+    assert_eq!((&clean["damaged"], &clean["unreadable"]), (&0.into(), &0.into()));
+
+    // The first record's payload, 128 bytes behind its header, which lies behind the region's two header slots.
+    let file = fs::File::options().read(true).write(true).open(t.fleet.stashes[1].dir.join(".stash")).unwrap();
+    let (at, mut byte) = ((1 << 20) + 8192 + 128 + 100, [0]);
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+    let found = coe_stash(&t, 1, &["scrub", "--now"]);
+    assert_eq!(found.status.code(), Some(1));
+    assert_eq!(json(&found)["damaged"], 1);
+    // It is not served any more, and the array knows that it has one piece less.
+    let verified = t.fleet.command("coe-ctl").args(["verify", "--json"]).output().unwrap();
+    assert_eq!(json(&verified)["problem_count"], 1);
+    let again = json(&coe_stash(&t, 1, &["scrub", "--now"]));
+    assert_eq!((&again["damaged"], again["of"].as_u64()), (&0.into(), clean["of"].as_u64().map(|n| n - 1)));
+}
+
+/// Another user of the same machine.
+fn as_nobody(t: &TestFleet, program: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program).args(args);
+    command.current_dir(t.file("..")).output().unwrap()
+}
+
+#[test]
+fn nobody_else_on_the_machine_gets_at_it() {
+    if !setup::is_root() {
+        println!("NOTE: not root, so nobody else could be tried");
+        return;
+    }
+    let t = start(1);
+    let stash = t.fleet.stashes[0].dir.clone();
+    // All folders above it are open: what protects it is its own.
+    let mut above = stash.parent();
+    while let Some(folder) = above.filter(|folder| *folder != Path::new("/")) {
+        let mode = fs::metadata(folder).unwrap().permissions().mode();
+        fs::set_permissions(folder, fs::Permissions::from_mode(mode | 0o755)).unwrap();
+        above = folder.parent();
+    }
+    for name in [".stash", "stash.json", "settings.json", "directory", ".control"] {
+        let mode = fs::symlink_metadata(stash.join(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+    assert_eq!(fs::metadata(&stash).unwrap().permissions().mode() & 0o777, 0o700);
+    let path = |name: &str| stash.join(name).to_str().unwrap().to_string();
+    let pid = t.fleet.pids().last().unwrap().to_string();
+    let link = t.file("link").to_str().unwrap().to_string();
+    let (file, folder) = (path(".stash"), stash.to_str().unwrap().to_string());
+    let tries: [(&str, Vec<&str>); 6] = [
+        ("/bin/ls", vec![&folder]),
+        ("/bin/cat", vec![&file]),
+        ("/bin/ln", vec![&file, &link]),
+        ("/usr/bin/truncate", vec!["-s", "0", &file]),
+        ("/bin/kill", vec!["-STOP", &pid]),
+        ("/bin/rm", vec!["-rf", &folder]),
+    ];
+    for (program, args) in tries {
+        let out = as_nobody(&t, Path::new(program), &args);
+        assert!(!out.status.success(), "{program} {args:?}");
+    }
+    let binary = t.file("coe-stash");
+    fs::copy(xtask::shell::target_dir().join("debug/coe-stash"), &binary).unwrap();
+    assert!(as_nobody(&t, &binary, &["--version"]).status.success(), "the program itself is everybody's");
+    let out = as_nobody(&t, &binary, &["pause", "--dir", &folder]);
+    assert!(!out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
+    assert!(stash.join(".stash").exists() && !t.file("link").exists());
+    assert_eq!(t.fleet.stash_status(0).unwrap()["live"]["paused"], false);
+}
