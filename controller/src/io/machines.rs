@@ -148,6 +148,8 @@ impl Controller {
             Known::NotDone => Ok(()),
             Known::Done(statement) => {
                 self.heard_of(&statement).await?;
+                // It may have been heard before, and opened again since, by a person or from an old catalog. A new deployment says it clearly.
+                let _ = self.set_state(id, State::is_open, State::Installed).await;
                 Err(Refusal::NotAdmitted("this machine was installed while the controller was away".into()))
             }
             Known::Unknown => Err(Refusal::Unavailable(
@@ -173,14 +175,7 @@ impl Controller {
         let Some((id, host)) = known else {
             return Ok(BootOrder { host: "a machine that nobody knows".into(), install: false });
         };
-        let due = self.open_deployment(id)?.filter(|(_, d)| host.approved && d.is_due(unix_s()));
-        let install = match due {
-            Some((deployment, record)) => match self.check_not_done(deployment, &record).await {
-                Err(Refusal::NotAdmitted(_)) => false,
-                checked => checked.map(|()| true).map_err(of_this_machine)?,
-            },
-            None => false,
-        };
+        let install = host.approved && self.open_deployment(id)?.is_some_and(|(_, d)| d.is_due(unix_s()));
         Ok(BootOrder { host: host.name, install })
     }
 

@@ -14,8 +14,8 @@ use crate::directory::Shares;
 use crate::message::image::{LeftReport, REPORT_PURPOSE, Word};
 use crate::message::store::GetWord;
 
-/// How long a holder may take. A machine that starts waits for it, and its boot server answers in one second and a half or not at all.
-const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+/// How long a holder may take. A machine's loader waits for it.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 
 /// What holders know.
 #[derive(Debug)]

@@ -26,6 +26,8 @@ use crate::boot::dhcp::Asked;
 
 /// Firmware asks again after a second or two: an answer that comes later is of no use.
 const ANSWER_WITHIN: Duration = Duration::from_millis(1500);
+/// A loader waits longer for its script, and those who know whether its machine is installed already are asked first.
+const TAKE_WITHIN: Duration = Duration::from_secs(6);
 /// Firmware loads iPXE, and iPXE asks for an address itself, in a few seconds; an emulated machine takes longer.
 const IPXE_STARTS_WITHIN: Duration = Duration::from_secs(45);
 /// Machines whose facts are remembered between their DHCP request and their loader's.
@@ -90,12 +92,12 @@ impl Machines {
     }
 
     /// The controller's answer; `None` while it is away, or stands down.
-    async fn call<C: Call>(&self, message: C) -> anyhow::Result<Option<C::Reply>> {
+    async fn call<C: Call>(&self, message: C, within: Duration) -> anyhow::Result<Option<C::Reply>> {
         let away_until = *self.away_until.lock().unwrap_or_else(PoisonError::into_inner);
         if away_until.is_some_and(|until| Instant::now() < until) {
             return Ok(None);
         }
-        self.try_controller(message, ANSWER_WITHIN).await
+        self.try_controller(message, within).await
     }
 
     /// The same, however it was a moment ago.
@@ -197,9 +199,9 @@ impl Machines {
             let uuid = asked.facts.uuid.or(known.uuid);
             *known = Facts { uuid, ..asked.facts.clone() };
         }
-        match self.call(AskBoot { facts: asked.facts.clone(), is_dry_run }).await? {
+        match self.call(AskBoot { facts: asked.facts.clone(), is_dry_run }, ANSWER_WITHIN).await? {
             Some(order) => Ok(order),
-            None => self.substitute.ask(&asked.facts).await,
+            None => self.substitute.ask(&asked.facts),
         }
     }
 
@@ -230,7 +232,7 @@ impl Machines {
     pub async fn take(&self, mac: Mac) -> anyhow::Result<BootTicket> {
         let known = self.remembered.lock().unwrap_or_else(PoisonError::into_inner).get(&mac).cloned();
         let facts = known.unwrap_or_else(|| Facts { macs: vec![mac], ..Facts::default() });
-        match self.call(TakeBoot { facts: facts.clone() }).await? {
+        match self.call(TakeBoot { facts: facts.clone() }, TAKE_WITHIN).await? {
             Some(ticket) => Ok(ticket),
             None => self.substitute.take(&facts).await,
         }

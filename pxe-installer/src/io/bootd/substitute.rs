@@ -162,24 +162,21 @@ impl Substitute {
         }
     }
 
-    /// What a machine has to do.
+    /// What a machine has to do. Firmware does not wait for an answer: whether what is planned was done already is asked when the loader comes.
     ///
     /// # Errors
     /// If this boot server may not say.
-    pub(super) async fn ask(&self, facts: &Facts) -> anyhow::Result<BootOrder> {
+    pub(super) fn ask(&self, facts: &Facts) -> anyhow::Result<BootOrder> {
         let held = self.directory()?;
-        let Some((number, host)) = find(held.directory(), &facts.clone().cleaned()) else {
+        let Some((_, host)) = find(held.directory(), &facts.clone().cleaned()) else {
             return Ok(BootOrder { host: "a machine that nobody knows".into(), install: false });
         };
         let due = host.planned.as_ref().filter(|planned| planned.not_before_unix_s <= unix_s());
-        let install = match due {
-            Some(planned) => {
-                // Nobody is started whom nobody can admit.
-                self.delegate()?;
-                !self.is_done(&held, number, planned).await?
-            }
-            None => false,
-        };
+        let install = due.is_some_and(|planned| !lock(&self.done).contains(&planned.id));
+        if install {
+            // Nobody is started whom nobody can admit.
+            self.delegate()?;
+        }
         Ok(BootOrder { host: host.name.clone(), install })
     }
 
