@@ -78,7 +78,12 @@ pub(super) fn scrubbed(scrub: &Scrubbed) -> String {
         Scrubbed { is_running: true, checked, of, .. } => format!("{checked} of {of} fragments read, {found}"),
         Scrubbed { finished_unix_s: 0, .. } => "not yet; everything is read again every 30 days".into(),
         Scrubbed { finished_unix_s, checked, .. } => {
-            format!("{checked} fragments read {} days ago, {found}", now.saturating_sub(*finished_unix_s) / 86_400)
+            let when = match now.saturating_sub(*finished_unix_s) / 3600 {
+                0 => "just now".into(),
+                hours @ 1..48 => format!("{hours} h ago"),
+                hours => format!("{} days ago", hours / 24),
+            };
+            format!("{checked} fragments read {when}, {found}")
         }
     }
 }
