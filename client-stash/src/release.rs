@@ -91,9 +91,9 @@ pub fn may_delete(held: Option<&SignedDirectory>, theirs: Mark) -> Result<(), &'
 mod tests {
     use std::collections::BTreeMap;
 
-    use images::keys::OwnerKey;
+    use images::keys::{HolderSecret, OwnerKey};
     use images::manifest::PageRef;
-    use images::shares::{HolderSecret, Order, ShareDigest};
+    use images::shares::{Order, ShareDigest};
     use images::{ArrayId, GroupId, ManifestId};
     use protocol::directory::{Common, Contents, Epoch, Head, Host, Line, Planned, Policy, Shares};
     use protocol::identity::Identity;

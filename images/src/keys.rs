@@ -10,7 +10,6 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::ids::{ManifestId, NodeId};
 use crate::limits::TAG_LEN;
-use crate::shares::HolderSecret;
 
 /// A ciphertext that this key did not seal, or that was changed since.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -46,6 +45,14 @@ key!(
 key!(
     /// Opens bytes that it was made from.
     ContentKey
+);
+key!(
+    /// What a holder of a share of a manifest's key keeps besides: tokens for deployments follow from it.
+    HolderSecret
+);
+key!(
+    /// What a holder gives to the installer of one deployment, for its order of one tag.
+    Token
 );
 
 impl OwnerKey {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use vsss_rs::Gf256;
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
-use crate::keys::{ManifestKey, OpenError, OwnerKey, open, seal_in_place};
+use crate::keys::{HolderSecret, ManifestKey, OpenError, OwnerKey, Token, open, seal_in_place};
 
 /// One share: its number, from 1, and a byte for each byte of the key.
 #[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop, Serialize, Deserialize)]
@@ -40,26 +40,6 @@ impl KeyShare {
     #[must_use]
     pub fn digest(&self) -> ShareDigest {
         ShareDigest(blake3::derive_key("coe 2026 key share v1", &self.0))
-    }
-}
-
-/// What a holder of a share keeps besides: tokens for deployments follow from it.
-#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop, Serialize, Deserialize)]
-pub struct HolderSecret(pub [u8; 32]);
-
-impl std::fmt::Debug for HolderSecret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("HolderSecret(secret)")
-    }
-}
-
-/// What a holder gives to the installer of one deployment, for its order of this tag.
-#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop, Serialize, Deserialize)]
-pub struct Token([u8; 32]);
-
-impl std::fmt::Debug for Token {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Token(secret)")
     }
 }
 

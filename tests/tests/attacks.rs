@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use controller::io::authority::{Authority, Secrets};
+use images::keys::HolderSecret;
 use images::manifest::ArrayKey;
-use images::shares::HolderSecret;
 use images::{ArrayId, NodeId, wire};
 use protocol::directory::{Contents, Directory, Epoch, Line, Mark, SignedDirectory, Update};
 use protocol::identity::{CONTROLLER_NAME, Identity, Role, STASH_NAME, delegate_domain, server_name};

@@ -97,8 +97,11 @@ impl Control {
                 self.scrubber.ask();
                 Ok(())
             }
-            Ask::Pause => self.pause.set(true).map_err(|e| e.to_string()),
-            Ask::Resume => self.pause.set(false).map_err(|e| e.to_string()),
+            Ask::Pause | Ask::Resume => {
+                let done = self.pause.set(matches!(ask, Ask::Pause)).map_err(|e| e.to_string());
+                self.scrubber.look_again();
+                done
+            }
         };
         let usage = self.writer.usage().await;
         Live {

@@ -123,6 +123,18 @@ impl Scrubber {
         }
     }
 
+    /// The owner paused the stash, or came back.
+    pub fn look_again(&self) {
+        // Whoever looks holds the lock until it waits, so nothing is missed.
+        drop(self.lock());
+        self.changed.notify_all();
+    }
+
+    fn wait_while_paused(&self) {
+        let state = self.lock();
+        drop(self.changed.wait_while(state, |_| self.pause.is_on()).unwrap_or_else(PoisonError::into_inner));
+    }
+
     fn round(&self) {
         let fragments = self.reader.in_order_on_disk();
         {
@@ -136,9 +148,7 @@ impl Scrubber {
             };
         }
         for id in fragments {
-            while self.pause.is_on() {
-                std::thread::sleep(Duration::from_secs(1));
-            }
+            self.wait_while_paused();
             let (mut read, mut damaged, mut unreadable) = (0, 0, 0);
             match self.reader.get_from_medium(id) {
                 Ok((_, payload)) => read = payload.len(),

@@ -9,7 +9,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use images::shares::{HolderSecret, KeyShare};
+use images::keys::HolderSecret;
+use images::shares::KeyShare;
 use images::{ManifestId, wire};
 use protocol::directory::Directory;
 use protocol::io::credentials::write_private;

@@ -4,13 +4,13 @@ use std::sync::PoisonError;
 
 use bytes::Bytes;
 use images::manifest::ImageName;
-use images::wire;
 use protocol::identity::{Identity, Role};
 use protocol::io::tls::Bearer;
+use protocol::io::words;
 use protocol::limits::REPORTS_TOGETHER;
 use protocol::message::Refusal;
 use protocol::message::image::{
-    GetImage, GetPage, ImageGrant, LeftReport, Page, PassReports, Passed, REPORT_PURPOSE, Report, Reported, Word,
+    GetImage, GetPage, ImageGrant, LeftReport, Page, PassReports, Passed, Report, Reported, Word,
 };
 
 use super::controller::{Controller, catalog_refusal};
@@ -76,10 +76,9 @@ impl Controller {
     pub async fn passed(&self, from: Identity, pass: &PassReports) -> Result<Passed, Refusal> {
         let mut words = Vec::new();
         for statement in pass.statements.iter().take(REPORTS_TOGETHER) {
-            let said = statement.verify(REPORT_PURPOSE, self.authority.certificate(), self.array());
-            let left = wire::decode::<LeftReport>(&statement.bytes);
-            let said = said.ok().filter(|who| matches!(who.identity.role, Role::Installer | Role::Admin | Role::Boot));
-            let (Some(who), Ok(left)) = (said, left) else {
+            let word = words::read(statement, self.authority.certificate(), self.array());
+            let may_report = |who: &Bearer| matches!(who.identity.role, Role::Installer | Role::Admin | Role::Boot);
+            let Some((who, left)) = word.filter(|(who, _)| may_report(who)) else {
                 // A stash checks before it keeps: this one lies, or its disk did. It may forget it.
                 tracing::warn!(stash = %from.node, "a stash passes on what no member reported");
                 continue;

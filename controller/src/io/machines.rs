@@ -7,10 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use images::manifest::ImageName;
-use images::wire;
 use protocol::identity::Role;
 use protocol::io::credentials::fresh_secret;
-use protocol::io::statement::Statement;
 use protocol::io::tls::Bearer;
 use protocol::io::words::{self, Known};
 use protocol::machine::{Facts, Mac};
@@ -18,7 +16,6 @@ use protocol::message::Refusal;
 use protocol::message::boot::{
     AskBoot, BOOT_IMAGE, BootOrder, BootTicket, Deployment, GetDeployment, Progress, TakeBoot, Told,
 };
-use protocol::message::image::{LeftReport, REPORT_PURPOSE};
 use protocol::ticket::{Ticket, secret_hash};
 
 use super::controller::{Controller, catalog_refusal};
@@ -142,12 +139,13 @@ impl Controller {
         let images = self.catalog.images().map_err(catalog_refusal)?;
         let shares = images.into_iter().find(|(image, _)| *image == record.image).and_then(|(_, image)| image.offline);
         let Some(shares) = shares else { return Ok(()) };
-        let (authority, array, host) = (self.authority.certificate(), self.array(), record.host);
-        let is_true = |statement: &Statement| words::says_done(statement, authority, array, host, id);
-        match words::ask(&self.pool, &shares, id, is_true).await {
+        let (authority, array) = (self.authority.certificate(), self.array());
+        let asked = words::Asked { authority, array, host: record.host, deployment: id };
+        match asked.ask(&self.pool, &shares).await {
             Known::NotDone => Ok(()),
-            Known::Done(statement) => {
-                self.heard_of(&statement).await?;
+            Known::Done(word) => {
+                let (who, left) = *word;
+                self.hear(&who, left, Via::Stash).await?;
                 // It may have been heard before, and opened again since, by a person or from an old catalog. A new deployment says it clearly.
                 let _ = self.set_state(id, State::is_open, State::Installed).await;
                 Err(Refusal::NotAdmitted("this machine was installed while the controller was away".into()))
@@ -351,14 +349,6 @@ impl Controller {
             noted.or_else(|e| if matches!(e, CatalogError::Conflict(_)) { Ok(()) } else { Err(e) })
         });
         change.await.map_err(catalog_refusal)
-    }
-
-    /// A stash showed that a deployment is done.
-    async fn heard_of(&self, statement: &Statement) -> Result<(), Refusal> {
-        let said = statement.verify(REPORT_PURPOSE, self.authority.certificate(), self.array());
-        let left = wire::decode::<LeftReport>(&statement.bytes);
-        let (Ok(who), Ok(left)) = (said, left) else { return Ok(()) };
-        self.hear(&who, left, Via::Stash).await.map(drop)
     }
 
     /// Plan deployments.

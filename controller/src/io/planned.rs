@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use images::keys::OwnerKey;
+use images::keys::{HolderSecret, OwnerKey};
 use images::manifest::ImageName;
-use images::shares::{HolderSecret, Order};
+use images::shares::Order;
 use images::{ArrayId, wire};
 use protocol::directory::{Directory, Planned};
 use protocol::identity::Role;

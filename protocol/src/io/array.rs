@@ -21,6 +21,7 @@ use super::pool::Pool;
 use super::rpc::{self, CallError};
 use super::statement::Statement;
 use super::tls;
+use super::words;
 use crate::directory::{Directory, DirectoryError, Head, Mark, SignedDirectory, Verdict};
 use crate::getter::Patience;
 use crate::identity::STASH_NAME;
@@ -35,6 +36,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 const FOUND_AND_ANSWERED_WITHIN: Duration = Duration::from_secs(15);
 /// So many members are asked which directory is the newest: one that keeps a newer one to itself is outvoted by any other.
 const ASKED: usize = 8;
+/// Nobody is left out, and all are waited for.
+const EVERYBODY: usize = usize::MAX;
 
 /// Stashes that keep a report, where so many answer.
 const REPORT_COPIES: usize = 3;
@@ -115,7 +118,7 @@ async fn look_for_newer(
             () = async { tokio::time::sleep_until(enough.expect("guarded")).await }, if enough.is_some() => break,
         };
         answers.extend(next.and_then(Result::ok).flatten());
-        if enough.is_none() && answers.len() * 2 >= asked && most != usize::MAX {
+        if enough.is_none() && answers.len() * 2 >= asked && most != EVERYBODY {
             enough = Some(tokio::time::Instant::now() + WAIT_FOR_OTHERS);
         }
     }
@@ -197,7 +200,7 @@ impl Array {
         keeper: &DirectoryKeeper,
         via: &[String],
     ) -> anyhow::Result<Self> {
-        Self::reach_asking(endpoint, member, keeper, via, usize::MAX).await
+        Self::reach_asking(endpoint, member, keeper, via, EVERYBODY).await
     }
 
     async fn reach_asking(
@@ -327,7 +330,7 @@ impl Array {
     pub async fn leave_with_holders(&self, image: &ImageName, word: &LeftReport) -> Result<(), CallError> {
         let plan = self.directory().heads.get(image).and_then(|head| head.offline.as_ref());
         let holders: Vec<NodeId> = plan.into_iter().flat_map(|plan| &plan.holders).map(|(node, _)| *node).collect();
-        self.leave_with(word, holders, |left| left.as_last_word, 1, usize::MAX).await
+        self.leave_with(word, holders, |left| left.as_last_word, 1, EVERYBODY).await
     }
 
     /// Leave the word that the deployment of an image is done with so many of those who have shares of its key that too few are left who
@@ -341,7 +344,7 @@ impl Array {
             plan.ok_or_else(|| CallError::Unreachable(format!("any stash with a share of the key of {image}")))?;
         let enough = plan.holders.len() + 1 - usize::from(plan.threshold);
         let holders = plan.holders.iter().map(|(node, _)| *node).collect();
-        self.leave_with(word, holders, |left| left.as_last_word, enough, usize::MAX).await
+        self.leave_with(word, holders, |left| left.as_last_word, enough, EVERYBODY).await
     }
 
     async fn leave_with(
@@ -380,10 +383,10 @@ impl Array {
     /// What an earlier installer of this one's deployment left; nothing that another said.
     fn left_before(&self, statement: &Statement) -> Option<LeftReport> {
         let (authority, array) = (&self.member.authority, self.member.identity.array);
-        let said = statement.verify(REPORT_PURPOSE, authority, array).ok()?;
+        let (said_by, left) = words::read(statement, authority, array)?;
         let own = tls::bearer_of(&self.member.certificate, array)?;
-        let is_of_this = own.deployment.is_some() && (said.host, said.deployment) == (own.host, own.deployment);
-        wire::decode(&statement.bytes).ok().filter(|_| is_of_this)
+        let is_of_this = own.deployment.is_some() && (said_by.host, said_by.deployment) == (own.host, own.deployment);
+        is_of_this.then_some(left)
     }
 
     /// The key of an image's manifest, from shares of as many stashes as it takes; and an order of this installer's deployment, opened with

@@ -39,6 +39,14 @@ pub enum CallError {
     Refused(#[from] Refusal),
 }
 
+impl CallError {
+    /// Whether it says no more than that the other side is not to be reckoned with now: it does not answer, or stands down.
+    #[must_use]
+    pub fn is_absence(&self) -> bool {
+        !matches!(self, Self::Refused(refusal) if !matches!(refusal, Refusal::Unavailable(_)))
+    }
+}
+
 /// A TLS alert in words that say what to do. Codes: RFC 8446, section 6; QUIC adds 0x100 (RFC 9001, section 4.8).
 fn explain(error: &quinn::ConnectionError) -> String {
     let code = match error {

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use super::pool::Pool;
 use super::rpc;
 use super::statement::Statement;
+use super::tls::Bearer;
 use crate::directory::Shares;
 use crate::message::image::{LeftReport, REPORT_PURPOSE, Word};
 use crate::message::store::GetWord;
@@ -21,7 +22,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub enum Known {
     /// It was carried out: its installer's own word.
-    Done(Statement),
+    Done(Box<(Bearer, LeftReport)>),
     /// So many answered that one of them would know.
     NotDone,
     /// Too few answered.
@@ -38,34 +39,54 @@ pub fn say(word: Word) -> LeftReport {
     LeftReport { nonce, at_unix_ms: since.as_millis() as u64, word }
 }
 
-/// Whether a statement says that a deployment of a machine is done, and an installer of just that said so.
+/// Who left a word, and what it says. `None` if no member of this array signed it.
 #[must_use]
-pub fn says_done(statement: &Statement, authority: &[u8], array: ArrayId, host: u32, deployment: u32) -> bool {
-    let said = statement.verify(REPORT_PURPOSE, authority, array);
-    let is_of_it = said.is_ok_and(|said| said.host == Some(host) && said.deployment == Some(deployment));
-    is_of_it && wire::decode::<LeftReport>(&statement.bytes).is_ok_and(|left| left.is_success())
+pub fn read(statement: &Statement, authority: &[u8], array: ArrayId) -> Option<(Bearer, LeftReport)> {
+    let said_by = statement.verify(REPORT_PURPOSE, authority, array).ok()?;
+    Some((said_by, wire::decode(&statement.bytes).ok()?))
 }
 
-/// Ask the holders of an image's shares what became of a deployment of it. `is_true` tells a word that counts.
-pub async fn ask(pool: &Arc<Pool>, shares: &Shares, deployment: u32, is_true: impl Fn(&Statement) -> bool) -> Known {
-    let mut asks = JoinSet::new();
-    for (node, _) in shares.holders.clone() {
-        let pool = pool.clone();
-        asks.spawn(async move {
-            let asked = async { rpc::call(&pool.get(node).await?, GetWord { deployment }, &[]).await };
-            tokio::time::timeout(ANSWER_WITHIN, asked).await.ok()?.ok().map(|(word, _)| word.last)
-        });
+/// Whose words count.
+pub struct Asked<'a> {
+    /// The authority's certificate, DER.
+    pub authority: &'a [u8],
+    /// The array.
+    pub array: ArrayId,
+    /// The machine.
+    pub host: u32,
+    /// Its deployment.
+    pub deployment: u32,
+}
+
+impl Asked<'_> {
+    /// Whether a statement says that the deployment is done, and an installer of just that said so.
+    fn done_by(&self, statement: &Statement) -> Option<(Bearer, LeftReport)> {
+        let (said_by, left) = read(statement, self.authority, self.array)?;
+        let is_of_it = (said_by.host, said_by.deployment) == (Some(self.host), Some(self.deployment));
+        (is_of_it && left.is_success()).then_some((said_by, left))
     }
-    let mut answered = 0;
-    while let Some(answer) = asks.join_next().await {
-        let Ok(Some(last)) = answer else { continue };
-        if let Some(statement) = last.filter(&is_true) {
-            return Known::Done(statement);
+
+    /// Ask the holders of shares of its image's key what became of a deployment.
+    pub async fn ask(&self, pool: &Arc<Pool>, shares: &Shares) -> Known {
+        let (mut asks, deployment) = (JoinSet::new(), self.deployment);
+        for (node, _) in shares.holders.clone() {
+            let pool = pool.clone();
+            asks.spawn(async move {
+                let asked = async { rpc::call(&pool.get(node).await?, GetWord { deployment }, &[]).await };
+                tokio::time::timeout(ANSWER_WITHIN, asked).await.ok()?.ok().map(|(word, _)| word.last)
+            });
         }
-        answered += 1;
-        if answered >= usize::from(shares.threshold) {
-            return Known::NotDone;
+        let mut answered = 0;
+        while let Some(answer) = asks.join_next().await {
+            let Ok(Some(last)) = answer else { continue };
+            if let Some((said_by, left)) = last.and_then(|last| self.done_by(&last)) {
+                return Known::Done(Box::new((said_by, left)));
+            }
+            answered += 1;
+            if answered >= usize::from(shares.threshold) {
+                return Known::NotDone;
+            }
         }
+        Known::Unknown
     }
-    Known::Unknown
 }

@@ -2,8 +2,9 @@
 
 use images::ManifestId;
 use images::fragment::{FragmentHeader, FragmentId};
+use images::keys::{HolderSecret, Token};
 use images::manifest::ImageName;
-use images::shares::{HolderSecret, KeyShare, Token};
+use images::shares::KeyShare;
 use serde::{Deserialize, Serialize};
 
 use crate::directory::Mark;

@@ -293,7 +293,7 @@ impl Source {
         if self.from_controller {
             match tell(&self.controller, &word).await {
                 Ok(()) => return,
-                Err(error @ rpc::CallError::Refused(_)) => return tracing::warn!(%error, "report not delivered"),
+                Err(error) if !error.is_absence() => return tracing::warn!(%error, "report not delivered"),
                 Err(_) => tracing::info!("the controller is away, leaving the report with stashes"),
             }
         }

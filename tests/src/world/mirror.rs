@@ -11,9 +11,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use client_stash::release::{self, Release};
 use controller::io::authority::{Authority, Secrets};
-use images::keys::OwnerKey;
+use images::keys::{HolderSecret, OwnerKey};
 use images::manifest::{ArrayKey, ImageName, PageRef};
-use images::shares::{HolderSecret, Order, ShareDigest};
+use images::shares::{Order, ShareDigest};
 use images::{ArrayId, GroupId, ManifestId, NodeId};
 use protocol::directory::{
     Common, Contents, Directory, DirectoryError, Epoch, Head, Host, Line, Member, Planned, Policy, Shares,

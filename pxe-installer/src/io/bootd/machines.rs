@@ -13,12 +13,11 @@ use protocol::io::directory::DirectoryKeeper;
 use protocol::io::issue::Delegate;
 use protocol::io::link::Link;
 use protocol::io::pool::Pool;
-use protocol::io::rpc::CallError;
 use protocol::io::tls;
 use protocol::machine::{Facts, Mac};
+use protocol::message::Call;
 use protocol::message::boot::{AskBoot, BootOrder, BootTicket, GetDelegation, TakeBoot};
 use protocol::message::member::{GetDirectory, Renew, TheDirectory};
-use protocol::message::{Call, Refusal};
 use tokio::sync::Notify;
 
 use super::substitute::{Substitute, unix_s};
@@ -110,9 +109,8 @@ impl Machines {
                 }
                 return Ok(Some(reply));
             }
-            Ok(Err(error @ CallError::Refused(Refusal::Unavailable(_)))) => error.to_string(),
-            Ok(Err(error @ CallError::Refused(_))) => return Err(error.into()),
-            Ok(Err(error)) => error.to_string(),
+            Ok(Err(error)) if error.is_absence() => error.to_string(),
+            Ok(Err(error)) => return Err(error.into()),
             Err(_) => "the controller does not answer".into(),
         };
         if away_until().replace(Instant::now() + AWAY_FOR).is_none() {

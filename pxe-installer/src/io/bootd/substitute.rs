@@ -17,7 +17,6 @@ use protocol::io::directory::DirectoryKeeper;
 use protocol::io::issue::{Admitted, Delegate};
 use protocol::io::pool::Pool;
 use protocol::io::rpc::{self, Answer};
-use protocol::io::statement::Statement;
 use protocol::io::words::{self, Known};
 use protocol::io::{endpoint, tls};
 use protocol::machine::{Facts, identify};
@@ -151,8 +150,7 @@ impl Substitute {
         let shares = shares.context("the image of a planned deployment may not be installed without the controller")?;
         self.pool.learn(held.directory());
         let (authority, array) = (&self.member.authority, self.member.identity.array);
-        let is_true = |statement: &Statement| words::says_done(statement, authority, array, host, id);
-        match words::ask(&self.pool, shares, id, is_true).await {
+        match (words::Asked { authority, array, host, deployment: id }).ask(&self.pool, shares).await {
             Known::NotDone => Ok(false),
             Known::Done(_) => {
                 lock(&self.done).insert(id);

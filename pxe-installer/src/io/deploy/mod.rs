@@ -164,7 +164,7 @@ impl Installer {
                 Err(error) if !error.is::<AlreadyDone>() => error,
                 order => return order,
             };
-            let is_refused = error.downcast_ref::<CallError>().is_some_and(|error| !order::is_absence(error));
+            let is_refused = error.downcast_ref::<CallError>().is_some_and(|error| !error.is_absence());
             if is_refused || start.elapsed() > CONTROLLER_BACK_WITHIN {
                 return Err(error);
             }
@@ -183,7 +183,7 @@ impl Installer {
             match tokio::time::timeout(TELL_WITHIN, self.link.call(stopped.clone())).await {
                 Ok(Ok((Told::GoOn, _))) => {}
                 Ok(Ok((told, _))) => return Ok(told),
-                Ok(Err(error)) if !order::is_absence(&error) => return Err(error.into()),
+                Ok(Err(error)) if !error.is_absence() => return Err(error.into()),
                 _ => {
                     // Whoever comes back, or takes over, hears at least of it.
                     if let Some(array) = array.as_ref().filter(|_| !is_left) {
@@ -218,7 +218,7 @@ fn prepare(link: &Arc<Link>, array: &Array, deployment: &Deployment, disk: &Disk
         let told = runtime.block_on(tokio::time::timeout(TELL_WITHIN, link.call(said.clone())));
         match told {
             Ok(Ok((Told::Cancelled, _))) => bail!("cancelled; the disk was left unbootable"),
-            Ok(Err(error)) if !order::is_absence(&error) => bail!("cancelled; the disk was left unbootable"),
+            Ok(Err(error)) if !error.is_absence() => bail!("cancelled; the disk was left unbootable"),
             Ok(Ok(_)) => {}
             // If the power goes in just this time, the next installer hears of it from stashes.
             _ => match runtime.block_on(array.leave_with_holders(&deployment.image, &words::say(Word::Progress(said))))
@@ -317,7 +317,7 @@ impl Installer {
                     let _ = tokio::time::timeout(KNOW_BESIDES_WITHIN, left).await;
                     break;
                 }
-                Err(error) if !order::is_absence(&error) => return Err(error.into()),
+                Err(error) if !error.is_absence() => return Err(error.into()),
                 Err(_) => {}
             }
             match source.array().leave_for_good(&image, &word).await {
@@ -405,7 +405,7 @@ impl Teller {
         match told.ok()? {
             Ok((told, _)) => Some(told),
             // The machine or its deployment was forgotten.
-            Err(error) if !order::is_absence(&error) => Some(Told::Cancelled),
+            Err(error) if !error.is_absence() => Some(Told::Cancelled),
             Err(_) => None,
         }
     }

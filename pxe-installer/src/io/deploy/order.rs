@@ -8,10 +8,8 @@ use protocol::io::array::Array;
 use protocol::io::credentials::Credentials;
 use protocol::io::directory::DirectoryKeeper;
 use protocol::io::link::Link;
-use protocol::io::rpc::CallError;
 use protocol::io::tls;
 use protocol::machine::Facts;
-use protocol::message::Refusal;
 use protocol::message::boot::{Deployment, Finishing, GetDeployment};
 use protocol::message::image::{LeftReport, Word};
 
@@ -32,16 +30,11 @@ pub(super) async fn get(
     let within = if member.chain.is_empty() { CONTROLLER_WITHIN } else { ABSENT_CONTROLLER_WITHIN };
     match tokio::time::timeout(within, link.call(GetDeployment { facts: facts.clone() })).await {
         Ok(Ok((deployment, _))) => return Ok((deployment, None)),
-        Ok(Err(error @ CallError::Refused(_))) if !is_absence(&error) => return Err(error.into()),
+        Ok(Err(error)) if !error.is_absence() => return Err(error.into()),
         _ => super::say("the controller does not answer; asking stashes what to do"),
     }
     let (deployment, source) = of_directory(link, keeper, member, facts).await?;
     Ok((deployment, Some(source)))
-}
-
-/// Whether an answer says no more than that the controller is not to be reckoned with now.
-pub(super) fn is_absence(error: &CallError) -> bool {
-    !matches!(error, CallError::Refused(refusal) if !matches!(refusal, Refusal::Unavailable(_)))
 }
 
 async fn of_directory(
