@@ -1,25 +1,32 @@
 //! Byte layouts of the stash file. All integers are little endian; every structure ends in or carries a CRC-32C, and a
 //! structure that does not decode is treated as absent, never as an error of its own.
 
-use images::fragment::FragmentHeader;
+use std::collections::BTreeMap;
+
+use images::fragment::{FragmentHeader, FragmentId};
 use images::limits::FRAGMENT_HEADER_LEN;
-use images::{ArrayId, NodeId};
+use images::{ArrayId, NodeId, SegmentId};
 use protocol::message::store::Owner;
 
-use crate::limits::{RECORD_ALIGN, RECORD_HEADER_LEN, SLOT_LEN, TABLE_ENTRY_LEN, TABLE_HEADER_LEN};
+use crate::limits::{
+    PARTITIONS_MAX, RECORD_ALIGN, RECORD_HEADER_LEN, REGION_LEN_MAX, REGION_LEN_MIN, SLOT_LEN, TABLE_HEADER_LEN,
+};
 
 /// Versions of the file format: one line each for what changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum FileVersion {
-    /// First format.
+    /// First format; nothing that was released wrote it.
     V1 = 1,
+    /// Partitions, two copies of the file header, records that know their owner and their place.
+    V2 = 2,
 }
 
 const FILE_MAGIC: [u8; 8] = *b"COESTASH";
 const REGION_MAGIC: [u8; 4] = *b"CRGN";
 const RECORD_MAGIC: [u8; 4] = *b"CREC";
 const TABLE_MAGIC: [u8; 4] = *b"CTBL";
+const FRAGMENT_AT: usize = RECORD_HEADER_LEN - FRAGMENT_HEADER_LEN;
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
@@ -41,17 +48,23 @@ fn is_sealed(bytes: &[u8]) -> bool {
     crc == crc32c::crc32c(body).to_le_bytes()
 }
 
-/// The file's own header, in two slots; the one with the higher session counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The file's own header, in two slots, both of them twice; the one with the highest `write` counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileHeader {
     /// The array it serves.
     pub array: ArrayId,
     /// The member whose file it is: a file copied to another machine is noticed.
     pub node: NodeId,
-    /// Regions it may grow to.
+    /// Number of regions.
     pub regions: u32,
+    /// Bytes of a region.
+    pub region_len: u32,
     /// Counts up each time the file is opened; records carry it, so that what a crash left behind the tail never counts.
     pub session: u32,
+    /// Counts header writes.
+    pub write: u64,
+    /// Regions that are reserved for each owner.
+    pub partitions: BTreeMap<Owner, u32>,
 }
 
 impl FileHeader {
@@ -60,25 +73,52 @@ impl FileHeader {
     pub fn encode(&self) -> [u8; SLOT_LEN as usize] {
         let mut out = [0; SLOT_LEN as usize];
         out[..8].copy_from_slice(&FILE_MAGIC);
-        out[8..10].copy_from_slice(&(FileVersion::V1 as u16).to_le_bytes());
+        out[8..10].copy_from_slice(&(FileVersion::V2 as u16).to_le_bytes());
         out[16..48].copy_from_slice(&self.array.0);
         out[48..64].copy_from_slice(&self.node.0);
         out[64..68].copy_from_slice(&self.regions.to_le_bytes());
-        out[68..72].copy_from_slice(&self.session.to_le_bytes());
+        out[68..72].copy_from_slice(&self.region_len.to_le_bytes());
+        out[72..76].copy_from_slice(&self.session.to_le_bytes());
+        out[76..80].copy_from_slice(&(self.partitions.len() as u32).to_le_bytes());
+        out[80..88].copy_from_slice(&self.write.to_le_bytes());
+        for (i, (owner, reserved)) in self.partitions.iter().enumerate() {
+            let at = 96 + i * 8;
+            out[at..at + 4].copy_from_slice(&owner.0.to_le_bytes());
+            out[at + 4..at + 8].copy_from_slice(&reserved.to_le_bytes());
+        }
         seal(out)
     }
 
     /// Undo [`FileHeader::encode`].
     #[must_use]
     pub fn decode(slot: &[u8; SLOT_LEN as usize]) -> Option<Self> {
-        let id = |at: usize, len: usize| &slot[at..at + len];
+        let partitions = u32_at(slot, 76) as usize;
+        let region_len = u64::from(u32_at(slot, 68));
+        let possible = slot[..8] == FILE_MAGIC
+            && is_sealed(slot)
+            && partitions <= PARTITIONS_MAX
+            && (REGION_LEN_MIN..=REGION_LEN_MAX).contains(&region_len)
+            && region_len.is_multiple_of(RECORD_ALIGN);
+        if !possible {
+            return None;
+        }
+        let partition = |i: usize| (Owner(u32_at(slot, 96 + i * 8)), u32_at(slot, 100 + i * 8));
         let header = Self {
-            array: ArrayId(id(16, 32).try_into().ok()?),
-            node: NodeId(id(48, 16).try_into().ok()?),
+            array: ArrayId(slot[16..48].try_into().ok()?),
+            node: NodeId(slot[48..64].try_into().ok()?),
             regions: u32_at(slot, 64),
-            session: u32_at(slot, 68),
+            region_len: region_len as u32,
+            session: u32_at(slot, 72),
+            write: u64_at(slot, 80),
+            partitions: (0..partitions).map(partition).collect(),
         };
-        (slot[..8] == FILE_MAGIC && is_sealed(slot) && header.encode() == *slot).then_some(header)
+        (header.encode() == *slot).then_some(header)
+    }
+
+    /// The version of a good slot, whatever it is.
+    #[must_use]
+    pub fn version(slot: &[u8; SLOT_LEN as usize]) -> Option<u16> {
+        (slot[..8] == FILE_MAGIC && is_sealed(slot)).then(|| u16::from_le_bytes([slot[8], slot[9]]))
     }
 }
 
@@ -101,7 +141,7 @@ pub struct RegionHeader {
     pub state: RegionState,
     /// Whose records it holds: regions are the unit of reservation.
     pub owner: Owner,
-    /// Counts up each time the region is reused; records of an older generation are dead.
+    /// Higher each time a region is used anew, and never the same for two of the file; records of another generation are dead.
     pub generation: u64,
     /// Counts header writes.
     pub write: u64,
@@ -115,7 +155,7 @@ impl RegionHeader {
     pub fn encode(&self) -> [u8; SLOT_LEN as usize] {
         let mut out = [0; SLOT_LEN as usize];
         out[..4].copy_from_slice(&REGION_MAGIC);
-        out[4] = FileVersion::V1 as u8;
+        out[4] = FileVersion::V2 as u8;
         out[5] = self.state as u8;
         out[8..12].copy_from_slice(&self.index.to_le_bytes());
         out[12..16].copy_from_slice(&self.owner.0.to_le_bytes());
@@ -147,43 +187,61 @@ impl RegionHeader {
 
 /// What a record says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum RecordKind {
+pub enum Content {
     /// This fragment is here; its payload follows.
-    Put = 1,
+    Put(FragmentHeader),
     /// This fragment is no longer here.
-    Delete = 2,
+    Delete(FragmentId),
+}
+
+impl Content {
+    /// Which fragment it is about.
+    #[must_use]
+    pub fn id(&self) -> FragmentId {
+        match self {
+            Self::Put(header) => header.id,
+            Self::Delete(id) => *id,
+        }
+    }
+
+    /// Bytes that follow the record's header.
+    #[must_use]
+    pub fn payload_len(&self) -> usize {
+        match self {
+            Self::Put(header) => header.payload_len(),
+            Self::Delete(_) => 0,
+        }
+    }
+
+    /// Bytes that such a record takes in a region.
+    #[must_use]
+    pub fn record_len(&self) -> u64 {
+        ((RECORD_HEADER_LEN + self.payload_len()) as u64).next_multiple_of(RECORD_ALIGN)
+    }
 }
 
 /// In front of every payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecordHeader {
-    /// Put or delete.
-    pub kind: RecordKind,
-    /// The fragment; of a deletion, the one that goes.
-    pub fragment: FragmentHeader,
+    /// What it says.
+    pub content: Content,
+    /// Whose record it is.
+    pub owner: Owner,
     /// Orders records across regions.
     pub sequence: u64,
     /// The region's generation.
     pub generation: u64,
-    /// The session that wrote it.
-    pub session: u32,
+    /// The region that it was written to; elsewhere it means nothing.
+    pub region: u32,
+    /// The same for its byte offset in the region.
+    pub offset: u32,
 }
 
 impl RecordHeader {
-    /// Payload bytes behind the header.
+    /// Byte offset in its region behind the record.
     #[must_use]
-    pub fn payload_len(&self) -> usize {
-        match self.kind {
-            RecordKind::Put => self.fragment.payload_len(),
-            RecordKind::Delete => 0,
-        }
-    }
-
-    /// Bytes that the record takes in its region.
-    #[must_use]
-    pub fn record_len(&self) -> u64 {
-        ((RECORD_HEADER_LEN + self.payload_len()) as u64).next_multiple_of(RECORD_ALIGN)
+    pub fn end(&self) -> u64 {
+        u64::from(self.offset) + self.content.record_len()
     }
 
     /// The layout of `docs/formats.md`, section "Record".
@@ -191,47 +249,61 @@ impl RecordHeader {
     pub fn encode(&self) -> [u8; RECORD_HEADER_LEN] {
         let mut out = [0; RECORD_HEADER_LEN];
         out[..4].copy_from_slice(&RECORD_MAGIC);
-        out[4] = self.kind as u8;
         out[8..16].copy_from_slice(&self.sequence.to_le_bytes());
         out[16..24].copy_from_slice(&self.generation.to_le_bytes());
-        out[24..28].copy_from_slice(&self.session.to_le_bytes());
-        out[32..].copy_from_slice(&self.fragment.encode());
-        let crc = crc32c::crc32c(&[&out[..28], &out[32..]].concat());
-        out[28..32].copy_from_slice(&crc.to_le_bytes());
+        out[28..32].copy_from_slice(&self.owner.0.to_le_bytes());
+        out[32..36].copy_from_slice(&self.region.to_le_bytes());
+        out[36..40].copy_from_slice(&self.offset.to_le_bytes());
+        match &self.content {
+            Content::Put(header) => {
+                out[4] = 1;
+                out[FRAGMENT_AT..].copy_from_slice(&header.encode());
+            }
+            Content::Delete(id) => {
+                out[4] = 2;
+                out[FRAGMENT_AT..FRAGMENT_AT + 32].copy_from_slice(&id.segment.0);
+                out[FRAGMENT_AT + 32] = id.piece;
+            }
+        }
+        let crc = crc32c::crc32c(&[&out[..44], &out[48..]].concat());
+        out[44..48].copy_from_slice(&crc.to_le_bytes());
         out
     }
 
     /// Undo [`RecordHeader::encode`].
     #[must_use]
     pub fn decode(bytes: &[u8; RECORD_HEADER_LEN]) -> Option<Self> {
-        let kind = match bytes[4] {
-            1 => RecordKind::Put,
-            2 => RecordKind::Delete,
+        // Most of what is looked at is no record.
+        if bytes[..4] != RECORD_MAGIC {
+            return None;
+        }
+        let about: &[u8; FRAGMENT_HEADER_LEN] = bytes[FRAGMENT_AT..].try_into().ok()?;
+        let content = match bytes[4] {
+            1 => Content::Put(FragmentHeader::decode(about).ok()?),
+            2 => Content::Delete(FragmentId { segment: SegmentId(about[..32].try_into().ok()?), piece: about[32] }),
             _ => return None,
         };
-        let fragment: &[u8; FRAGMENT_HEADER_LEN] = bytes[32..].try_into().ok()?;
         let header = Self {
-            kind,
-            fragment: FragmentHeader::decode(fragment).ok()?,
+            content,
+            owner: Owner(u32_at(bytes, 28)),
             sequence: u64_at(bytes, 8),
             generation: u64_at(bytes, 16),
-            session: u32_at(bytes, 24),
+            region: u32_at(bytes, 32),
+            offset: u32_at(bytes, 36),
         };
         (header.encode() == *bytes).then_some(header)
     }
 }
 
-/// The table at the end of a sealed region: where its records are, so that opening a stash reads kilobytes a region.
+/// The table at the end of a sealed region: its records, so that opening a stash reads kilobytes a region.
 #[must_use]
-pub fn encode_table(generation: u64, records: &[(u32, RecordHeader)]) -> Vec<u8> {
+pub fn encode_table(generation: u64, records: &[RecordHeader]) -> Vec<u8> {
     let mut out = Vec::with_capacity(table_len(records.len()) as usize);
     out.extend_from_slice(&TABLE_MAGIC);
     out.extend_from_slice(&(records.len() as u32).to_le_bytes());
     out.extend_from_slice(&generation.to_le_bytes());
     out.resize(TABLE_HEADER_LEN, 0);
-    for (offset, record) in records {
-        out.extend_from_slice(&offset.to_le_bytes());
-        out.extend_from_slice(&[0; 4]);
+    for record in records {
         out.extend_from_slice(&record.encode());
     }
     let crc = crc32c::crc32c(&out);
@@ -243,13 +315,13 @@ pub fn encode_table(generation: u64, records: &[(u32, RecordHeader)]) -> Vec<u8>
 /// Bytes that a table of `records` entries takes, whole blocks.
 #[must_use]
 pub fn table_len(records: usize) -> u64 {
-    ((TABLE_HEADER_LEN + records * TABLE_ENTRY_LEN) as u64).next_multiple_of(RECORD_ALIGN)
+    ((TABLE_HEADER_LEN + records * RECORD_HEADER_LEN) as u64).next_multiple_of(RECORD_ALIGN)
 }
 
 /// Undo [`encode_table`].
 #[must_use]
-pub fn decode_table(bytes: &[u8], generation: u64, records: usize) -> Option<Vec<(u32, RecordHeader)>> {
-    let used = bytes.get(..TABLE_HEADER_LEN + records * TABLE_ENTRY_LEN)?;
+pub fn decode_table(bytes: &[u8], generation: u64, records: usize) -> Option<Vec<RecordHeader>> {
+    let used = bytes.get(..TABLE_HEADER_LEN + records.checked_mul(RECORD_HEADER_LEN)?)?;
     let mut zeroed = used.to_vec();
     zeroed[16..20].fill(0);
     let good = used[..4] == TABLE_MAGIC
@@ -259,30 +331,26 @@ pub fn decode_table(bytes: &[u8], generation: u64, records: usize) -> Option<Vec
     if !good {
         return None;
     }
-    let entry = |e: &[u8]| Some((u32_at(e, 0), RecordHeader::decode(e[8..].try_into().ok()?)?));
-    used[TABLE_HEADER_LEN..].chunks_exact(TABLE_ENTRY_LEN).map(entry).collect()
+    let entry = |e: &[u8]| RecordHeader::decode(e.try_into().ok()?);
+    used[TABLE_HEADER_LEN..].chunks_exact(RECORD_HEADER_LEN).map(entry).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use images::fragment::FragmentId;
+    use images::FragmentDigest;
     use images::parity::Geometry;
-    use images::{FragmentDigest, SegmentId};
 
     fn record(sequence: u64) -> RecordHeader {
-        RecordHeader {
-            kind: RecordKind::Put,
-            fragment: FragmentHeader {
-                id: FragmentId { segment: SegmentId([3; 32]), piece: 1 },
-                geometry: Geometry::new(2, 1).unwrap(),
-                sealed_len: 1000,
-                digest: FragmentDigest([4; 32]),
-            },
-            sequence,
-            generation: 7,
-            session: 2,
-        }
+        let id = FragmentId { segment: SegmentId([3; 32]), piece: 1 };
+        let header = FragmentHeader {
+            id,
+            geometry: Geometry::new(2, 1).unwrap(),
+            sealed_len: 1000,
+            digest: FragmentDigest([4; 32]),
+        };
+        let content = if sequence.is_multiple_of(2) { Content::Delete(id) } else { Content::Put(header) };
+        RecordHeader { content, owner: Owner(6), sequence, generation: 7, region: 5, offset: 8192 }
     }
 
     fn every_flip_is_noticed<const N: usize, T: PartialEq>(bytes: [u8; N], decode: fn(&[u8; N]) -> Option<T>) {
@@ -296,25 +364,36 @@ mod tests {
 
     #[test]
     fn headers_round_trip_and_notice_every_flip() {
-        let file = FileHeader { array: ArrayId([1; 32]), node: NodeId([2; 16]), regions: 9, session: 4 };
-        assert_eq!(FileHeader::decode(&file.encode()), Some(file));
+        let file = FileHeader {
+            array: ArrayId([1; 32]),
+            node: NodeId([2; 16]),
+            regions: 9,
+            region_len: 1 << 20,
+            session: 4,
+            write: 11,
+            partitions: (1..=PARTITIONS_MAX as u32).map(|i| (Owner(i), i * 3)).collect(),
+        };
+        assert_eq!(FileHeader::decode(&file.encode()).as_ref(), Some(&file));
         every_flip_is_noticed(file.encode(), FileHeader::decode);
         let region =
             RegionHeader { index: 3, state: RegionState::Sealed, owner: Owner(1), generation: 5, write: 6, records: 2 };
         assert_eq!(RegionHeader::decode(&region.encode()), Some(region));
         every_flip_is_noticed(region.encode(), RegionHeader::decode);
-        assert_eq!(RecordHeader::decode(&record(1).encode()), Some(record(1)));
-        every_flip_is_noticed(record(1).encode(), RecordHeader::decode);
+        for record in [record(1), record(2)] {
+            assert_eq!(RecordHeader::decode(&record.encode()), Some(record));
+            every_flip_is_noticed(record.encode(), RecordHeader::decode);
+        }
     }
 
     #[test]
     fn tables_round_trip_and_notice_flips() {
-        let records = vec![(8192, record(1)), (12288, record(2))];
+        let records = vec![record(1), record(2)];
         let bytes = encode_table(7, &records);
         assert_eq!(decode_table(&bytes, 7, 2), Some(records));
         assert_eq!(decode_table(&bytes, 8, 2), None);
         assert_eq!(decode_table(&bytes, 7, 3), None);
-        for at in 0..TABLE_HEADER_LEN + 2 * TABLE_ENTRY_LEN {
+        assert_eq!(decode_table(&bytes, 7, usize::MAX), None);
+        for at in 0..TABLE_HEADER_LEN + 2 * RECORD_HEADER_LEN {
             let mut changed = bytes.clone();
             changed[at] ^= 1;
             assert_eq!(decode_table(&changed, 7, 2), None, "byte {at}");

@@ -23,7 +23,7 @@ pub const REPORTS_TOGETHER: usize = 16;
 /// See [`REPORTS_TOGETHER`].
 pub const REPORT_LEN_MAX: usize = 64 * 1024;
 /// Bytes that a stash offers at least, and at most: both sides refuse others, the one before a machine is installed with it.
-pub const STASH_LEN_MIN: u64 = 128 * 1024 * 1024;
+pub const STASH_LEN_MIN: u64 = 256 * 1024 * 1024;
 /// See [`STASH_LEN_MIN`].
 pub const STASH_LEN_MAX: u64 = 16 * 1024 * 1024 * 1024 * 1024;
 /// Members that a directory may list.

@@ -15,7 +15,7 @@ fn seeds() {
 
 #[test]
 fn mirror_seeds() {
-    hold(1000, "cargo xtask sim --mirror", |seed| world::run_mirror(seed, false));
+    hold(1000, "cargo xtask sim mirror", |seed| world::run_mirror(seed, false));
 }
 
 #[test]

@@ -1,18 +1,30 @@
-//! `cargo xtask sim`: the seeded world.
+//! `cargo xtask sim`: the seeded worlds.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::shell;
 
-/// Run seeds of the simulated fleet, or replay one
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum World {
+    /// Placement, stashes and getter under a simulated network
+    #[default]
+    Fleet,
+    /// Directory and key shares while controllers come and go
+    Mirror,
+    /// One stash whose disk crashes at every boundary and fails in every way
+    Stash,
+}
+
+/// Run seeds of a simulated world, or replay one
 #[derive(Args)]
+#[command(after_help = "Examples:\n  cargo xtask sim stash --seeds 2000\n  cargo xtask sim mirror --seed 17")]
 pub struct Sim {
+    /// Which
+    #[arg(value_enum, default_value_t)]
+    world: World,
     /// Replay this seed and print every event
     #[arg(long)]
     seed: Option<u64>,
-    /// The mirror link: directory and key shares, instead of fragments
-    #[arg(long)]
-    mirror: bool,
     /// Number of seeds to run
     #[arg(long, default_value_t = 1000)]
     seeds: u64,
@@ -25,13 +37,15 @@ impl Sim {
     /// If a seed fails; the output says which.
     pub fn run(&self) -> anyhow::Result<()> {
         let mut command = shell::cargo(&["run", "--quiet", "--release", "--package", "tests", "--bin", "sim", "--"]);
+        command.arg(match self.world {
+            World::Fleet => "fleet",
+            World::Mirror => "mirror",
+            World::Stash => "stash",
+        });
         match self.seed {
             Some(seed) => command.args(["--seed", &seed.to_string()]),
             None => command.args(["--seeds", &self.seeds.to_string()]),
         };
-        if self.mirror {
-            command.arg("--mirror");
-        }
         shell::run(&mut command)
     }
 }

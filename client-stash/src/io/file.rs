@@ -20,8 +20,6 @@ impl FileStorage {
     pub fn open(path: &Path, create: bool) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create_new(create).mode(0o600).open(path)?;
         flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        // After a failed flush the kernel shows bytes that never reached the disk. Recovery must see the disk itself.
-        fadvise(&file, 0, None, Advice::DontNeed)?;
         Ok(Self(file))
     }
 }
@@ -49,6 +47,10 @@ impl Storage for FileStorage {
             Err(rustix::io::Errno::OPNOTSUPP) => self.0.set_len(self.0.metadata()?.len().max(offset + len)),
             result => Ok(result?),
         }
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
     }
 
     fn forget(&self, offset: u64, len: u64) {

@@ -147,10 +147,10 @@ impl Scrubber {
                 ..Scrubbed::default()
             };
         }
-        for id in fragments {
+        for (_, id) in fragments {
             self.wait_while_paused();
             let (mut read, mut damaged, mut unreadable) = (0, 0, 0);
-            match self.reader.get_from_medium(id) {
+            match self.reader.examine(id) {
                 Ok((_, payload)) => read = payload.len(),
                 // Deleted meanwhile.
                 Err(StoreError::NotHere(_)) => {}

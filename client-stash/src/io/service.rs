@@ -54,7 +54,7 @@ struct Service {
 pub async fn run(folder: Folder) -> anyhow::Result<()> {
     let settings = folder.settings()?;
     let member = folder.credentials()?;
-    let store = folder.open_store(&member)?;
+    let mut store = folder.open_store(&member)?;
     let usage = store.usage();
     let reader = store.reader();
     let writer = Writer::start(store, folder.clone(), settings.min_free);

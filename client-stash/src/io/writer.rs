@@ -33,6 +33,7 @@ fn refusal(error: StoreError) -> Refusal {
     match error {
         StoreError::Full => Refusal::Full,
         StoreError::Fragment(e) => Refusal::Invalid(e.to_string()),
+        StoreError::NoPartition(_) | StoreError::Reservation(_) => Refusal::Invalid(error.to_string()),
         StoreError::NotHere(id) | StoreError::Damaged(id) => Refusal::NotFound(id.to_string()),
         StoreError::Io(e) => Refusal::Failed(format!("write to the stash file: {e}")),
     }

@@ -4,22 +4,43 @@ use std::collections::BTreeMap;
 
 use images::fragment::FragmentId;
 
-use super::Region;
-use crate::format::{RecordHeader, RecordKind};
+use crate::limits::RECORD_ALIGN;
 
-/// A record's place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A record's place. Small: there is one for each fragment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     /// Region number.
     pub region: u32,
+    block: u16,
+    blocks: u16,
+}
+
+impl Place {
+    pub(super) fn new(region: u32, offset: u32, record_len: u64) -> Self {
+        let blocks = |bytes: u64| (bytes / RECORD_ALIGN) as u16;
+        Self { region, block: blocks(offset.into()), blocks: blocks(record_len) }
+    }
+
     /// Byte offset in the region.
-    pub offset: u32,
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        u64::from(self.block) * RECORD_ALIGN
+    }
+
+    /// Bytes that the record takes.
+    #[must_use]
+    pub fn record_len(&self) -> u64 {
+        u64::from(self.blocks) * RECORD_ALIGN
+    }
 }
 
 /// Live fragments and their places.
 #[derive(Debug, Default)]
 pub struct Index {
     places: BTreeMap<FragmentId, Place>,
+    /// What readers found damaged and the store does not know yet.
+    orphans: Vec<(FragmentId, Place)>,
+    /// The same, for the controller.
     damaged: Vec<FragmentId>,
 }
 
@@ -47,33 +68,38 @@ impl Index {
         self.places.iter()
     }
 
-    /// It can no longer be served; the controller will hear of it.
+    /// Those behind one, in order.
+    pub fn iter_behind(&self, after: Option<FragmentId>) -> impl Iterator<Item = &FragmentId> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        self.places.range((after.map_or(Unbounded, Excluded), Unbounded)).map(|(id, _)| id)
+    }
+
+    pub(super) fn set(&mut self, id: FragmentId, place: Option<Place>) -> Option<Place> {
+        match place {
+            Some(place) => self.places.insert(id, place),
+            None => self.places.remove(&id),
+        }
+    }
+
+    /// It can no longer be served; the store and the controller will hear of it.
     pub(super) fn mark_damaged(&mut self, id: FragmentId) {
-        if self.places.remove(&id).is_some() {
+        if let Some(place) = self.places.remove(&id) {
+            self.orphans.push((id, place));
             self.damaged.push(id);
         }
+    }
+
+    /// Of these no good record was found; those that are not here after all are told to the controller.
+    pub(super) fn report_missing(&mut self, ids: Vec<FragmentId>) {
+        let missing = ids.into_iter().filter(|id| !self.places.contains_key(id));
+        self.damaged.extend(missing);
     }
 
     pub(super) fn take_damaged(&mut self) -> Vec<FragmentId> {
         std::mem::take(&mut self.damaged)
     }
-}
 
-/// Take one record into account. Records come in the order of their sequence.
-pub(super) fn apply(index: &mut Index, regions: &mut BTreeMap<u32, Region>, record: &RecordHeader, place: Place) {
-    let old = match record.kind {
-        RecordKind::Put => index.places.insert(record.fragment.id, place),
-        RecordKind::Delete => index.places.remove(&record.fragment.id),
-    };
-    if let Some(old) = old {
-        let victim = regions.get_mut(&old.region).expect("the index names regions that exist");
-        victim.live = victim.live.saturating_sub(1);
-        let killed = (old.region, victim.header.generation);
-        if let Some(region) = regions.get_mut(&place.region) {
-            region.kills.push(killed);
-        }
-    }
-    if record.kind == RecordKind::Put {
-        regions.get_mut(&place.region).expect("a record lies in a region").live += 1;
+    pub(super) fn take_orphans(&mut self) -> Vec<(FragmentId, Place)> {
+        std::mem::take(&mut self.orphans)
     }
 }

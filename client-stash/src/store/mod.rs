@@ -1,25 +1,39 @@
 //! The store: append-only regions in one file. Write, sync, then acknowledge; never overwrite in place; a deletion is a
-//! record too; a region is reused only when wholly dead, under a new generation.
+//! record too; a region is reused only when nothing in it is needed, under a new generation.
+//!
+//! *Guards*: a record that hides an older one of the same fragment (a deletion, or the same put again) must stay as long as the older
+//! one is on the medium, or the older one would come back. Each region knows which (region, generation) it hides records of.
 
+mod compact;
 mod index;
+mod reader;
 mod recover;
 
+pub use compact::Shrinking;
 pub use index::{Index, Place};
+pub use reader::Reader;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
 use images::fragment::{FragmentHeader, FragmentId};
 use images::{ArrayId, NodeId};
-use protocol::message::store::Owner;
+use protocol::message::store::{OWNER_IMAGES, Owner};
 
-use crate::format::{FileHeader, RecordHeader, RecordKind, RegionHeader, RegionState, encode_table, table_len};
+use crate::format::{
+    Content, FileHeader, FileVersion, RecordHeader, RegionHeader, RegionState, encode_table,
+};
 use crate::limits::{
-    FILE_HEAD_LEN, RECORD_HEADER_LEN, REGION_HEAD_LEN, REGION_LEN, REGIONS_MAX, REGIONS_MIN, SLOT_LEN,
+    FILE_HEAD_LEN, FILE_HEADER_COPY, PARTITIONS_MAX, REGION_HEAD_LEN, REGION_LEN, REGION_LEN_MAX, REGIONS_MAX,
+    REGIONS_MIN, SLOT_LEN, SPARES,
 };
 use crate::storage::Storage;
+use recover::Stale;
+
+/// A sequence begins with the session, so that it ascends across sessions whatever was lost.
+const SESSION_SHIFT: u32 = 40;
 
 /// Why a stash file does not open.
 #[derive(Debug, thiserror::Error)]
@@ -27,9 +41,12 @@ pub enum OpenError {
     /// The medium failed.
     #[error("read the stash file")]
     Io(#[from] io::Error),
-    /// Neither header slot is good.
+    /// No header slot is good.
     #[error("the stash file has no readable header: it is another file, or damaged; move it away and join again")]
     Header,
+    /// Made by a version of this program that this one does not know, or that was never released.
+    #[error("the stash file has format {0}, and this program reads format 2: use the program that made it, or join again")]
+    Version(u16),
     /// A file of another array or another machine.
     #[error("the stash file belongs to member {found} of another place: a stash cannot be copied; join again")]
     Foreign {
@@ -44,9 +61,15 @@ pub enum OpenError {
 /// Why something is not stored, deleted or read.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Every region is in use.
+    /// Every region that its owner may use is in use.
     #[error("the stash is full")]
     Full,
+    /// Nothing is reserved for this owner.
+    #[error("owner {} has no partition in this stash", .0.0)]
+    NoPartition(Owner),
+    /// What is asked for does not fit what is in use.
+    #[error("{0}")]
+    Reservation(String),
     /// The payload is not what its header says.
     #[error("verify the fragment")]
     Fragment(#[from] images::fragment::FragmentError),
@@ -65,73 +88,144 @@ pub enum StoreError {
 #[derive(Clone, Debug)]
 struct Region {
     header: RegionHeader,
+    /// Bytes of every region.
+    region_len: u64,
     /// Where the next record goes.
     tail: u64,
-    records: Vec<(u32, RecordHeader)>,
+    /// While it is open: its table is made of them.
+    records: Vec<RecordHeader>,
     /// Fragments that live here.
     live: u32,
-    /// (region, generation) of what deletions here killed: they must stay as long as their victims are on the medium.
-    kills: Vec<(u32, u64)>,
-    /// A sync failed: nothing more is appended.
-    poisoned: bool,
+    /// Bytes of their records.
+    live_bytes: u64,
+    /// Deletions.
+    deletions: u32,
+    /// (region, generation) of older records that records here hide.
+    guards: BTreeSet<(u32, u64)>,
+    /// Nothing more is appended: a write or a sync failed, or something of it cannot be read.
+    is_poisoned: bool,
+}
+
+/// What lies where.
+#[derive(Default)]
+struct Books {
+    regions: BTreeMap<u32, Region>,
+    stale: Stale,
+    /// Regions of which something could not be read at opening.
+    doubtful: BTreeSet<u32>,
+}
+
+/// Where regions begin.
+#[derive(Clone, Copy)]
+struct Layout {
+    region_len: u64,
+}
+
+impl Layout {
+    fn offset(self, region: u32) -> u64 {
+        FILE_HEAD_LEN + u64::from(region) * self.region_len
+    }
+}
+
+/// An owner's part of a stash, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Partition {
+    /// Granted, whole regions.
+    pub reserved: u64,
+    /// Whole regions that have records of this owner.
+    pub used: u64,
+    /// Records of fragments that are here.
+    pub live: u64,
+    /// Records that nobody needs; they are given back region by region.
+    pub dead: u64,
 }
 
 /// How full a stash is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Bytes offered.
+    /// Bytes that may be in use: what is reserved for owners.
     pub capacity: u64,
+    /// Bytes of the whole file.
+    pub file: u64,
     /// Bytes of regions in use.
     pub used: u64,
     /// Live fragments.
     pub fragments: u64,
-}
-
-/// Reads while the store writes.
-pub struct Reader<S> {
-    storage: Arc<S>,
-    index: Arc<RwLock<Index>>,
-}
-
-impl<S> Clone for Reader<S> {
-    fn clone(&self) -> Self {
-        Self { storage: self.storage.clone(), index: self.index.clone() }
-    }
+    /// Each owner's part.
+    pub partitions: BTreeMap<u32, Partition>,
+    /// Regions of which something cannot be read.
+    pub unreadable_regions: u32,
+    /// Syncs and writes that failed since the start.
+    pub failures: u64,
+    /// Counts up each time the file is opened.
+    pub session: u32,
 }
 
 /// The store. One owner writes; [`Store::reader`] reads beside it.
 pub struct Store<S> {
     storage: Arc<S>,
     file: FileHeader,
-    regions: BTreeMap<u32, Region>,
+    layout: Layout,
+    books: Books,
     index: Arc<RwLock<Index>>,
     next_sequence: u64,
     /// Records written since the last sync; the index does not know them yet.
-    fresh: Vec<(RecordHeader, Place)>,
-    /// Syncs that failed.
+    fresh: Vec<RecordHeader>,
+    /// Regions that take more records.
+    open: BTreeSet<u32>,
+    /// Regions that are free, or some of them.
+    free: BTreeSet<u32>,
+    /// Regions whose records must be read again: a sync failed while they were written.
+    suspects: BTreeSet<u32>,
+    /// While the file is made smaller: the number of regions that stay.
+    shrinking: Option<u32>,
+    /// A region is being emptied: what is written may use the last free one.
+    is_copying: bool,
     failures: u64,
 }
 
-fn region_offset(index: u32) -> u64 {
-    FILE_HEAD_LEN + u64::from(index) * REGION_LEN
-}
-
 fn write_file_header(storage: &impl Storage, header: &FileHeader) -> io::Result<()> {
-    storage.write_all_at(u64::from(header.session % 2) * SLOT_LEN, &header.encode())?;
+    let (slot, bytes) = (header.write % 2 * SLOT_LEN, header.encode());
+    storage.write_all_at(slot, &bytes)?;
+    storage.write_all_at(FILE_HEADER_COPY + slot, &bytes)?;
     storage.sync()
 }
 
+/// What records are for: whoever frees space may use the last of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Store,
+    Free,
+}
+
 impl<S: Storage> Store<S> {
-    /// Make a new, empty stash file.
+    /// Make a new, empty stash file, with all its space reserved. All but two regions, which are needed to give space back, are granted
+    /// to the array's images.
     ///
     /// # Errors
     /// [`OpenError::Size`], or the medium's.
     pub fn create(storage: S, array: ArrayId, node: NodeId, regions: u32) -> Result<Self, OpenError> {
-        if !(REGIONS_MIN..=REGIONS_MAX).contains(&regions) {
+        Self::create_with(storage, array, node, regions, REGION_LEN)
+    }
+
+    /// The same with regions of another length: tests fill small ones sooner.
+    ///
+    /// # Errors
+    /// As [`Store::create`].
+    pub fn create_with(
+        storage: S,
+        array: ArrayId,
+        node: NodeId,
+        regions: u32,
+        region_len: u64,
+    ) -> Result<Self, OpenError> {
+        if !(REGIONS_MIN..=REGIONS_MAX).contains(&regions) || region_len > REGION_LEN_MAX {
             return Err(OpenError::Size(regions));
         }
-        storage.allocate(0, FILE_HEAD_LEN)?;
-        let header = FileHeader { array, node, regions, session: 0 };
+        storage.allocate(0, FILE_HEAD_LEN + u64::from(regions) * region_len)?;
+        let partitions = BTreeMap::from([(OWNER_IMAGES, regions - SPARES as u32)]);
+        let header =
+            FileHeader { array, node, regions, region_len: region_len as u32, session: 0, write: 0, partitions };
         write_file_header(&storage, &header)?;
         Self::open(storage, array, node)
     }
@@ -141,20 +235,36 @@ impl<S: Storage> Store<S> {
     /// # Errors
     /// [`OpenError`]; nothing is changed on the medium before the file is known to be this member's.
     pub fn open(storage: S, array: ArrayId, node: NodeId) -> Result<Self, OpenError> {
-        let mut file = recover::file_header(&storage)?.ok_or(OpenError::Header)?;
+        let (file, version) = recover::file_header(&storage)?;
+        let mut file = match file {
+            Some(file) => file,
+            None if version != 0 && version != FileVersion::V2 as u16 => return Err(OpenError::Version(version)),
+            None => return Err(OpenError::Header),
+        };
         if file.array != array || file.node != node {
             return Err(OpenError::Foreign { found: file.node });
         }
-        file.session += 1;
+        (file.session, file.write) = (file.session + 1, file.write + 1);
+        // This also makes durable what a killed process wrote: from here on what is read is what is there.
         write_file_header(&storage, &file)?;
-        let recovered = recover::regions(&storage, &file)?;
+        // After a failed sync a system shows bytes that never reached the medium.
+        storage.forget(0, storage.len()?);
+        let (index, books) = recover::regions(&storage, &file)?;
+        let is_open = |r: &&Region| r.header.state == RegionState::Open && !r.is_poisoned;
+        let open = books.regions.values().filter(is_open).map(|r| r.header.index).collect();
         Ok(Self {
+            open,
             storage: Arc::new(storage),
+            layout: Layout { region_len: file.region_len.into() },
+            books,
+            index: Arc::new(RwLock::new(index)),
+            next_sequence: (u64::from(file.session) << SESSION_SHIFT) + 1,
             file,
-            regions: recovered.regions,
-            index: Arc::new(RwLock::new(recovered.index)),
-            next_sequence: recovered.next_sequence,
             fresh: Vec::new(),
+            free: BTreeSet::new(),
+            suspects: BTreeSet::new(),
+            shrinking: None,
+            is_copying: false,
             failures: 0,
         })
     }
@@ -162,24 +272,86 @@ impl<S: Storage> Store<S> {
     /// A handle that reads.
     #[must_use]
     pub fn reader(&self) -> Reader<S> {
-        Reader { storage: self.storage.clone(), index: self.index.clone() }
+        Reader::new(self.storage.clone(), self.layout, self.index.clone())
+    }
+
+    /// Give a file handle back, for tests that crash and open again.
+    #[must_use]
+    pub fn storage(&self) -> Arc<S> {
+        self.storage.clone()
     }
 
     /// How full it is.
-    #[must_use]
-    pub fn usage(&self) -> Usage {
-        let head = |r: &Region| {
-            if r.header.state == RegionState::Sealed { REGION_LEN } else { r.tail }
-        };
-        Usage {
-            capacity: u64::from(self.file.regions) * REGION_LEN,
-            used: self.regions.values().filter(|r| !self.is_dead(r)).map(head).sum(),
-            fragments: self.reader().index().len() as u64,
+    pub fn usage(&mut self) -> Usage {
+        self.settle();
+        let region_len = self.layout.region_len;
+        let mut partitions: BTreeMap<u32, Partition> = BTreeMap::new();
+        for (owner, reserved) in &self.file.partitions {
+            partitions.entry(owner.0).or_default().reserved = u64::from(*reserved) * region_len;
         }
+        for region in self.books.regions.values().filter(|r| !self.is_dead(r)) {
+            let partition = partitions.entry(region.header.owner.0).or_default();
+            partition.used += region_len;
+            partition.live += region.live_bytes;
+            partition.dead += region.tail - REGION_HEAD_LEN - region.live_bytes;
+        }
+        let kept = self.shrinking.map_or(0, |regions| self.file.regions - regions);
+        let reserved: u64 = partitions.values().map(|p| p.reserved).sum();
+        Usage {
+            capacity: reserved.saturating_sub(u64::from(kept) * region_len),
+            file: self.layout.offset(self.file.regions),
+            used: partitions.values().map(|p| p.live + p.dead).sum(),
+            fragments: self.index().len() as u64,
+            partitions,
+            unreadable_regions: self.books.doubtful.len() as u32,
+            failures: self.failures,
+            session: self.file.session,
+        }
+    }
+
+    /// Grant an owner so many regions, or fewer than before, or none any more.
+    ///
+    /// # Errors
+    /// [`StoreError::Reservation`] if others have them, or this owner uses more.
+    pub fn reserve(&mut self, owner: Owner, regions: u32) -> Result<(), StoreError> {
+        self.settle();
+        let mut partitions = self.file.partitions.clone();
+        partitions.insert(owner, regions);
+        let granted: u64 = partitions.values().map(|r| u64::from(*r)).sum();
+        let possible = u64::from(self.shrinking.unwrap_or(self.file.regions)) - SPARES as u64;
+        if granted > possible {
+            let others = granted - u64::from(regions);
+            return Err(StoreError::Reservation(format!(
+                "others have {others} of {possible} regions of {} MiB: {regions} more are not there",
+                self.layout.region_len >> 20
+            )));
+        }
+        let used = self.regions_of(owner);
+        if used > regions {
+            return Err(StoreError::Reservation(format!("its owner uses {used} regions, {regions} are not enough")));
+        }
+        if regions == 0 {
+            partitions.remove(&owner);
+        }
+        if partitions.len() > PARTITIONS_MAX {
+            return Err(StoreError::Reservation(format!("a stash has at most {PARTITIONS_MAX} partitions")));
+        }
+        self.change_header(|file| file.partitions = partitions)
+    }
+
+    fn change_header(&mut self, change: impl FnOnce(&mut FileHeader)) -> Result<(), StoreError> {
+        let mut file = self.file.clone();
+        change(&mut file);
+        file.write += 1;
+        self.commit()?;
+        write_file_header(&*self.storage, &file).inspect_err(|_| self.failures += 1)?;
+        self.file = file;
+        Ok(())
     }
 
     /// Store fragments, with one sync for all of them. `Ok` for one means that it is durable.
     pub fn put(&mut self, items: Vec<(Owner, FragmentHeader, Bytes)>) -> Vec<Result<(), StoreError>> {
+        self.settle();
         let before = self.failures;
         let write = |(owner, header, payload): (Owner, FragmentHeader, Bytes)| self.write_one(owner, &header, &payload);
         let mut results: Vec<_> = items.into_iter().map(write).collect();
@@ -195,20 +367,29 @@ impl<S: Storage> Store<S> {
 
     fn write_one(&mut self, owner: Owner, header: &FragmentHeader, payload: &Bytes) -> Result<(), StoreError> {
         header.verify(payload)?;
-        let last = self.fresh.iter().rev().find(|(r, _)| r.fragment.id == header.id).map(|(r, _)| r);
-        let held = match last {
-            Some(record) => (record.kind == RecordKind::Put).then_some(record.fragment),
-            // What the index says may have rotted, or been torn by a power cut: only a read can acknowledge it again.
-            None => self.reader().get(header.id).ok().map(|(held, _)| held),
-        };
-        if held == Some(*header) {
-            return Ok(());
+        if !self.file.partitions.contains_key(&owner) {
+            return Err(StoreError::NoPartition(owner));
         }
-        if held.is_some() {
-            // The same piece of another geometry: the old one goes first, so that it cannot come back.
-            self.append(owner, RecordKind::Delete, header, &[])?;
+        let content = Content::Put(*header);
+        let place = self.place(header.id);
+        if let Some(fresh) = self.fresh.iter().rev().find(|r| r.content.id() == header.id) {
+            if fresh.content == content && fresh.owner == owner {
+                return Ok(());
+            }
+        } else if let Some(place) = place {
+            let holder = self.books.regions.get(&place.region).map(|r| r.header.owner);
+            if holder.is_some_and(|holder| holder != owner) {
+                return Err(StoreError::Reservation("another owner's partition has this fragment".into()));
+            }
+            // What the index says may have rotted, been torn by a power cut, or be deleted by a record that nobody acknowledged:
+            // only a read, and nothing newer on the medium, can acknowledge it again.
+            let is_last = !self.books.stale.contains_key(&header.id);
+            if is_last && self.reader().get(header.id).is_ok_and(|(held, _)| held == *header) {
+                return Ok(());
+            }
+            self.settle();
         }
-        self.append(owner, RecordKind::Put, header, payload)
+        self.append(owner, content, payload, Purpose::Store).map(drop)
     }
 
     /// Delete fragments, with one sync for all of them.
@@ -216,228 +397,203 @@ impl<S: Storage> Store<S> {
     /// # Errors
     /// [`StoreError`]; then none counts as deleted, though some may be.
     pub fn delete(&mut self, fragments: &[FragmentId]) -> Result<(), StoreError> {
+        self.settle();
         let before = self.failures;
         for id in fragments {
-            let place = self.reader().index().get(id);
-            if let (Some(place), Some(header)) = (place, self.held(*id)) {
-                let owner = self.regions[&place.region].header.owner;
-                self.append(owner, RecordKind::Delete, &header, &[])?;
+            let place = self.place(*id);
+            if place.is_some() || self.books.stale.contains_key(id) {
+                let owner = place.and_then(|p| self.books.regions.get(&p.region)).map(|r| r.header.owner);
+                self.append(owner.unwrap_or(OWNER_IMAGES), Content::Delete(*id), &[], Purpose::Free)?;
             }
         }
         self.commit()?;
         if self.failures == before { Ok(()) } else { Err(StoreError::Io(io::Error::other("a sync failed"))) }
     }
 
-    /// The header of a fragment that is here.
-    fn held(&self, id: FragmentId) -> Option<FragmentHeader> {
-        let place = self.reader().index().get(&id)?;
-        let records = &self.regions[&place.region].records;
-        let at = records.binary_search_by_key(&place.offset, |(offset, _)| *offset).ok()?;
-        Some(records[at].1.fragment)
+    /// What was damaged, and the array has heard of it: forget it for good, so that it is not found again. Those that were stored anew
+    /// meanwhile stay.
+    ///
+    /// # Errors
+    /// As [`Store::delete`].
+    pub fn bury(&mut self, fragments: &[FragmentId]) -> Result<(), StoreError> {
+        self.settle();
+        let gone: Vec<FragmentId> = fragments.iter().filter(|id| self.place(**id).is_none()).copied().collect();
+        self.delete(&gone)
+    }
+
+    /// Read again, past everything that is remembered, what lies where a sync failed. The answer is the number of fragments that are
+    /// damaged; readers tell which.
+    pub fn examine(&mut self) -> usize {
+        let suspects = std::mem::take(&mut self.suspects);
+        if suspects.is_empty() {
+            return 0;
+        }
+        let reader = self.reader();
+        let inside = |(id, place): (&FragmentId, &Place)| suspects.contains(&place.region).then_some(*id);
+        let fragments: Vec<FragmentId> = self.index().iter().filter_map(inside).collect();
+        let damaged = fragments.into_iter().filter(|id| matches!(reader.examine(*id), Err(StoreError::Damaged(_))));
+        let count = damaged.count();
+        self.settle();
+        count
+    }
+
+    fn index(&self) -> std::sync::RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn place(&self, id: FragmentId) -> Option<Place> {
+        self.index().get(&id)
+    }
+
+    /// Learn what readers found damaged.
+    fn settle(&mut self) {
+        let orphans = self.index.write().unwrap_or_else(PoisonError::into_inner).take_orphans();
+        for (id, place) in orphans {
+            self.books.orphan(id, place);
+        }
     }
 
     fn append(
         &mut self,
         owner: Owner,
-        kind: RecordKind,
-        fragment: &FragmentHeader,
+        content: Content,
         payload: &[u8],
-    ) -> Result<(), StoreError> {
-        let mut record = RecordHeader {
-            kind,
-            fragment: *fragment,
+        purpose: Purpose,
+    ) -> Result<u32, StoreError> {
+        let number = self.region_for(owner, &content, purpose)?;
+        let region = self.books.regions.get_mut(&number).expect("just chosen");
+        let record = RecordHeader {
+            content,
+            owner,
             sequence: self.next_sequence,
-            generation: 0,
-            session: self.file.session,
+            generation: region.header.generation,
+            region: number,
+            offset: region.tail as u32,
         };
-        let number = self.region_for(owner, &record)?;
-        let region = self.regions.get_mut(&number).expect("just chosen");
-        record.generation = region.header.generation;
-        let offset = region.tail as u32;
-        let mut bytes = Vec::with_capacity(record.record_len() as usize);
+        let len = content.record_len();
+        let mut bytes = Vec::with_capacity(len as usize);
         bytes.extend_from_slice(&record.encode());
         bytes.extend_from_slice(payload);
-        bytes.resize(record.record_len() as usize, 0);
-        self.storage.write_all_at(region_offset(number) + u64::from(offset), &bytes)?;
-        region.tail += record.record_len();
-        region.records.push((offset, record));
+        bytes.resize(len as usize, 0);
         self.next_sequence += 1;
-        self.fresh.push((record, Place { region: number, offset }));
-        Ok(())
-    }
-
-    /// The owner's open region with room for a record of `len` bytes; seals a full one and opens the next.
-    fn region_for(&mut self, owner: Owner, record: &RecordHeader) -> Result<u32, StoreError> {
-        let open = self
-            .regions
-            .iter()
-            .find(|(_, r)| r.header.owner == owner && r.header.state == RegionState::Open && !r.poisoned);
-        if let Some((&number, region)) = open {
-            if region.tail + record.record_len() + table_len(region.records.len() + 1) <= REGION_LEN {
-                return Ok(number);
+        if let Err(error) = self.storage.write_all_at(self.layout.offset(number) + region.tail, &bytes) {
+            // Parts of it may be there.
+            self.books.stale.entry(content.id()).or_default().insert((number, record.generation));
+            if error.kind() == io::ErrorKind::StorageFull {
+                return Err(StoreError::Full);
             }
-            self.seal(number)?;
+            self.fresh.push(record);
+            self.distrust();
+            return Err(error.into());
         }
-        self.open_region(owner, record.kind)
+        region.tail += len;
+        region.records.push(record);
+        self.fresh.push(record);
+        Ok(number)
     }
 
     /// Write the table, make it durable, then say so in the header: a crash in between leaves an open region.
     fn seal(&mut self, number: u32) -> io::Result<()> {
-        let region = &self.regions[&number];
+        let region = &self.books.regions[&number];
         let table = encode_table(region.header.generation, &region.records);
-        self.storage.write_all_at(region_offset(number) + REGION_LEN - table.len() as u64, &table)?;
+        let at = self.layout.offset(number) + self.layout.region_len - table.len() as u64;
+        if let Err(error) = self.storage.write_all_at(at, &table) {
+            self.poison(number);
+            self.failures += 1;
+            return Err(error);
+        }
         // The index must know every record of the region before anybody asks whether the region is dead.
         self.commit()?;
-        let region = self.regions.get_mut(&number).expect("just read");
+        self.open.remove(&number);
+        let region = self.books.regions.get_mut(&number).expect("just read");
         region.header.state = RegionState::Sealed;
         region.header.records = region.records.len() as u32;
         region.header.write += 1;
-        write_region_header(&*self.storage, &region.header)
+        region.records = Vec::new();
+        write_region_header(&*self.storage, self.layout, &region.header)
     }
 
-    fn open_region(&mut self, owner: Owner, kind: RecordKind) -> Result<u32, StoreError> {
-        let is_free = |i: &u32| self.regions.get(i).is_none_or(|r| self.is_dead(r));
-        let mut free = (0..self.file.regions).filter(is_free);
-        let number = free.next().ok_or(StoreError::Full)?;
-        // The last region is for deletions: without one a full stash could never give anything back.
-        if kind == RecordKind::Put && free.next().is_none() {
-            return Err(StoreError::Full);
+    fn poison(&mut self, number: u32) {
+        self.open.remove(&number);
+        if let Some(region) = self.books.regions.get_mut(&number) {
+            region.is_poisoned = true;
         }
-        let old = self.regions.get(&number).map(|r| r.header);
-        let header = RegionHeader {
-            index: number,
-            state: RegionState::Open,
-            owner,
-            generation: old.map_or(1, |h| h.generation + 1),
-            write: old.map_or(0, |h| h.write + 1),
-            records: 0,
-        };
-        self.storage.allocate(region_offset(number), REGION_LEN)?;
-        write_region_header(&*self.storage, &header)?;
-        // Durable before anything relies on the old records being gone.
-        self.storage.sync()?;
-        self.regions.insert(number, Region::new(header));
-        Ok(number)
     }
 
-    /// Whether nothing in a region is needed: no live fragment, and no deletion whose victim is still on the medium.
+    /// Whether nothing in a region is needed: no live fragment, and nothing that hides what is still on the medium.
     fn is_dead(&self, region: &Region) -> bool {
-        let needed = |&(victim, generation): &(u32, u64)| {
-            victim != region.header.index
-                && self.regions.get(&victim).is_some_and(|r| r.header.generation == generation)
-        };
-        let idle = region.header.state == RegionState::Sealed || region.poisoned;
-        idle && region.live == 0 && !region.kills.iter().any(needed)
+        let idle = region.header.state == RegionState::Sealed || region.is_poisoned;
+        let number = region.header.index;
+        idle && region.live == 0
+            && !self.books.doubtful.contains(&number)
+            && !region.guards.iter().any(|guard| self.books.is_needed(number, *guard))
     }
 
-    /// Sync, then let the index know. A failed sync poisons the regions that were written: what they took since the last
-    /// good sync is not acknowledged, and nobody can tell what of it is there.
+    fn regions_of(&self, owner: Owner) -> u32 {
+        let used = |r: &&Region| r.header.owner == owner && !self.is_dead(r);
+        self.books.regions.values().filter(used).count() as u32
+    }
+
+    /// Sync, then let the index know.
     fn commit(&mut self) -> io::Result<()> {
-        let fresh = std::mem::take(&mut self.fresh);
-        if fresh.is_empty() {
+        if self.fresh.is_empty() {
             return Ok(());
         }
-        if let Err(error) = self.storage.sync() {
-            self.failures += 1;
-            for (_, place) in fresh {
-                if let Some(region) = self.regions.get_mut(&place.region) {
-                    region.poisoned = true;
-                }
-            }
-            return Err(error);
-        }
+        self.sync()?;
         let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-        for (record, place) in &fresh {
-            index::apply(&mut index, &mut self.regions, record, *place);
+        for record in std::mem::take(&mut self.fresh) {
+            let id = record.content.id();
+            let place = Place::new(record.region, record.offset, record.content.record_len());
+            self.books.apply(&mut index, id, matches!(record.content, Content::Put(_)), place);
         }
         Ok(())
     }
 
-    /// Give a file handle back, for tests that crash and open again.
-    #[must_use]
-    pub fn storage(&self) -> Arc<S> {
-        self.storage.clone()
+    fn sync(&mut self) -> io::Result<()> {
+        let done = self.storage.sync();
+        if done.is_err() {
+            self.distrust();
+        }
+        done
+    }
+
+    /// A sync or a write failed: nobody can tell what of that which was written since the last good sync is there. Nothing of it is
+    /// acknowledged, nothing more goes to its regions, and what follows has to hide it.
+    fn distrust(&mut self) {
+        self.failures += 1;
+        for record in std::mem::take(&mut self.fresh) {
+            self.books.stale.entry(record.content.id()).or_default().insert((record.region, record.generation));
+            self.poison(record.region);
+            self.suspects.insert(record.region);
+        }
     }
 }
 
-fn write_region_header(storage: &impl Storage, header: &RegionHeader) -> io::Result<()> {
-    storage.write_all_at(region_offset(header.index) + header.write % 2 * SLOT_LEN, &header.encode())
+fn write_region_header(storage: &impl Storage, layout: Layout, header: &RegionHeader) -> io::Result<()> {
+    storage.write_all_at(layout.offset(header.index) + header.write % 2 * SLOT_LEN, &header.encode())
+}
+
+/// Both slots: whatever happens to one of them, the earlier generation is gone.
+fn write_new_region(storage: &impl Storage, layout: Layout, header: &RegionHeader) -> io::Result<()> {
+    let other = RegionHeader { write: header.write.wrapping_sub(1), ..*header };
+    let mut slots = [header.encode(), other.encode()];
+    slots.rotate_left((header.write % 2) as usize);
+    storage.write_all_at(layout.offset(header.index), &slots.concat())
 }
 
 impl Region {
-    fn new(header: RegionHeader) -> Self {
-        Self { header, tail: REGION_HEAD_LEN, records: Vec::new(), live: 0, kills: Vec::new(), poisoned: false }
-    }
-}
-
-impl<S: Storage> Reader<S> {
-    fn index(&self) -> std::sync::RwLockReadGuard<'_, Index> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Everything that is here, in order.
-    #[must_use]
-    pub fn inventory(&self) -> Vec<FragmentId> {
-        self.index().iter().map(|(id, _)| *id).collect()
-    }
-
-    /// Everything that is here, in the order in which it lies in the file.
-    #[must_use]
-    pub fn in_order_on_disk(&self) -> Vec<FragmentId> {
-        let mut all: Vec<(u32, u32, FragmentId)> =
-            self.index().iter().map(|(id, place)| (place.region, place.offset, *id)).collect();
-        all.sort_unstable();
-        all.into_iter().map(|(.., id)| id).collect()
-    }
-
-    /// Read a fragment past whatever the system remembers of it, and verify it.
-    ///
-    /// # Errors
-    /// As [`Reader::get`].
-    pub fn get_from_medium(&self, id: FragmentId) -> Result<(FragmentHeader, Bytes), StoreError> {
-        let place = self.index().get(&id).ok_or(StoreError::NotHere(id))?;
-        let len = (RECORD_HEADER_LEN + images::limits::SEALED_MAX) as u64;
-        self.storage.forget(region_offset(place.region) + u64::from(place.offset), len);
-        self.get(id)
-    }
-
-    /// Number of fragments that are here.
-    #[must_use]
-    pub fn fragments(&self) -> usize {
-        self.index().len()
-    }
-
-    /// Fragments that were here and are damaged, once each.
-    #[must_use]
-    pub fn take_damaged(&self) -> Vec<FragmentId> {
-        self.index.write().unwrap_or_else(PoisonError::into_inner).take_damaged()
-    }
-
-    /// Read a fragment and verify it.
-    ///
-    /// # Errors
-    /// [`StoreError::NotHere`]; [`StoreError::Damaged`] if the medium changed it, and from then on it is not here;
-    /// [`StoreError::Io`] if the medium fails, which says nothing of the fragment.
-    pub fn get(&self, id: FragmentId) -> Result<(FragmentHeader, Bytes), StoreError> {
-        let place = self.index().get(&id).ok_or(StoreError::NotHere(id))?;
-        let offset = region_offset(place.region) + u64::from(place.offset);
-        let mut head = [0; RECORD_HEADER_LEN];
-        self.storage.read_exact_at(offset, &mut head)?;
-        let record = RecordHeader::decode(&head).filter(|r| r.kind == RecordKind::Put && r.fragment.id == id);
-        if let Some(record) = record {
-            let mut payload = vec![0; record.payload_len()];
-            self.storage.read_exact_at(offset + RECORD_HEADER_LEN as u64, &mut payload)?;
-            if record.fragment.verify(&payload).is_ok() {
-                return Ok((record.fragment, payload.into()));
-            }
+    fn new(header: RegionHeader, layout: Layout) -> Self {
+        Self {
+            header,
+            region_len: layout.region_len,
+            tail: REGION_HEAD_LEN,
+            records: Vec::new(),
+            live: 0,
+            live_bytes: 0,
+            deletions: 0,
+            guards: BTreeSet::new(),
+            is_poisoned: false,
         }
-        // The region may have been reused between the look-up and the read; then the index says so by now.
-        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
-        if index.get(&id) != Some(place) {
-            return Err(StoreError::NotHere(id));
-        }
-        index.mark_damaged(id);
-        Err(StoreError::Damaged(id))
     }
 }
 

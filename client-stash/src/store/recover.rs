@@ -1,141 +1,266 @@
 //! Opening a stash file: which records were acknowledged, and where the next one goes.
 //!
-//! A sealed region is read from its table; an open one, or one whose table is damaged, by walking its records. A record
-//! behind the tail that a crash left is never taken: records of a region ascend in sequence and never go back in session.
+//! A sealed region is read from its table; an open one, or one whose table is damaged, by walking its records and verifying their
+//! payloads: a torn copy must not hide the whole one that it was made from. A record behind the tail that a crash left is
+//! never taken: records of a region ascend in sequence, and a sequence begins with the session. Nothing here writes, so a
+//! second crash finds what the first one left.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use super::index::{self, Index, Place};
-use super::{Region, region_offset};
-use crate::format::{FileHeader, RecordHeader, RegionHeader, RegionState, decode_table, table_len};
-use crate::limits::{RECORD_ALIGN, RECORD_HEADER_LEN, REGION_HEAD_LEN, REGION_LEN, SLOT_LEN};
+use images::fragment::FragmentId;
+
+use super::index::{Index, Place};
+use super::{Books, Layout, Region};
+use crate::format::{Content, FileHeader, RecordHeader, RegionHeader, RegionState, decode_table, table_len};
+use crate::limits::{FILE_HEADER_COPY, RECORD_ALIGN, RECORD_HEADER_LEN, REGION_HEAD_LEN, SLOT_LEN};
 use crate::storage::Storage;
 
-/// What a file holds.
-pub(super) struct Recovered {
-    pub(super) regions: BTreeMap<u32, Region>,
-    pub(super) index: Index,
-    pub(super) next_sequence: u64,
-}
-
-/// The newer good file header.
-pub(super) fn file_header(storage: &impl Storage) -> io::Result<Option<FileHeader>> {
-    let mut best: Option<FileHeader> = None;
-    for slot in 0..2 {
+/// The newest good file header, and the highest version that any slot has.
+pub(super) fn file_header(storage: &impl Storage) -> io::Result<(Option<FileHeader>, u16)> {
+    let (mut best, mut version): (Option<FileHeader>, u16) = (None, 0);
+    let (len, mut failed) = (storage.len()?, None);
+    for offset in [0, SLOT_LEN, FILE_HEADER_COPY, FILE_HEADER_COPY + SLOT_LEN] {
         let mut bytes = [0; SLOT_LEN as usize];
-        if storage.len()? < (slot + 1) * SLOT_LEN {
+        if len < offset + SLOT_LEN {
             continue;
         }
-        storage.read_exact_at(slot * SLOT_LEN, &mut bytes)?;
+        if let Err(error) = read_twice(storage, offset, &mut bytes) {
+            failed = Some(error);
+            continue;
+        }
+        version = version.max(FileHeader::version(&bytes).unwrap_or(0));
         if let Some(header) = FileHeader::decode(&bytes)
-            && best.is_none_or(|b| b.session < header.session)
+            && best.as_ref().is_none_or(|b| b.write < header.write)
         {
             best = Some(header);
         }
     }
-    Ok(best)
+    match (best, failed) {
+        (None, Some(error)) => Err(error),
+        (best, _) => Ok((best, version)),
+    }
 }
 
-/// Everything behind the file header.
-pub(super) fn regions(storage: &impl Storage, file: &FileHeader) -> io::Result<Recovered> {
-    let mut regions = BTreeMap::new();
-    let mut all: Vec<(RecordHeader, Place)> = Vec::new();
-    let mut index = Index::default();
+/// One record of the file, as much as the order of events needs.
+struct Event {
+    sequence: u64,
+    id: FragmentId,
+    is_put: bool,
+    place: Place,
+}
+
+/// What a region holds.
+struct Found {
+    header: RegionHeader,
+    records: Vec<RecordHeader>,
+    /// Fragments whose payload is not what it should be: torn, and never acknowledged, or rotten.
+    bad: Vec<FragmentId>,
+    /// Something of it could not be read.
+    is_doubtful: bool,
+}
+
+/// Everything behind the file header: the index, and the books of what lies where.
+pub(super) fn regions(storage: &impl Storage, file: &FileHeader) -> io::Result<(Index, Books)> {
+    let layout = Layout { region_len: file.region_len.into() };
+    let (mut index, mut books, mut events) = (Index::default(), Books::default(), Vec::new());
+    let mut bad = Vec::new();
+    let len = storage.len()?;
     for number in 0..file.regions {
-        if region_offset(number) + REGION_LEN > storage.len()? {
+        // Another program may have cut the file off: what is left counts.
+        if layout.offset(number) + REGION_HEAD_LEN > len {
             break;
         }
-        let Some(header) = region_header(storage, number)? else {
+        let mut unreadable = false;
+        let Some(found) = region(storage, layout, file, number, &mut unreadable) else {
+            if unreadable {
+                books.doubtful.insert(number);
+            }
             continue;
         };
-        let mut region = Region::new(header);
-        region.records = match header.state {
-            RegionState::Sealed => match read_table(storage, &header)? {
-                Some(records) => records,
-                None => walk(storage, &header, file.session)?,
-            },
-            RegionState::Open => drop_torn_tail(storage, number, walk(storage, &header, file.session)?)?,
-        };
-        region.tail = region.records.last().map_or(REGION_HEAD_LEN, |(at, r)| u64::from(*at) + r.record_len());
-        let place = |&(offset, record): &(u32, RecordHeader)| (record, Place { region: number, offset });
-        all.extend(region.records.iter().map(place));
-        regions.insert(number, region);
+        if found.is_doubtful {
+            books.doubtful.insert(number);
+        }
+        events.extend(found.records.iter().map(|r| Event {
+            sequence: r.sequence,
+            id: r.content.id(),
+            is_put: matches!(r.content, Content::Put(_)),
+            place: Place::new(number, r.offset, r.content.record_len()),
+        }));
+        for id in found.bad {
+            books.stale.entry(id).or_default().insert((number, found.header.generation));
+            bad.push(id);
+        }
+        let mut region = Region::new(found.header, layout);
+        region.tail = found.records.last().map_or(REGION_HEAD_LEN, RecordHeader::end);
+        region.is_poisoned = found.is_doubtful;
+        if found.header.state == RegionState::Open {
+            region.records = found.records;
+        }
+        books.regions.insert(number, region);
     }
-    all.sort_by_key(|(record, _)| record.sequence);
-    let next_sequence = all.last().map_or(1, |(record, _)| record.sequence + 1);
-    for (record, place) in &all {
-        index::apply(&mut index, &mut regions, record, *place);
+    events.sort_unstable_by_key(|event| event.sequence);
+    for event in &events {
+        books.apply(&mut index, event.id, event.is_put, event.place);
     }
-    Ok(Recovered { regions, index, next_sequence })
+    index.report_missing(bad);
+    // What cannot be read may hold older records of anything: whatever could hide them stays.
+    let doubtful: BTreeSet<(u32, u64)> = books.doubtful.iter().map(|number| (*number, 0)).collect();
+    books.regions.values_mut().for_each(|region| region.guards.extend(&doubtful));
+    Ok((index, books))
 }
 
-fn region_header(storage: &impl Storage, number: u32) -> io::Result<Option<RegionHeader>> {
-    let mut best: Option<RegionHeader> = None;
+fn region(
+    storage: &impl Storage,
+    layout: Layout,
+    file: &FileHeader,
+    number: u32,
+    is_doubtful: &mut bool,
+) -> Option<Found> {
+    let (mut header, mut good) = (None::<RegionHeader>, 0);
     for slot in 0..2 {
         let mut bytes = [0; SLOT_LEN as usize];
-        storage.read_exact_at(region_offset(number) + slot * SLOT_LEN, &mut bytes)?;
-        let header = RegionHeader::decode(&bytes).filter(|h| h.index == number);
-        if let Some(header) = header
-            && best.is_none_or(|b| b.write < header.write)
+        match read_twice(storage, layout.offset(number) + slot * SLOT_LEN, &mut bytes) {
+            Ok(()) => good += 1,
+            Err(_) => *is_doubtful = true,
+        }
+        let decoded = RegionHeader::decode(&bytes).filter(|h| h.index == number);
+        if let Some(decoded) = decoded
+            && header.is_none_or(|h| h.write < decoded.write)
         {
-            best = Some(header);
+            header = Some(decoded);
         }
     }
-    Ok(best)
+    // A record proves its region's generation, even where the header that said so is gone.
+    let first = record_at(storage, layout, number, REGION_HEAD_LEN).ok().flatten();
+    if let Some(first) = first.filter(|first| header.is_none_or(|h| h.generation < first.generation)) {
+        let write = header.map_or(0, |h| h.write + 1);
+        let (owner, generation) = (first.owner, first.generation);
+        header =
+            Some(RegionHeader { index: number, state: RegionState::Open, owner, generation, write, records: 0 });
+    }
+    let header = header?;
+    // One slot that cannot be read is no loss: the other one, or the first record, says as much.
+    *is_doubtful = good == 0;
+    let limit = u64::from(file.session) << super::SESSION_SHIFT;
+    let table = (header.state == RegionState::Sealed).then(|| read_table(storage, layout, &header)).flatten();
+    let (records, bad) = match table {
+        Some(records) => (records, Vec::new()),
+        None => whole(storage, layout, walk(storage, layout, &header, limit, is_doubtful)),
+    };
+    Some(Found { header, records, bad, is_doubtful: *is_doubtful })
 }
 
-fn read_table(storage: &impl Storage, header: &RegionHeader) -> io::Result<Option<Vec<(u32, RecordHeader)>>> {
+/// The table of a sealed region, if it can be read and is good.
+pub(super) fn read_table(storage: &impl Storage, layout: Layout, header: &RegionHeader) -> Option<Vec<RecordHeader>> {
     let len = table_len(header.records as usize);
-    if len > REGION_LEN - REGION_HEAD_LEN {
-        return Ok(None);
+    if len > layout.region_len - REGION_HEAD_LEN {
+        return None;
     }
     let mut bytes = vec![0; len as usize];
-    storage.read_exact_at(region_offset(header.index) + REGION_LEN - len, &mut bytes)?;
-    Ok(decode_table(&bytes, header.generation, header.records as usize))
+    read_twice(storage, layout.offset(header.index) + layout.region_len - len, &mut bytes).ok()?;
+    decode_table(&bytes, header.generation, header.records as usize)
+}
+
+fn record_at(storage: &impl Storage, layout: Layout, region: u32, at: u64) -> io::Result<Option<RecordHeader>> {
+    let mut bytes = [0; RECORD_HEADER_LEN];
+    read_twice(storage, layout.offset(region) + at, &mut bytes)?;
+    Ok(RecordHeader::decode(&bytes).filter(|record| {
+        (record.region, u64::from(record.offset)) == (region, at) && record.end() <= layout.region_len
+    }))
 }
 
 /// Walk records from the start. Where one is damaged or cannot be read, the walk goes on at the next boundary: a record is taken
 /// only if it is of this generation and in order, so nothing that was left behind a tail counts.
-fn walk(storage: &impl Storage, header: &RegionHeader, session: u32) -> io::Result<Vec<(u32, RecordHeader)>> {
-    let mut records: Vec<(u32, RecordHeader)> = Vec::new();
-    let mut at = REGION_HEAD_LEN;
-    let (mut sequence, mut newest) = (0, 0);
-    while at + RECORD_HEADER_LEN as u64 <= REGION_LEN {
-        let mut bytes = [0; RECORD_HEADER_LEN];
-        let read = storage.read_exact_at(region_offset(header.index) + at, &mut bytes);
-        let record = read.ok().and_then(|()| RecordHeader::decode(&bytes)).filter(|record| {
-            record.generation == header.generation
-                && record.sequence > sequence
-                && (newest..session).contains(&record.session)
-                && at + record.record_len() <= REGION_LEN
+pub(super) fn walk(
+    storage: &impl Storage,
+    layout: Layout,
+    header: &RegionHeader,
+    limit: u64,
+    is_doubtful: &mut bool,
+) -> Vec<RecordHeader> {
+    let mut records: Vec<RecordHeader> = Vec::new();
+    let (mut at, mut newest) = (REGION_HEAD_LEN, 0);
+    while at + RECORD_HEADER_LEN as u64 <= layout.region_len {
+        let record = record_at(storage, layout, header.index, at);
+        *is_doubtful |= record.as_ref().is_err_and(|e| e.kind() != io::ErrorKind::UnexpectedEof);
+        let record = record.ok().flatten().filter(|record| {
+            record.generation == header.generation && (newest + 1..limit).contains(&record.sequence)
         });
         let Some(record) = record else {
             at += RECORD_ALIGN;
             continue;
         };
-        (sequence, newest) = (record.sequence, record.session);
-        records.push((at as u32, record));
-        at += record.record_len();
+        (newest, at) = (record.sequence, record.end());
+        records.push(record);
     }
-    Ok(records)
+    records
 }
 
-/// Records at the end whose payload did not arrive whole were never acknowledged. A damaged one in front of a good one stays:
-/// reading it will tell.
-fn drop_torn_tail(
+/// Those records whose payload is what it should be, and the fragments of the others.
+fn whole(
     storage: &impl Storage,
-    number: u32,
-    mut records: Vec<(u32, RecordHeader)>,
-) -> io::Result<Vec<(u32, RecordHeader)>> {
-    while let Some((offset, record)) = records.last() {
-        let mut payload = vec![0; record.payload_len()];
-        let at = region_offset(number) + u64::from(*offset) + RECORD_HEADER_LEN as u64;
-        storage.read_exact_at(at, &mut payload)?;
-        if payload.is_empty() || record.fragment.verify(&payload).is_ok() {
-            break;
+    layout: Layout,
+    records: Vec<RecordHeader>,
+) -> (Vec<RecordHeader>, Vec<FragmentId>) {
+    let is_whole = |record: &RecordHeader| {
+        let Content::Put(header) = &record.content else { return true };
+        let mut payload = vec![0; header.payload_len()];
+        let at = layout.offset(record.region) + u64::from(record.offset) + RECORD_HEADER_LEN as u64;
+        match read_twice(storage, at, &mut payload) {
+            Ok(()) => header.verify(&payload).is_ok(),
+            // Nobody can tell: reading will.
+            Err(error) => error.kind() != io::ErrorKind::UnexpectedEof,
         }
-        records.pop();
-    }
-    Ok(records)
+    };
+    let (whole, torn): (Vec<_>, Vec<_>) = records.into_iter().partition(is_whole);
+    (whole, torn.iter().map(|record| record.content.id()).collect())
 }
+
+/// A medium that fails once may have been disturbed; one that fails twice is damaged there.
+fn read_twice(storage: &impl Storage, at: u64, buffer: &mut [u8]) -> io::Result<()> {
+    storage.read_exact_at(at, buffer).or_else(|_| storage.read_exact_at(at, buffer))
+}
+
+impl Books {
+    /// Take one record into account. Records come in the order of their sequence.
+    pub(super) fn apply(&mut self, index: &mut Index, id: FragmentId, is_put: bool, place: Place) {
+        let old = index.set(id, is_put.then_some(place));
+        let mut hidden = self.stale.remove(&id).unwrap_or_default();
+        if let Some(old) = old
+            && let Some(victim) = self.regions.get_mut(&old.region)
+        {
+            victim.live -= 1;
+            victim.live_bytes -= old.record_len();
+            hidden.insert((old.region, victim.header.generation));
+        }
+        if let Some(region) = self.regions.get_mut(&place.region) {
+            region.guards.extend(hidden);
+            if is_put {
+                region.live += 1;
+                region.live_bytes += place.record_len();
+            } else {
+                region.deletions += 1;
+            }
+        }
+    }
+
+    /// Whether a region still has records that another one hides.
+    pub(super) fn is_needed(&self, own: u32, (victim, generation): (u32, u64)) -> bool {
+        victim != own
+            && (self.doubtful.contains(&victim)
+                || self.regions.get(&victim).is_some_and(|r| r.header.generation == generation))
+    }
+
+    /// Forget what reading found damaged: it is on the medium, and nothing hides it.
+    pub(super) fn orphan(&mut self, id: FragmentId, place: Place) {
+        if let Some(region) = self.regions.get_mut(&place.region) {
+            region.live -= 1;
+            region.live_bytes -= place.record_len();
+            self.stale.entry(id).or_default().insert((place.region, region.header.generation));
+        }
+    }
+}
+
+/// Ids with records that lie on the medium and are neither live nor hidden: whatever comes after them must hide them.
+pub(super) type Stale = BTreeMap<FragmentId, BTreeSet<(u32, u64)>>;

@@ -3,11 +3,12 @@ use images::fragment::split;
 use images::parity::{Codec, Geometry};
 
 use super::*;
-use crate::storage::SimDisk;
+use crate::limits::RECORD_HEADER_LEN;
+use crate::storage::{Fault, SimDisk};
 
 const ARRAY: ArrayId = ArrayId([1; 32]);
 const NODE: NodeId = NodeId([2; 16]);
-const OWNER: Owner = Owner(1);
+const OWNER: Owner = OWNER_IMAGES;
 
 /// A fragment whose bytes follow from `seed`.
 fn fragment(seed: u32, len: usize) -> (Owner, FragmentHeader, Bytes) {
@@ -115,7 +116,7 @@ fn a_failed_sync_acknowledges_nothing_and_the_store_goes_on_elsewhere() {
     let mut store = create(3);
     let first = fragment(1, 5000);
     store.put(vec![first.clone()]).remove(0).unwrap();
-    store.storage().fail_syncs(1);
+    store.storage().arm(0, Fault::SyncFails);
     let lost = fragment(2, 5000);
     assert!(matches!(store.put(vec![lost]).remove(0), Err(StoreError::Io(_))));
     let third = fragment(3, 5000);
@@ -128,7 +129,7 @@ fn rot_is_found_on_read_reported_once_and_never_served() {
     let mut store = create(3);
     let item = fragment(1, 5000);
     store.put(vec![item.clone()]).remove(0).unwrap();
-    let at = region_offset(0) + REGION_HEAD_LEN + RECORD_HEADER_LEN as u64 + 77;
+    let at = store.layout.offset(0) + REGION_HEAD_LEN + RECORD_HEADER_LEN as u64 + 77;
     store.storage().rot(at, 0x20);
     let reader = store.reader();
     assert!(matches!(reader.get(item.1.id), Err(StoreError::Damaged(_))));
@@ -158,7 +159,7 @@ fn a_sync_that_fails_while_a_region_fills_acknowledges_nothing_of_the_batch() {
     for i in 0..15 {
         store.put(vec![fragment(i, 4_000_000)]).remove(0).unwrap();
     }
-    store.storage().fail_syncs(1);
+    store.storage().arm(0, Fault::SyncFails);
     // The first still fits; the second seals the region, and that sync fails.
     let batch: Vec<_> = (100..102).map(|i| fragment(i, 3_000_000)).collect();
     assert!(store.put(batch.clone()).iter().all(Result::is_err));
@@ -172,7 +173,7 @@ fn a_torn_payload_is_never_acknowledged_again_without_being_written() {
     let (first, second) = (fragment(1, 9000), fragment(2, 9000));
     store.put(vec![first.clone(), second.clone()]).into_iter().for_each(|r| r.unwrap());
     // The first one's payload did not reach the disk, and what came behind it did.
-    store.storage().rot(region_offset(0) + REGION_HEAD_LEN + 5000, 1);
+    store.storage().rot(store.layout.offset(0) + REGION_HEAD_LEN + 5000, 1);
     let mut store = reopen(store);
     store.put(vec![first.clone()]).remove(0).unwrap();
     check(&store, &[first, second]);
@@ -183,7 +184,7 @@ fn a_damaged_record_header_hides_nothing_behind_it() {
     let mut store = create(3);
     let items: Vec<_> = (0..5).map(|i| fragment(i, 9000)).collect();
     assert!(store.put(items.clone()).iter().all(Result::is_ok));
-    let second = region_offset(0) + REGION_HEAD_LEN + 12288;
+    let second = store.layout.offset(0) + REGION_HEAD_LEN + 12288;
     store.storage().rot(second + 40, 1);
     let mut store = reopen(store);
     let kept: Vec<_> = [0, 2, 3, 4].map(|i| items[i].clone()).to_vec();

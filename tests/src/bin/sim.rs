@@ -3,20 +3,27 @@
 use std::ops::Range;
 use std::process::ExitCode;
 
-use clap::Parser;
-use tests::world::{self, Failure, MirrorStats, Stats};
+use clap::{Parser, ValueEnum};
+use tests::world::{self, Failure, MirrorStats, StashStats, Stats};
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum World {
+    #[default]
+    Fleet,
+    Mirror,
+    Stash,
+}
 
 #[derive(Parser)]
 struct Cli {
+    #[arg(value_enum, default_value_t)]
+    world: World,
     /// Replay this seed and print every event
     #[arg(long)]
     seed: Option<u64>,
     /// Number of seeds to run, from 0
     #[arg(long, default_value_t = 1000)]
     seeds: u64,
-    /// The mirror link
-    #[arg(long)]
-    mirror: bool,
 }
 
 /// Run seeds one by one, and print what they add up to.
@@ -46,9 +53,11 @@ fn main() -> ExitCode {
         Some(seed) => (seed..seed + 1, true),
         None => (0..cli.seeds, false),
     };
-    if cli.mirror {
-        all(seeds, "cargo xtask sim --mirror", |seed| world::run_mirror(seed, log), MirrorStats::add)
-    } else {
-        all(seeds, "cargo xtask sim", |seed| world::run(seed, log), Stats::add)
+    match cli.world {
+        World::Fleet => all(seeds, "cargo xtask sim", |seed| world::run(seed, log), Stats::add),
+        World::Mirror => {
+            all(seeds, "cargo xtask sim mirror", |seed| world::run_mirror(seed, log), MirrorStats::add)
+        }
+        World::Stash => all(seeds, "cargo xtask sim stash", |seed| world::run_stash(seed, log), StashStats::add),
     }
 }

@@ -4,12 +4,16 @@
 //! with what their disk kept, torn at 512 bytes; some are slow, some lie. Checked throughout: what a stash confirmed is there
 //! after any crash, byte for byte; and a segment that was acknowledged is readable while k of its holders are up and honest.
 //!
+//! `stash` crashes one stash at every boundary, and lets its disk fail in every way.
+//!
 //! `mirror` does the same for the directory and for shares of keys, while controllers come and go.
 
 mod mirror;
 mod rng;
 mod run;
+mod stash;
 
 pub use mirror::{MirrorStats, run as run_mirror, spread};
 pub use rng::Rng;
 pub use run::{Failure, Stats, run};
+pub use stash::{StashStats, run as run_stash};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use client_stash::storage::SimDisk;
+use client_stash::storage::{Fault as DiskFault, SimDisk};
 use client_stash::store::Store;
 use controller::placement::{Outcome, Placement, Send};
 use images::fragment::{FragmentHeader, FragmentId, assemble, split};
@@ -299,10 +299,10 @@ impl World {
             return;
         };
         if fails {
-            store.storage().fail_syncs(1);
+            store.storage().arm(0, DiskFault::SyncFails);
         }
         let ok = store.put(vec![(OWNER_IMAGES, header, payload.clone())]).remove(0).is_ok();
-        store.storage().fail_syncs(0);
+        store.storage().heal();
         if ok {
             self.stashes[i].confirmed.insert(header.id, payload);
         }

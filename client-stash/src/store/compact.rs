@@ -1,0 +1,393 @@
+//! Space: choosing regions, giving dead ones back, and making the file larger or smaller while it is in use.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use images::fragment::FragmentId;
+use protocol::message::store::Owner;
+
+use super::{Purpose, Region, Store, StoreError, recover, write_new_region};
+use crate::format::{Content, RecordHeader, RegionHeader, RegionState, table_len};
+use crate::limits::{RECORD_ALIGN, REGION_HEAD_LEN, REGIONS_MAX, REGIONS_MIN, SPARES};
+use crate::storage::Storage;
+
+/// Regions with less dead space than this part of them are not worth copying for the sake of new records: each byte that is won would
+/// cost more than three that are copied.
+const WORTH_COPYING: u64 = 4;
+
+/// How far making the file smaller is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shrinking {
+    /// So many regions must still be emptied.
+    Left(u32),
+    /// It is smaller.
+    Done,
+}
+
+impl<S: Storage> Store<S> {
+    fn limit(&self) -> u32 {
+        self.shrinking.unwrap_or(self.file.regions)
+    }
+
+    /// Find free regions, unless enough are known.
+    fn look_for_free(&mut self) {
+        if self.free.len() > SPARES {
+            return;
+        }
+        let is_free = |number: &u32| {
+            !self.books.doubtful.contains(number) && self.books.regions.get(number).is_none_or(|r| self.is_dead(r))
+        };
+        self.free = (0..self.limit()).filter(is_free).take(64).collect();
+    }
+
+    /// The region that the next record of an owner goes to. New fragments leave the spare regions alone; deletions may use all but the
+    /// last of them, and that one is for copying: so even a stash that is full to the brim gives space back.
+    pub(super) fn region_for(&mut self, owner: Owner, content: &Content, purpose: Purpose) -> Result<u32, StoreError> {
+        if content.record_len() + REGION_HEAD_LEN + table_len(1) > self.layout.region_len {
+            return Err(StoreError::Reservation("the fragment is larger than a region".into()));
+        }
+        loop {
+            let open = self.open_with_room(Some(owner), content)?;
+            self.look_for_free();
+            let free = self.free.len();
+            if let Some(number) = open
+                && (purpose == Purpose::Free || free >= SPARES)
+            {
+                return Ok(number);
+            }
+            let may_open = match purpose {
+                Purpose::Free => free > 1 || (self.is_copying && free > 0),
+                Purpose::Store => {
+                    let reserved = self.file.partitions.get(&owner).copied().unwrap_or(0);
+                    open.is_none() && free > SPARES && self.regions_of(owner) < reserved
+                }
+            };
+            if may_open {
+                return self.open_region(owner);
+            }
+            if purpose == Purpose::Free
+                && let Some(other) = self.open_with_room(None, content)?
+            {
+                return Ok(other);
+            }
+            if self.is_copying || !self.make_room(owner, purpose, content.record_len())? {
+                return Err(StoreError::Full);
+            }
+        }
+    }
+
+    /// An open region with room for a record, of an owner or of anybody; full ones of that owner are sealed.
+    fn open_with_room(&mut self, owner: Option<Owner>, content: &Content) -> io::Result<Option<u32>> {
+        let limit = self.limit();
+        let candidates: Vec<u32> = self.open.range(..limit).copied().collect();
+        for number in candidates {
+            let region = &self.books.regions[&number];
+            if owner.is_some_and(|owner| owner != region.header.owner) {
+                continue;
+            }
+            if region.room() >= content.record_len() {
+                return Ok(Some(number));
+            }
+            if owner.is_some() {
+                self.seal(number)?;
+            }
+        }
+        Ok(None)
+    }
+
+    fn open_region(&mut self, owner: Owner) -> Result<u32, StoreError> {
+        let number = self.free.pop_first().ok_or(StoreError::Full)?;
+        let header = RegionHeader {
+            index: number,
+            state: RegionState::Open,
+            owner,
+            generation: self.next_sequence,
+            write: self.books.regions.get(&number).map_or(1, |r| r.header.write + 2),
+            records: 0,
+        };
+        self.next_sequence += 1;
+        self.storage.allocate(self.layout.offset(number), self.layout.region_len).map_err(|e| match e.kind() {
+            io::ErrorKind::StorageFull => StoreError::Full,
+            _ => e.into(),
+        })?;
+        write_new_region(&*self.storage, self.layout, &header).inspect_err(|_| self.failures += 1)?;
+        // Durable before anything relies on the old records being gone.
+        self.sync()?;
+        self.books.regions.insert(number, Region::new(header, self.layout));
+        self.books.stale.retain(|_, places| {
+            places.retain(|(region, generation)| *region != number || *generation == header.generation);
+            !places.is_empty()
+        });
+        self.open.insert(number);
+        Ok(number)
+    }
+
+    /// Copy what is needed in the region that is most worth it elsewhere: for new fragments one of their owner, or of others if their
+    /// deletions took the spare regions. Says whether there was one.
+    fn make_room(&mut self, owner: Owner, purpose: Purpose, len: u64) -> Result<bool, StoreError> {
+        self.commit()?;
+        self.look_for_free();
+        let in_free = if self.free.is_empty() { 0 } else { self.layout.region_len - REGION_HEAD_LEN };
+        // Deletions took spare regions: unless one becomes free, nothing new can be taken.
+        let must_win = purpose == Purpose::Store && self.free.len() < SPARES;
+        // Where it is copied to there must be room for the record that this is about, or nothing is won.
+        let least = REGION_HEAD_LEN + len + 2 * RECORD_ALIGN;
+        let worth = match purpose {
+            Purpose::Store => least.max(self.layout.region_len / WORTH_COPYING),
+            Purpose::Free => least,
+        };
+        let is_eligible = |r: &&Region| {
+            let is_idle = r.header.state == RegionState::Sealed || r.is_poisoned;
+            let number = r.header.index;
+            if !is_idle || self.books.doubtful.contains(&number) || self.is_dead(r) || number >= self.limit() {
+                return false;
+            }
+            if purpose == Purpose::Store && !must_win && r.header.owner != owner {
+                return false;
+            }
+            let in_open = self.own_open(r.header.owner).map(|open| self.books.regions[&open].room()).max();
+            let needed = self.needed_bytes(r);
+            // Tables of more records take more.
+            let fits = |room: u64| needed + 2 * RECORD_ALIGN <= room;
+            fits(in_open.unwrap_or(0)) || (fits(in_free) && needed + worth <= self.layout.region_len)
+        };
+        let mut victims: Vec<&Region> = self.books.regions.values().filter(is_eligible).collect();
+        victims.sort_by_key(|r| self.needed_bytes(r));
+        let Some(victim) = victims.first() else { return Ok(false) };
+        if must_win {
+            // One region more is free only if it fits an open one, or two fit one.
+            let in_open = self.own_open(victim.header.owner).map(|open| self.books.regions[&open].room()).max();
+            let second = victims[1..].iter().find(|r| r.header.owner == victim.header.owner);
+            let both = second.map(|second| self.needed_bytes(second) + self.needed_bytes(victim) + 3 * RECORD_ALIGN);
+            let fits_open = self.needed_bytes(victim) + 2 * RECORD_ALIGN <= in_open.unwrap_or(0);
+            if !fits_open && both.is_none_or(|both| both > in_free) {
+                return Ok(false);
+            }
+        }
+        let victim = victim.header.index;
+        self.empty(victim)?;
+        Ok(true)
+    }
+
+    /// Bytes of records that emptying a region copies.
+    fn needed_bytes(&self, region: &Region) -> u64 {
+        let hides = region.guards.iter().any(|guard| self.books.is_needed(region.header.index, *guard));
+        let deletions = if hides { u64::from(region.deletions) * RECORD_ALIGN } else { 0 };
+        region.live_bytes + deletions
+    }
+
+    fn own_open(&self, owner: Owner) -> impl Iterator<Item = u32> {
+        let is_own = move |number: &&u32| self.books.regions[number].header.owner == owner;
+        self.open.range(..self.limit()).filter(is_own).copied()
+    }
+
+    /// Copy everything that is needed out of a region; then it is dead. What turns out to be damaged is lost, and reported.
+    fn empty(&mut self, number: u32) -> Result<(), StoreError> {
+        self.is_copying = true;
+        let done = self.copy_out(number);
+        self.is_copying = false;
+        done
+    }
+
+    fn copy_out(&mut self, number: u32) -> Result<(), StoreError> {
+        self.commit()?;
+        if self.open.contains(&number) {
+            self.seal(number)?;
+        }
+        let Some(region) = self.books.regions.get(&number) else { return Ok(()) };
+        let (header, owner) = (region.header, region.header.owner);
+        let own = (number, header.generation);
+        let needed: BTreeSet<(u32, u64)> =
+            region.guards.iter().filter(|guard| self.books.is_needed(number, **guard)).copied().collect();
+        let records = self.records_of(number);
+        let reader = self.reader();
+        // Regions that get records which hide what this one hides.
+        let mut heirs = BTreeSet::new();
+        let mut unsynced = 0;
+        for record in &records {
+            let id = record.content.id();
+            // What a power cut tears takes room until the region is used anew: little at a time.
+            if unsynced > self.layout.region_len / 8 {
+                self.commit()?;
+                unsynced = 0;
+            }
+            unsynced += record.content.record_len();
+            let place = self.place(id);
+            let is_live = place.is_some_and(|p| (p.region, p.offset()) == (number, record.offset.into()));
+            match record.content {
+                Content::Put(header) if is_live => match reader.get(id).or_else(|_| reader.examine(id)) {
+                    Ok((_, payload)) => {
+                        heirs.insert(self.append(owner, Content::Put(header), &payload, Purpose::Free)?);
+                    }
+                    // Just found, and known to the array as soon as it asks.
+                    Err(StoreError::Damaged(_) | StoreError::NotHere(_)) => self.settle(),
+                    Err(error) => return Err(error),
+                },
+                _ if needed.is_empty() => {}
+                // It does not live here. If it lives elsewhere, that record hides what this one hid.
+                _ if place.is_some() => heirs.extend(place.map(|p| p.region)),
+                // Written once, however many records say so.
+                _ if self.fresh.iter().any(|r| r.content == Content::Delete(id)) => {}
+                Content::Delete(_) => drop(heirs.insert(self.delete_again(owner, id)?)),
+                Content::Put(_) if self.books.stale.get(&id).is_some_and(|places| places.contains(&own)) => {
+                    heirs.insert(self.delete_again(owner, id)?);
+                }
+                Content::Put(_) => {}
+            }
+        }
+        // What was found damaged just now hid something, too.
+        if !needed.is_empty() {
+            let is_here = |(id, places): (&FragmentId, &BTreeSet<(u32, u64)>)| places.contains(&own).then_some(*id);
+            let damaged: Vec<FragmentId> = self.books.stale.iter().filter_map(is_here).collect();
+            for id in damaged {
+                if self.place(id).is_none() && !self.fresh.iter().any(|r| r.content.id() == id) {
+                    heirs.insert(self.delete_again(owner, id)?);
+                }
+            }
+        }
+        self.commit()?;
+        for (other, region) in &mut self.books.regions {
+            if *other != number && (heirs.contains(other) || region.guards.contains(&own)) {
+                region.guards.extend(&needed);
+            }
+        }
+        if let Some(region) = self.books.regions.get_mut(&number) {
+            region.guards.clear();
+        }
+        Ok(())
+    }
+
+    fn delete_again(&mut self, owner: Owner, id: FragmentId) -> Result<u32, StoreError> {
+        self.append(owner, Content::Delete(id), &[], Purpose::Free)
+    }
+
+    /// A region's records: from memory while it is open, then from its table, then by walking it.
+    fn records_of(&self, number: u32) -> Vec<RecordHeader> {
+        let region = &self.books.regions[&number];
+        if region.header.state == RegionState::Open && !region.records.is_empty() {
+            return region.records.clone();
+        }
+        recover::read_table(&*self.storage, self.layout, &region.header).unwrap_or_else(|| {
+            recover::walk(&*self.storage, self.layout, &region.header, self.next_sequence, &mut false)
+        })
+    }
+
+    /// Make the file larger; what is added is granted to an owner. The space is reserved on the disk before anything changes.
+    ///
+    /// # Errors
+    /// If it is not larger, or the disk has no room.
+    pub fn grow(&mut self, regions: u32, owner: Owner) -> Result<(), StoreError> {
+        let now = self.file.regions;
+        if self.shrinking.is_some() {
+            return Err(StoreError::Reservation("it is being made smaller".into()));
+        }
+        if regions <= now || regions > REGIONS_MAX {
+            return Err(StoreError::Reservation(format!("it has {now} regions, and can have up to {REGIONS_MAX}")));
+        }
+        // What an earlier, larger file left behind must not come back.
+        let end = self.layout.offset(now);
+        if self.storage.len()? > end {
+            self.storage.truncate(end)?;
+        }
+        self.storage.allocate(end, self.layout.offset(regions) - end).map_err(|e| match e.kind() {
+            io::ErrorKind::StorageFull => StoreError::Full,
+            _ => e.into(),
+        })?;
+        self.sync()?;
+        self.change_header(|file| {
+            file.regions = regions;
+            *file.partitions.entry(owner).or_default() += regions - now;
+        })
+    }
+
+    /// Begin to make the file smaller, at the expense of an owner. Until it is done ([`Store::shrink_some`]) everything stays readable.
+    ///
+    /// # Errors
+    /// [`StoreError::Reservation`] if the owner has less than that, [`StoreError::Full`] if what lives here does not fit any more.
+    pub fn begin_shrink(&mut self, regions: u32, owner: Owner) -> Result<(), StoreError> {
+        self.settle();
+        let gone = self.file.regions.saturating_sub(regions);
+        let reserved = self.file.partitions.get(&owner).copied().unwrap_or(0);
+        if regions < REGIONS_MIN || gone == 0 {
+            return Err(StoreError::Reservation(format!(
+                "it has {} regions; it can have {REGIONS_MIN} or more, and fewer than now",
+                self.file.regions
+            )));
+        }
+        if reserved < gone {
+            return Err(StoreError::Reservation(format!(
+                "{gone} regions less is more than the {reserved} that its images have; others own the rest"
+            )));
+        }
+        if self.excess(regions) > 0 {
+            return Err(StoreError::Full);
+        }
+        self.shrinking = Some(regions);
+        self.free.clear();
+        Ok(())
+    }
+
+    /// Bytes of records that must go before everything fits so many regions.
+    #[must_use]
+    pub fn excess(&self, regions: u32) -> u64 {
+        // A region is full when its table does not fit, or the next record does not: the eighth part of it is more than both.
+        let usable = (self.layout.region_len / 8 * 7).saturating_mul(u64::from(regions.saturating_sub(SPARES as u32)));
+        let live: u64 = self.books.regions.values().map(|r| r.live_bytes).sum();
+        live.saturating_sub(usable)
+    }
+
+    /// Stop making the file smaller.
+    pub fn stop_shrinking(&mut self) {
+        self.shrinking = None;
+    }
+
+    /// Empty one more region of those that go. When there are none left, the file is cut off.
+    ///
+    /// # Errors
+    /// [`StoreError`]; then it is still as large as before, and can be tried again.
+    pub fn shrink_some(&mut self, owner: Owner) -> Result<Shrinking, StoreError> {
+        self.settle();
+        let Some(regions) = self.shrinking else { return Ok(Shrinking::Done) };
+        let goes = |r: &&Region| r.header.index >= regions && (r.live > 0 || !self.is_dead(r));
+        let left: Vec<u32> = self.books.regions.values().filter(goes).map(|r| r.header.index).collect();
+        if let Some(number) = left.last() {
+            self.look_for_free();
+            if self.free.len() < SPARES {
+                let owner = self.books.regions[number].header.owner;
+                self.make_room(owner, Purpose::Store, 0)?;
+            }
+            self.empty(*number)?;
+            let is_unreadable = self.books.doubtful.remove(number);
+            if is_unreadable && let Some(region) = self.books.regions.get_mut(number) {
+                region.is_poisoned = true;
+            }
+            return Ok(Shrinking::Left(left.len() as u32 - 1));
+        }
+        let gone = self.file.regions - regions;
+        self.change_header(|file| {
+            file.regions = regions;
+            if let Some(reserved) = file.partitions.get_mut(&owner) {
+                *reserved = reserved.saturating_sub(gone);
+            }
+        })?;
+        self.shrinking = None;
+        self.books.regions.retain(|number, _| *number < regions);
+        self.books.doubtful.retain(|number| *number < regions);
+        self.open.retain(|number| *number < regions);
+        self.free.retain(|number| *number < regions);
+        self.books.stale.retain(|_, places| {
+            places.retain(|(region, _)| *region < regions);
+            !places.is_empty()
+        });
+        self.storage.truncate(self.layout.offset(regions))?;
+        self.sync()?;
+        Ok(Shrinking::Done)
+    }
+}
+
+impl Region {
+    /// Bytes that the next record may take.
+    fn room(&self) -> u64 {
+        self.region_len.saturating_sub(self.tail + table_len(self.records.len() + 1))
+    }
+}

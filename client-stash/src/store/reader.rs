@@ -1,0 +1,133 @@
+//! Reading fragments beside the one that writes.
+
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+use bytes::Bytes;
+use images::fragment::{FragmentHeader, FragmentId};
+
+use super::index::{Index, Place};
+use super::{Layout, StoreError};
+use crate::format::{Content, RecordHeader};
+use crate::limits::{RECORD_HEADER_LEN, SLOT_LEN};
+use crate::storage::Storage;
+
+/// Reads while the store writes.
+pub struct Reader<S> {
+    storage: Arc<S>,
+    layout: Layout,
+    index: Arc<RwLock<Index>>,
+}
+
+impl<S> Clone for Reader<S> {
+    fn clone(&self) -> Self {
+        Self { storage: self.storage.clone(), layout: self.layout, index: self.index.clone() }
+    }
+}
+
+impl<S: Storage> Reader<S> {
+    pub(super) fn new(storage: Arc<S>, layout: Layout, index: Arc<RwLock<Index>>) -> Self {
+        Self { storage, layout, index }
+    }
+
+    fn index(&self) -> RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Everything that is here, in order.
+    #[must_use]
+    pub fn inventory(&self) -> Vec<FragmentId> {
+        self.index().iter().map(|(id, _)| *id).collect()
+    }
+
+    /// The next `count` fragments behind `after`, in order.
+    #[must_use]
+    pub fn inventory_behind(&self, after: Option<FragmentId>, count: usize) -> Vec<FragmentId> {
+        self.index().iter_behind(after).take(count).copied().collect()
+    }
+
+    /// Everything that is here, with its place, in the order in which it lies in the file.
+    #[must_use]
+    pub fn in_order_on_disk(&self) -> Vec<(Place, FragmentId)> {
+        let mut all: Vec<(Place, FragmentId)> = self.index().iter().map(|(id, place)| (*place, *id)).collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// Number of fragments that are here.
+    #[must_use]
+    pub fn fragments(&self) -> usize {
+        self.index().len()
+    }
+
+    /// Fragments that were here and are damaged, once each.
+    #[must_use]
+    pub fn take_damaged(&self) -> Vec<FragmentId> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner).take_damaged()
+    }
+
+    fn at(&self, place: Place) -> u64 {
+        self.layout.offset(place.region) + place.offset()
+    }
+
+    /// Read a fragment and verify it.
+    ///
+    /// # Errors
+    /// [`StoreError::NotHere`]; [`StoreError::Damaged`] if the medium changed it, and from then on it is not here;
+    /// [`StoreError::Io`] if the medium fails, which says nothing of the fragment.
+    pub fn get(&self, id: FragmentId) -> Result<(FragmentHeader, Bytes), StoreError> {
+        let place = self.index().get(&id).ok_or(StoreError::NotHere(id))?;
+        let mut bytes = vec![0; place.record_len() as usize];
+        self.storage.read_exact_at(self.at(place), &mut bytes)?;
+        let head: &[u8; RECORD_HEADER_LEN] = bytes.first_chunk().expect("a record is longer than its header");
+        let is_it = |r: &RecordHeader| {
+            r.content.id() == id && (r.region, u64::from(r.offset)) == (place.region, place.offset())
+        };
+        if let Some(RecordHeader { content: Content::Put(header), .. }) = RecordHeader::decode(head).filter(is_it) {
+            let bytes = Bytes::from(bytes);
+            let end = RECORD_HEADER_LEN + header.payload_len();
+            if end <= bytes.len() {
+                let payload = bytes.slice(RECORD_HEADER_LEN..end);
+                if header.verify(&payload).is_ok() {
+                    return Ok((header, payload));
+                }
+            }
+        }
+        self.lose(id, place)
+    }
+
+    /// It is damaged, unless its region was reused between the look-up and the read; then the index says so by now.
+    fn lose<T>(&self, id: FragmentId, place: Place) -> Result<T, StoreError> {
+        let mut index = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        if index.get(&id) != Some(place) {
+            return Err(StoreError::NotHere(id));
+        }
+        index.mark_damaged(id);
+        Err(StoreError::Damaged(id))
+    }
+
+    /// Read a fragment past whatever the system remembers of it, and verify it. Where the medium fails twice for this record and not
+    /// for the file, the record is lost like a damaged one.
+    ///
+    /// # Errors
+    /// As [`Reader::get`].
+    pub fn examine(&self, id: FragmentId) -> Result<(FragmentHeader, Bytes), StoreError> {
+        let place = self.index().get(&id).ok_or(StoreError::NotHere(id))?;
+        self.storage.forget(self.at(place), place.record_len());
+        match self.get(id) {
+            Err(StoreError::Io(_)) => {}
+            result => return result,
+        }
+        match self.get(id) {
+            Err(StoreError::Io(error)) => {
+                self.storage.forget(0, SLOT_LEN);
+                let mut head = [0; SLOT_LEN as usize];
+                if self.storage.read_exact_at(0, &mut head).is_err() {
+                    // The medium is away.
+                    return Err(error.into());
+                }
+                self.lose(id, place)
+            }
+            result => result,
+        }
+    }
+}

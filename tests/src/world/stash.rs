@@ -1,0 +1,495 @@
+//! One stash on a disk that crashes at every boundary and fails in every way.
+//!
+//! A workload of puts, deletions, grants, growing and shrinking runs on regions of 64 KiB. Before each write, sync, reservation and
+//! truncation the disk is copied; each copy loses power, keeping an arbitrary subset of what was not synced, torn at 512 bytes,
+//! is opened, and loses power again at each boundary of that. Then the same workload runs once for each kind of fault.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use client_stash::format::Content;
+use client_stash::limits::{FILE_HEAD_LEN, REGIONS_MIN};
+use client_stash::storage::{Fault, SimDisk, Storage as _};
+use client_stash::store::{Shrinking, Store, StoreError};
+use images::fragment::{FragmentHeader, FragmentId, split};
+use images::parity::{Codec, Geometry};
+use images::{ArrayId, NodeId, SegmentId};
+use protocol::message::store::{OWNER_IMAGES, Owner};
+
+use super::Rng;
+use super::run::Failure;
+
+const ARRAY: ArrayId = ArrayId([1; 32]);
+const NODE: NodeId = NodeId([2; 16]);
+const OTHER: Owner = Owner(7);
+const REGION: u64 = 64 * 1024;
+
+macro_rules! ensure {
+    ($condition:expr, $($text:tt)*) => {
+        if !$condition {
+            return Err(Failure(format!($($text)*)));
+        }
+    };
+}
+
+/// What seeds of a stash met.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StashStats {
+    /// Operations carried out.
+    pub operations: u64,
+    /// Fragments acknowledged, and deletions.
+    pub acknowledged: u64,
+    /// Refused for want of space.
+    pub full: u64,
+    /// The file was made larger, and smaller.
+    pub resized: u64,
+    /// Boundaries at which power was lost, and those of the recovery after it.
+    pub boundaries: u64,
+    /// See `boundaries`.
+    pub second: u64,
+    /// Faults that happened, by kind.
+    pub faults: BTreeMap<&'static str, u64>,
+    /// Fragments that a fault made unreadable: found, and reported.
+    pub lost: u64,
+}
+
+impl StashStats {
+    /// Add those of another seed.
+    pub fn add(&mut self, other: &Self) {
+        self.operations += other.operations;
+        self.acknowledged += other.acknowledged;
+        self.full += other.full;
+        self.resized += other.resized;
+        self.boundaries += other.boundaries;
+        self.second += other.second;
+        self.lost += other.lost;
+        for (kind, count) in &other.faults {
+            *self.faults.entry(kind).or_default() += count;
+        }
+    }
+}
+
+/// One fragment in two geometries: the same id, different bytes.
+struct Piece {
+    owner: Owner,
+    versions: [(FragmentHeader, Bytes); 2],
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Put(Vec<(usize, usize)>),
+    Delete(Vec<usize>),
+    Reserve(u32),
+    Grow(u32),
+    Shrink(u32),
+    ShrinkSome,
+    Reopen,
+}
+
+/// Version of a fragment that is there, or none.
+type State = Option<usize>;
+/// What may be there.
+type Allowed = BTreeMap<usize, BTreeSet<State>>;
+
+/// How exactly the outcome of a fault is known.
+#[derive(Clone, Copy, PartialEq)]
+enum Rule {
+    /// What was acknowledged is there.
+    Exact,
+    /// Wrong bytes are never given, and what is lost is reported or missing from the inventory.
+    NeverWrong,
+}
+
+struct Run<'a> {
+    pool: &'a [Piece],
+    disk: Arc<SimDisk>,
+    store: Option<Store<Arc<SimDisk>>>,
+    allowed: Allowed,
+    stats: StashStats,
+    rng: Rng,
+    log: bool,
+    rule: Rule,
+    /// Whether the disk fails at all.
+    is_faulty: bool,
+}
+
+fn pool(rng: &mut Rng) -> Vec<Piece> {
+    let piece = |i: usize| {
+        let len = if rng.one_in(4) { 1 + rng.below(200) } else { 1 + rng.below(14_000) };
+        let sealed = Bytes::from(rng.bytes(len as usize));
+        let id = SegmentId::of(&sealed);
+        let of = |k, m| split(&Codec::new(Geometry::new(k, m).expect("a geometry")), id, &sealed).remove(0);
+        Piece { owner: if i.is_multiple_of(4) { OTHER } else { OWNER_IMAGES }, versions: [of(1, 0), of(2, 1)] }
+    };
+    (0..28).map(piece).collect()
+}
+
+fn workload(rng: &mut Rng, pool: usize) -> Vec<Op> {
+    let some = |rng: &mut Rng| (0..1 + rng.below(5)).map(|_| rng.below(pool as u64) as usize).collect::<Vec<_>>();
+    (0..24 + rng.below(24))
+        .map(|_| match rng.below(20) {
+            0..10 => {
+                let versions = |i: usize, rng: &mut Rng| (i, usize::from(rng.one_in(4)));
+                Op::Put(some(rng).into_iter().map(|i| versions(i, rng)).collect())
+            }
+            10..14 => Op::Delete(some(rng)),
+            14 => Op::Reserve(rng.below(3) as u32),
+            15 => Op::Grow(3 + rng.below(8) as u32),
+            16 => Op::Shrink(2 + rng.below(5) as u32),
+            17 | 18 => Op::ShrinkSome,
+            _ => Op::Reopen,
+        })
+        .collect()
+}
+
+/// Run a seed. With `log`, every operation is printed.
+///
+/// # Errors
+/// [`Failure`] names the invariant that did not hold.
+pub fn run(seed: u64, log: bool) -> Result<StashStats, Failure> {
+    let mut rng = Rng::new(seed ^ 0x5354_4153);
+    let pool = pool(&mut rng);
+    let operations = workload(&mut rng, pool.len());
+    let regions = REGIONS_MIN + rng.below(6) as u32;
+    let start = |rng: &mut Rng, rule| Run::new(&pool, regions, Rng::new(rng.below(u64::MAX)), log, rule);
+
+    let mut run = start(&mut rng, Rule::Exact)?;
+    run.disk.record_boundaries();
+    for op in &operations {
+        run.step_with_crashes(op)?;
+    }
+    let mut stats = run.stats;
+    let mut run = start(&mut rng, Rule::Exact)?;
+    operations.iter().try_for_each(|op| run.step(op))?;
+    let calls = run.disk.calls();
+
+    let faults = [
+        ("EIO", Some(Fault::Eio), Rule::Exact),
+        ("ENOSPC", Some(Fault::NoSpace), Rule::Exact),
+        ("sync failed", Some(Fault::SyncFails), Rule::Exact),
+        ("sync lied", Some(Fault::SyncLies), Rule::NeverWrong),
+        ("misdirected", Some(Fault::Misdirected(1 + rng.below(40))), Rule::NeverWrong),
+        ("bit flipped", None, Rule::NeverWrong),
+        ("region zeroed", None, Rule::NeverWrong),
+        ("bad sectors", None, Rule::NeverWrong),
+        ("cut off", None, Rule::NeverWrong),
+        ("restored", None, Rule::NeverWrong),
+    ];
+    for (name, fault, rule) in faults {
+        let mut run = start(&mut rng, rule)?;
+        run.is_faulty = true;
+        run.say(|| format!("--- {name}"));
+        let when = rng.below(operations.len() as u64) as usize;
+        let at = run.disk.calls() + rng.below(calls.saturating_sub(run.disk.calls()).max(1));
+        if let Some(fault) = fault {
+            run.disk.arm(at, fault);
+        }
+        let past = operations[..when].len() / 2;
+        let mut old = run.disk.copy();
+        for (i, op) in operations.iter().enumerate() {
+            if i == past {
+                run.reopen()?;
+                old = run.disk.copy();
+            }
+            run.step(op)?;
+            if fault.is_none() && i == when {
+                run.spoil(name, &old)?;
+            }
+        }
+        let happened = fault.is_none() || !run.disk.is_armed();
+        run.disk.heal();
+        run.settle(name)?;
+        *run.stats.faults.entry(name).or_default() += u64::from(happened);
+        stats.add(&run.stats);
+    }
+    Ok(stats)
+}
+
+impl<'a> Run<'a> {
+    fn new(pool: &'a [Piece], regions: u32, rng: Rng, log: bool, rule: Rule) -> Result<Self, Failure> {
+        let disk = Arc::new(SimDisk::default());
+        let store = Store::create_with(disk.clone(), ARRAY, NODE, regions, REGION);
+        let store = Some(store.map_err(|e| Failure(format!("an empty disk: {e}")))?);
+        let allowed = (0..pool.len()).map(|i| (i, BTreeSet::from([None]))).collect();
+        Ok(Self { pool, disk, store, allowed, stats: StashStats::default(), rng, log, rule, is_faulty: false })
+    }
+
+    fn say(&self, text: impl FnOnce() -> String) {
+        if self.log {
+            println!("{}", text());
+        }
+    }
+
+    fn open(disk: Arc<SimDisk>) -> Result<Store<Arc<SimDisk>>, Failure> {
+        // A medium that fails once is asked again, as a service that is started again does; on a full one somebody makes room first.
+        Store::open(disk.clone(), ARRAY, NODE)
+            .or_else(|_| {
+                disk.heal_space();
+                Store::open(disk, ARRAY, NODE)
+            })
+            .map_err(|e| Failure(format!("the stash does not open: {e}")))
+    }
+
+    fn reopen(&mut self) -> Result<(), Failure> {
+        self.store = None;
+        self.store = Some(Self::open(self.disk.clone())?);
+        Ok(())
+    }
+
+    /// Note what an operation left: exactly `state` if it was acknowledged, and if it was not, that or what was there before.
+    fn note(&mut self, i: usize, state: State, acknowledged: bool) {
+        let allowed = self.allowed.entry(i).or_default();
+        if acknowledged && self.rule == Rule::Exact {
+            allowed.clear();
+        }
+        allowed.insert(state);
+        self.stats.acknowledged += u64::from(acknowledged);
+    }
+
+    fn step(&mut self, op: &Op) -> Result<(), Failure> {
+        self.stats.operations += 1;
+        self.say(|| format!("{op:?}"));
+        let is_faulty = self.is_faulty;
+        if matches!(op, Op::Reopen) {
+            return self.reopen();
+        }
+        let store = self.store.as_mut().expect("it is open");
+        match op {
+            Op::Put(items) => {
+                let batch = items.iter().map(|&(i, version)| {
+                    let (header, payload) = self.pool[i].versions[version].clone();
+                    (self.pool[i].owner, header, payload)
+                });
+                let results = store.put(batch.collect());
+                store.examine();
+                self.say(|| format!("  {results:?}"));
+                for (&(i, version), result) in items.iter().zip(results) {
+                    match result {
+                        Ok(()) => self.note(i, Some(version), true),
+                        Err(StoreError::Full) => {
+                            self.stats.full += 1;
+                            if is_faulty {
+                                self.note(i, Some(version), false);
+                            }
+                        }
+                        Err(StoreError::NoPartition(OTHER)) => {}
+                        Err(StoreError::Io(_)) => self.note(i, Some(version), false),
+                        Err(other) => return Err(Failure(format!("put says {other}"))),
+                    }
+                }
+            }
+            Op::Delete(which) => {
+                let ids: Vec<FragmentId> = which.iter().map(|i| self.pool[*i].versions[0].0.id).collect();
+                let done = store.delete(&ids);
+                store.examine();
+                self.say(|| format!("  {done:?}"));
+                match &done {
+                    Ok(()) => {}
+                    Err(StoreError::Io(_) | StoreError::Full) if is_faulty => {}
+                    Err(other) => return Err(Failure(format!("delete says {other}"))),
+                }
+                for i in which {
+                    self.note(*i, None, done.is_ok());
+                }
+            }
+            Op::Reserve(regions) => self.may_fail(|store| store.reserve(OTHER, *regions)),
+            Op::Grow(regions) => self.may_fail(|store| store.grow(*regions, OWNER_IMAGES)),
+            Op::Shrink(regions) => self.may_fail(|store| store.begin_shrink(*regions, OWNER_IMAGES)),
+            Op::ShrinkSome => match store.shrink_some(OWNER_IMAGES) {
+                Ok(Shrinking::Done) => self.stats.resized += 1,
+                Ok(Shrinking::Left(_)) => {}
+                Err(StoreError::Full) => store.stop_shrinking(),
+                Err(StoreError::Io(_)) if is_faulty => {}
+                Err(other) => return Err(Failure(format!("shrinking says {other}"))),
+            },
+            Op::Reopen => {}
+        }
+        Ok(())
+    }
+
+    /// Grants and sizes may be refused; what is stored is not touched by that.
+    fn may_fail(&mut self, work: impl FnOnce(&mut Store<Arc<SimDisk>>) -> Result<(), StoreError>) {
+        let done = work(self.store.as_mut().expect("it is open"));
+        self.stats.resized += u64::from(done.is_ok());
+        self.say(|| format!("  {done:?}"));
+    }
+
+    fn step_with_crashes(&mut self, op: &Op) -> Result<(), Failure> {
+        let before = self.allowed.clone();
+        self.step(op)?;
+        let mut during = before;
+        for (i, after) in &self.allowed {
+            during.entry(*i).or_default().extend(after);
+        }
+        if let Op::Put(items) = op {
+            // Each of them may be there alone, whatever the answer was.
+            for (i, version) in items {
+                during.entry(*i).or_default().insert(Some(*version));
+            }
+        }
+        for disk in self.disk.take_boundaries() {
+            self.stats.boundaries += 1;
+            self.crash(disk, &during, true).map_err(|f| Failure(format!("{}, after a crash within {op:?}", f.0)))?;
+        }
+        let after = self.allowed.clone();
+        self.crash(self.disk.copy(), &after, true)
+            .map_err(|f| Failure(format!("{}, after a crash behind {op:?}", f.0)))?;
+        let mut store = self.store.take().expect("it is open");
+        let checked = self.check(&mut store, &after);
+        self.store = Some(store);
+        checked
+    }
+
+    /// Lose power, open, check; and lose power again at each boundary of that.
+    fn crash(&mut self, disk: SimDisk, allowed: &Allowed, again: bool) -> Result<(), Failure> {
+        let percent = [0, 100, self.rng.below(101)][self.rng.below(3) as usize];
+        disk.crash(|| self.rng.below(100) < percent);
+        let disk = Arc::new(disk);
+        if again {
+            disk.record_boundaries();
+        }
+        let mut store = Self::open(disk.clone())?;
+        self.check(&mut store, allowed)?;
+        for disk in disk.take_boundaries() {
+            self.stats.second += 1;
+            self.crash(disk, allowed, false).map_err(|f| Failure(format!("{}, and a second one", f.0)))?;
+        }
+        if again && self.rng.one_in(8) {
+            self.goes_on(store, disk)?;
+        }
+        Ok(())
+    }
+
+    /// What was recovered can be used, and stays after that.
+    fn goes_on(&mut self, mut store: Store<Arc<SimDisk>>, disk: Arc<SimDisk>) -> Result<(), Failure> {
+        let before: Allowed = self.states(&store)?.into_iter().map(|(i, s)| (i, BTreeSet::from([s]))).collect();
+        let mut allowed = before;
+        for _ in 0..6 {
+            let i = self.rng.below(self.pool.len() as u64) as usize;
+            let (header, payload) = self.pool[i].versions[0].clone();
+            let id = header.id;
+            if self.rng.one_in(2) {
+                store.delete(&[id]).map_err(|e| Failure(format!("a recovered stash does not delete: {e}")))?;
+                allowed.insert(i, BTreeSet::from([None]));
+            } else if store.put(vec![(self.pool[i].owner, header, payload)]).remove(0).is_ok() {
+                allowed.insert(i, BTreeSet::from([Some(0)]));
+            }
+        }
+        self.check(&mut store, &allowed)?;
+        drop(store);
+        disk.crash(|| false);
+        self.check(&mut Self::open(disk)?, &allowed)
+    }
+
+    /// What each fragment is now. Bytes that are none of its versions are a failure, whatever happened.
+    fn states(&self, store: &Store<Arc<SimDisk>>) -> Result<BTreeMap<usize, State>, Failure> {
+        let reader = store.reader();
+        let mut states = BTreeMap::new();
+        for (i, piece) in self.pool.iter().enumerate() {
+            let state = match reader.get(piece.versions[0].0.id) {
+                Ok(found) => {
+                    let version = piece.versions.iter().position(|v| *v == found);
+                    ensure!(version.is_some(), "fragment {i} has wrong bytes");
+                    version
+                }
+                Err(StoreError::NotHere(_)) => None,
+                Err(error) if self.rule == Rule::NeverWrong => {
+                    self.say(|| format!("  {error}"));
+                    None
+                }
+                Err(error) => return Err(Failure(format!("fragment {i}: {error}"))),
+            };
+            states.insert(i, state);
+        }
+        Ok(states)
+    }
+
+    fn check(&mut self, store: &mut Store<Arc<SimDisk>>, allowed: &Allowed) -> Result<(), Failure> {
+        for (i, state) in self.states(store)? {
+            let allowed = &allowed[&i];
+            if self.rule == Rule::Exact {
+                ensure!(allowed.contains(&state), "fragment {i} is {state:?} and must be one of {allowed:?}");
+            } else {
+                let is_lost = state.is_none() && !allowed.contains(&None);
+                ensure!(is_lost || allowed.contains(&state), "fragment {i} was never {state:?}");
+                self.stats.lost += u64::from(is_lost);
+            }
+        }
+        // Space adds up: records of what is here, no more and no less.
+        let inventory = store.reader().inventory();
+        let (mut images, mut others) = (0, 0);
+        for piece in self.pool.iter().filter(|p| inventory.binary_search(&p.versions[0].0.id).is_ok()) {
+            let Ok((header, _)) = store.reader().get(piece.versions[0].0.id) else { continue };
+            let sum = if piece.owner == OTHER { &mut others } else { &mut images };
+            *sum += Content::Put(header).record_len();
+        }
+        let usage = store.usage();
+        let live = |owner: Owner| usage.partitions.get(&owner.0).map_or(0, |p| p.live);
+        if self.rule == Rule::Exact {
+            ensure!(
+                (images, others) == (live(OWNER_IMAGES), live(OTHER)),
+                "records of {images} and {others} bytes are here, the books say {:?}",
+                usage.partitions
+            );
+            for (owner, partition) in &usage.partitions {
+                // Two regions are nobody's: whoever frees space may use them.
+                ensure!(
+                    partition.used <= partition.reserved + 2 * REGION,
+                    "owner {owner} uses more than it may: {partition:?}"
+                );
+            }
+        }
+        ensure!(usage.fragments as usize == store.reader().fragments(), "fragments are counted wrong");
+        let used: u64 = usage.partitions.values().map(|p| p.used).sum();
+        ensure!(used + FILE_HEAD_LEN <= usage.file, "more is used than there is: {usage:?}");
+        Ok(())
+    }
+
+    /// What other programs, and old disks, do to a file.
+    fn spoil(&mut self, how: &str, old: &SimDisk) -> Result<(), Failure> {
+        self.store = None;
+        let len = self.disk.len().expect("a disk in memory");
+        let region = FILE_HEAD_LEN + self.rng.below((len - FILE_HEAD_LEN) / REGION) * REGION;
+        match how {
+            "bit flipped" => self.disk.rot(region + self.rng.below(REGION), 1 << self.rng.below(8)),
+            "region zeroed" => self.disk.overwrite(region, &vec![0; REGION as usize]),
+            "bad sectors" => {
+                let at = region + self.rng.below(REGION / 4096) * 4096;
+                self.disk.spoil(at..at + 4096 * (1 + self.rng.below(4)));
+            }
+            "cut off" => {
+                self.disk.truncate(FILE_HEAD_LEN + self.rng.below(len - FILE_HEAD_LEN)).expect("a disk in memory");
+            }
+            _ => self.disk = Arc::new(old.copy()),
+        }
+        self.store = Some(Self::open(self.disk.clone())?);
+        Ok(())
+    }
+
+    /// The fault is over: everything is read again, what is damaged is reported and buried, and from then on nothing changes.
+    fn settle(&mut self, name: &str) -> Result<(), Failure> {
+        let context = |f: Failure| Failure(format!("{}, after \"{name}\"", f.0));
+        let mut store = self.store.take().expect("it is open");
+        store.examine();
+        let allowed = self.allowed.clone();
+        self.check(&mut store, &allowed).map_err(context)?;
+        drop(store);
+        self.disk.crash(|| false);
+        let mut store = Self::open(self.disk.clone())?;
+        self.check(&mut store, &allowed).map_err(context)?;
+        let reader = store.reader();
+        reader.inventory().into_iter().for_each(|id| drop(reader.examine(id)));
+        let damaged = reader.take_damaged();
+        store.bury(&damaged).map_err(|e| Failure(format!("damaged fragments are not buried: {e}, after \"{name}\"")))?;
+        let inventory = reader.inventory();
+        drop((store, reader));
+        let store = Self::open(self.disk.clone())?;
+        let reader = store.reader();
+        ensure!(reader.inventory() == inventory, "what was found is not what is found again, after \"{name}\"");
+        for id in inventory {
+            ensure!(reader.examine(id).is_ok(), "{id} was read before, and is damaged now, after \"{name}\"");
+        }
+        Ok(())
+    }
+}
