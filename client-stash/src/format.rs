@@ -1,5 +1,8 @@
-//! Byte layouts of the stash file. All integers are little endian; every structure ends in or carries a CRC-32C, and a
+//! Byte layouts of the stash file. All integers are little endian; every structure ends in or carries a check sum, and a
 //! structure that does not decode is treated as absent, never as an error of its own.
+//!
+//! Records and tables contain fragment headers, which end in a CRC-32C of their own. Another CRC around those would not notice that
+//! one is exchanged for another: what ends in its own CRC leaves the same remainder, whatever it says. So theirs is a BLAKE3.
 
 use std::collections::BTreeMap;
 
@@ -46,6 +49,15 @@ fn seal<const N: usize>(mut bytes: [u8; N]) -> [u8; N] {
 fn is_sealed(bytes: &[u8]) -> bool {
     let (body, crc) = bytes.split_at(bytes.len() - 4);
     crc == crc32c::crc32c(body).to_le_bytes()
+}
+
+/// The first bytes of a BLAKE3.
+fn check<const N: usize>(parts: &[&[u8]]) -> [u8; N] {
+    let mut hasher = blake3::Hasher::new();
+    for part in parts {
+        hasher.update(part);
+    }
+    *hasher.finalize().as_bytes().first_chunk().expect("a BLAKE3 is longer")
 }
 
 /// The file's own header, in two slots, both of them twice; the one with the highest `write` counts.
@@ -265,8 +277,8 @@ impl RecordHeader {
                 out[FRAGMENT_AT + 32] = id.piece;
             }
         }
-        let crc = crc32c::crc32c(&[&out[..44], &out[48..]].concat());
-        out[44..48].copy_from_slice(&crc.to_le_bytes());
+        let sum: [u8; 8] = check(&[&out[..40], &out[48..]]);
+        out[40..48].copy_from_slice(&sum);
         out
     }
 
@@ -306,8 +318,8 @@ pub fn encode_table(generation: u64, records: &[RecordHeader]) -> Vec<u8> {
     for record in records {
         out.extend_from_slice(&record.encode());
     }
-    let crc = crc32c::crc32c(&out);
-    out[16..20].copy_from_slice(&crc.to_le_bytes());
+    let sum: [u8; 16] = check(&[&out[..16], &out[TABLE_HEADER_LEN..]]);
+    out[16..32].copy_from_slice(&sum);
     out.resize(table_len(records.len()) as usize, 0);
     out
 }
@@ -322,12 +334,10 @@ pub fn table_len(records: usize) -> u64 {
 #[must_use]
 pub fn decode_table(bytes: &[u8], generation: u64, records: usize) -> Option<Vec<RecordHeader>> {
     let used = bytes.get(..TABLE_HEADER_LEN + records.checked_mul(RECORD_HEADER_LEN)?)?;
-    let mut zeroed = used.to_vec();
-    zeroed[16..20].fill(0);
     let good = used[..4] == TABLE_MAGIC
         && u32_at(used, 4) as usize == records
         && u64_at(used, 8) == generation
-        && u32_at(used, 16) == crc32c::crc32c(&zeroed);
+        && used[16..32] == check::<16>(&[&used[..16], &used[TABLE_HEADER_LEN..]]);
     if !good {
         return None;
     }
@@ -383,6 +393,15 @@ mod tests {
             assert_eq!(RecordHeader::decode(&record.encode()), Some(record));
             every_flip_is_noticed(record.encode(), RecordHeader::decode);
         }
+    }
+
+    #[test]
+    fn another_fragment_in_the_same_record_is_noticed() {
+        let RecordHeader { content: Content::Put(mut header), .. } = record(1) else { unreachable!("it is odd") };
+        header.id.segment = SegmentId([9; 32]);
+        let mut bytes = record(1).encode();
+        bytes[FRAGMENT_AT..].copy_from_slice(&header.encode());
+        assert_eq!(RecordHeader::decode(&bytes), None);
     }
 
     #[test]

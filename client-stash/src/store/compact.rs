@@ -15,6 +15,12 @@ use crate::storage::Storage;
 /// cost more than three that are copied.
 const WORTH_COPYING: u64 = 4;
 
+/// Regions that are copied for the sake of one record, at most.
+const COPIES_MAX: usize = 8;
+
+/// Regions by which the file may be larger than what is granted, until it is made smaller again.
+const BORROWED_MAX: u32 = 2;
+
 /// How far making the file smaller is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shrinking {
@@ -37,7 +43,12 @@ impl<S: Storage> Store<S> {
         let is_free = |number: &u32| {
             !self.books.doubtful.contains(number) && self.books.regions.get(number).is_none_or(|r| self.is_dead(r))
         };
-        self.free = (0..self.limit()).filter(is_free).take(64).collect();
+        self.free = (0..self.file.regions).filter(is_free).take(64).collect();
+    }
+
+    /// Free regions that stay when the file is made smaller.
+    fn free_to_stay(&self) -> usize {
+        self.free.range(..self.limit()).count()
     }
 
     /// The region that the next record of an owner goes to. New fragments leave the spare regions alone; deletions may use all but the
@@ -46,10 +57,10 @@ impl<S: Storage> Store<S> {
         if content.record_len() + REGION_HEAD_LEN + table_len(1) > self.layout.region_len {
             return Err(StoreError::Reservation("the fragment is larger than a region".into()));
         }
-        loop {
+        for _ in 0..COPIES_MAX {
             let open = self.open_with_room(Some(owner), content)?;
             self.look_for_free();
-            let free = self.free.len();
+            let free = if purpose == Purpose::Store { self.free_to_stay() } else { self.free.len() };
             if let Some(number) = open
                 && (purpose == Purpose::Free || free >= SPARES)
             {
@@ -71,14 +82,48 @@ impl<S: Storage> Store<S> {
                 return Ok(other);
             }
             if self.is_copying || !self.make_room(owner, purpose, content.record_len())? {
-                return Err(StoreError::Full);
+                break;
             }
         }
+        // A power cut in the middle of copying leaves two halves, and may leave no room to go on.
+        if purpose == Purpose::Free && self.borrow()? {
+            return self.open_region(owner);
+        }
+        Err(StoreError::Full)
+    }
+
+    /// Regions that are granted to owners, and the spare ones.
+    fn entitled(&self) -> u32 {
+        self.file.partitions.values().sum::<u32>() + SPARES as u32
+    }
+
+    /// Whether the file is larger than it should be: it had to be, to give space back after a power cut.
+    #[must_use]
+    pub fn has_borrowed(&self) -> bool {
+        self.shrinking.is_none() && self.file.regions > self.entitled()
+    }
+
+    /// Make the file larger by a region, for a while.
+    fn borrow(&mut self) -> Result<bool, StoreError> {
+        let regions = self.file.regions;
+        if regions >= self.entitled() + BORROWED_MAX || regions >= REGIONS_MAX {
+            return Ok(false);
+        }
+        let (end, len) = (self.layout.offset(regions), self.layout.region_len);
+        if self.storage.len()? > end {
+            self.storage.truncate(end)?;
+        }
+        if self.storage.allocate(end, len).is_err() {
+            return Ok(false);
+        }
+        self.change_header(|file| file.regions = regions + 1)?;
+        self.free.insert(regions);
+        Ok(true)
     }
 
     /// An open region with room for a record, of an owner or of anybody; full ones of that owner are sealed.
     fn open_with_room(&mut self, owner: Option<Owner>, content: &Content) -> io::Result<Option<u32>> {
-        let limit = self.limit();
+        let limit = if owner.is_some() { self.limit() } else { self.file.regions };
         let candidates: Vec<u32> = self.open.range(..limit).copied().collect();
         for number in candidates {
             let region = &self.books.regions[&number];
@@ -129,7 +174,7 @@ impl<S: Storage> Store<S> {
         self.look_for_free();
         let in_free = if self.free.is_empty() { 0 } else { self.layout.region_len - REGION_HEAD_LEN };
         // Deletions took spare regions: unless one becomes free, nothing new can be taken.
-        let must_win = purpose == Purpose::Store && self.free.len() < SPARES;
+        let must_win = purpose == Purpose::Store && self.free_to_stay() < SPARES;
         // Where it is copied to there must be room for the record that this is about, or nothing is won.
         let least = REGION_HEAD_LEN + len + 2 * RECORD_ALIGN;
         let worth = match purpose {
@@ -268,7 +313,7 @@ impl<S: Storage> Store<S> {
             return region.records.clone();
         }
         recover::read_table(&*self.storage, self.layout, &region.header).unwrap_or_else(|| {
-            recover::walk(&*self.storage, self.layout, &region.header, self.next_sequence, &mut false)
+            recover::walk(&*self.storage, self.layout, &region.header, &mut false)
         })
     }
 
@@ -306,9 +351,9 @@ impl<S: Storage> Store<S> {
     /// [`StoreError::Reservation`] if the owner has less than that, [`StoreError::Full`] if what lives here does not fit any more.
     pub fn begin_shrink(&mut self, regions: u32, owner: Owner) -> Result<(), StoreError> {
         self.settle();
-        let gone = self.file.regions.saturating_sub(regions);
+        let gone = self.entitled().saturating_sub(regions);
         let reserved = self.file.partitions.get(&owner).copied().unwrap_or(0);
-        if regions < REGIONS_MIN || gone == 0 {
+        if regions < REGIONS_MIN || regions >= self.file.regions {
             return Err(StoreError::Reservation(format!(
                 "it has {} regions; it can have {REGIONS_MIN} or more, and fewer than now",
                 self.file.regions
@@ -352,9 +397,15 @@ impl<S: Storage> Store<S> {
         let left: Vec<u32> = self.books.regions.values().filter(goes).map(|r| r.header.index).collect();
         if let Some(number) = left.last() {
             self.look_for_free();
-            if self.free.len() < SPARES {
-                let owner = self.books.regions[number].header.owner;
-                self.make_room(owner, Purpose::Store, 0)?;
+            let region = &self.books.regions[number];
+            let (holder, needed) = (region.header.owner, self.needed_bytes(region) + 2 * RECORD_ALIGN);
+            while self.free_to_stay() == 0
+                && self.own_open(holder).all(|open| self.books.regions[&open].room() < needed)
+            {
+                if !self.make_room(holder, Purpose::Store, 0)? {
+                    return Err(StoreError::Full);
+                }
+                self.look_for_free();
             }
             self.empty(*number)?;
             let is_unreadable = self.books.doubtful.remove(number);
@@ -363,7 +414,15 @@ impl<S: Storage> Store<S> {
             }
             return Ok(Shrinking::Left(left.len() as u32 - 1));
         }
-        let gone = self.file.regions - regions;
+        self.look_for_free();
+        if self.free_to_stay() < SPARES {
+            if !self.make_room(owner, Purpose::Store, 0)? {
+                return Err(StoreError::Full);
+            }
+            // It may have been copied to where the file will end.
+            return Ok(Shrinking::Left(1));
+        }
+        let gone = self.entitled().saturating_sub(regions);
         self.change_header(|file| {
             file.regions = regions;
             if let Some(reserved) = file.partitions.get_mut(&owner) {

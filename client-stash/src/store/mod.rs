@@ -244,12 +244,13 @@ impl<S: Storage> Store<S> {
         if file.array != array || file.node != node {
             return Err(OpenError::Foreign { found: file.node });
         }
-        (file.session, file.write) = (file.session + 1, file.write + 1);
-        // This also makes durable what a killed process wrote: from here on what is read is what is there.
-        write_file_header(&storage, &file)?;
-        // After a failed sync a system shows bytes that never reached the medium.
+        // What a killed process wrote becomes durable, and what never reached the medium is not shown any more: from here on, what is
+        // read is what is there.
+        storage.sync()?;
         storage.forget(0, storage.len()?);
-        let (index, books) = recover::regions(&storage, &file)?;
+        let (index, books, newest) = recover::regions(&storage, &file)?;
+        (file.session, file.write) = (file.session.max(newest) + 1, file.write + 1);
+        write_file_header(&storage, &file)?;
         let is_open = |r: &&Region| r.header.state == RegionState::Open && !r.is_poisoned;
         let open = books.regions.values().filter(is_open).map(|r| r.header.index).collect();
         Ok(Self {
@@ -295,7 +296,8 @@ impl<S: Storage> Store<S> {
             partition.live += region.live_bytes;
             partition.dead += region.tail - REGION_HEAD_LEN - region.live_bytes;
         }
-        let kept = self.shrinking.map_or(0, |regions| self.file.regions - regions);
+        let granted: u32 = self.file.partitions.values().sum();
+        let kept = self.shrinking.map_or(0, |regions| (granted + SPARES as u32).saturating_sub(regions));
         let reserved: u64 = partitions.values().map(|p| p.reserved).sum();
         Usage {
             capacity: reserved.saturating_sub(u64::from(kept) * region_len),

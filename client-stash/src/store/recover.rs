@@ -60,8 +60,8 @@ struct Found {
     is_doubtful: bool,
 }
 
-/// Everything behind the file header: the index, and the books of what lies where.
-pub(super) fn regions(storage: &impl Storage, file: &FileHeader) -> io::Result<(Index, Books)> {
+/// Everything behind the file header: the index, the books of what lies where, and the newest session of any record.
+pub(super) fn regions(storage: &impl Storage, file: &FileHeader) -> io::Result<(Index, Books, u32)> {
     let layout = Layout { region_len: file.region_len.into() };
     let (mut index, mut books, mut events) = (Index::default(), Books::default(), Vec::new());
     let mut bad = Vec::new();
@@ -72,7 +72,7 @@ pub(super) fn regions(storage: &impl Storage, file: &FileHeader) -> io::Result<(
             break;
         }
         let mut unreadable = false;
-        let Some(found) = region(storage, layout, file, number, &mut unreadable) else {
+        let Some(found) = region(storage, layout, number, &mut unreadable) else {
             if unreadable {
                 books.doubtful.insert(number);
             }
@@ -107,13 +107,13 @@ pub(super) fn regions(storage: &impl Storage, file: &FileHeader) -> io::Result<(
     // What cannot be read may hold older records of anything: whatever could hide them stays.
     let doubtful: BTreeSet<(u32, u64)> = books.doubtful.iter().map(|number| (*number, 0)).collect();
     books.regions.values_mut().for_each(|region| region.guards.extend(&doubtful));
-    Ok((index, books))
+    let newest = events.last().map_or(0, |event| event.sequence >> super::SESSION_SHIFT);
+    Ok((index, books, newest as u32))
 }
 
 fn region(
     storage: &impl Storage,
     layout: Layout,
-    file: &FileHeader,
     number: u32,
     is_doubtful: &mut bool,
 ) -> Option<Found> {
@@ -142,11 +142,10 @@ fn region(
     let header = header?;
     // One slot that cannot be read is no loss: the other one, or the first record, says as much.
     *is_doubtful = good == 0;
-    let limit = u64::from(file.session) << super::SESSION_SHIFT;
     let table = (header.state == RegionState::Sealed).then(|| read_table(storage, layout, &header)).flatten();
     let (records, bad) = match table {
         Some(records) => (records, Vec::new()),
-        None => whole(storage, layout, walk(storage, layout, &header, limit, is_doubtful)),
+        None => whole(storage, layout, walk(storage, layout, &header, is_doubtful)),
     };
     Some(Found { header, records, bad, is_doubtful: *is_doubtful })
 }
@@ -176,7 +175,6 @@ pub(super) fn walk(
     storage: &impl Storage,
     layout: Layout,
     header: &RegionHeader,
-    limit: u64,
     is_doubtful: &mut bool,
 ) -> Vec<RecordHeader> {
     let mut records: Vec<RecordHeader> = Vec::new();
@@ -185,7 +183,7 @@ pub(super) fn walk(
         let record = record_at(storage, layout, header.index, at);
         *is_doubtful |= record.as_ref().is_err_and(|e| e.kind() != io::ErrorKind::UnexpectedEof);
         let record = record.ok().flatten().filter(|record| {
-            record.generation == header.generation && (newest + 1..limit).contains(&record.sequence)
+            record.generation == header.generation && record.sequence > newest
         });
         let Some(record) = record else {
             at += RECORD_ALIGN;

@@ -20,8 +20,9 @@ fn fragment(seed: u32, len: usize) -> (Owner, FragmentHeader, Bytes) {
     (OWNER, header, payload)
 }
 
+/// A stash with so many regions, one of the spare ones among them.
 fn create(regions: u32) -> Store<SimDisk> {
-    Store::create(SimDisk::default(), ARRAY, NODE, regions).unwrap()
+    Store::create(SimDisk::default(), ARRAY, NODE, regions + 1).unwrap()
 }
 
 /// Close without ceremony and open what is on the medium.
@@ -65,11 +66,11 @@ fn a_fragment_that_is_not_what_it_says_is_refused() {
 
 #[test]
 fn a_foreign_file_is_refused() {
-    let storage = create(2).storage();
+    let storage = create(3).storage();
     let storage = Arc::into_inner(storage).expect("the last handle");
     assert!(matches!(Store::open(storage, ARRAY, NodeId([9; 16])), Err(OpenError::Foreign { .. })));
     assert!(matches!(Store::open(SimDisk::default(), ARRAY, NODE), Err(OpenError::Header)));
-    assert!(matches!(Store::create(SimDisk::default(), ARRAY, NODE, 1), Err(OpenError::Size(1))));
+    assert!(matches!(Store::create(SimDisk::default(), ARRAY, NODE, 3), Err(OpenError::Size(3))));
 }
 
 #[test]
