@@ -7,6 +7,7 @@ pub mod cli;
 pub mod format;
 pub mod io;
 pub mod limits;
+pub mod manners;
 pub mod release;
 pub mod storage;
 pub mod store;

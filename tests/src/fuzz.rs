@@ -2,10 +2,19 @@
 //! tests here run them on damaged copies of good input.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
+use bytes::Bytes;
+use client_stash::format::{FileHeader, RecordHeader, RegionHeader, decode_table};
+use client_stash::storage::{SimDisk, Storage as _};
+use client_stash::store::Store;
 use images::bundle;
 use images::disk::{Grow, fit_gpt, read_layout};
+use images::fragment::split;
+use images::parity::{Codec, Geometry};
+use images::{ArrayId, NodeId, SegmentId};
 use protocol::machine::{Facts, Mac};
+use protocol::message::store::{OWNER_IMAGES, Owner};
 use pxe_installer::boot::dhcp::{Config, UefiLoader, decode, mac_of, understand};
 use pxe_installer::boot::tftp::{Next, Request, Transfer};
 use pxe_installer::boot::{discover, script};
@@ -99,6 +108,111 @@ pub fn boot_set(bytes: &[u8]) {
     }
 }
 
+const ARRAY: ArrayId = ArrayId([1; 32]);
+const NODE: NodeId = NodeId([2; 16]);
+
+/// A stash file with something of everything: sealed and open regions, deletions, two owners, several sessions.
+///
+/// # Panics
+/// If a disk in memory fails.
+#[must_use]
+pub fn small_stash() -> SimDisk {
+    let disk = Arc::new(SimDisk::default());
+    let other = Owner(9);
+    let codec = Codec::new(Geometry::new(2, 1).expect("a geometry"));
+    let mut store = Store::create_with(disk.clone(), ARRAY, NODE, 7, 64 * 1024).expect("an empty disk");
+    store.reserve(OWNER_IMAGES, 3).and_then(|()| store.reserve(other, 2)).expect("room for both");
+    for i in 0..18u8 {
+        let sealed = Bytes::from(vec![i; 500 + 1500 * usize::from(i)]);
+        let (header, payload) = split(&codec, SegmentId::of(&sealed), &sealed).remove(usize::from(i % 3));
+        let owner = if i.is_multiple_of(3) { other } else { OWNER_IMAGES };
+        store.put(vec![(owner, header, payload)]).remove(0).expect("room for it");
+        if i.is_multiple_of(5) {
+            store.delete(&[header.id]).expect("room for a deletion");
+        }
+        if i.is_multiple_of(8) {
+            drop(store);
+            store = Store::open(disk.clone(), ARRAY, NODE).expect("what was just written");
+        }
+    }
+    let three: Vec<_> = store.reader().inventory().into_iter().step_by(4).take(3).collect();
+    store.delete(&three).expect("room for deletions");
+    disk.copy()
+}
+
+/// A file as its blocks that are not zero: length, then (block number, 4096 bytes) each.
+///
+/// # Panics
+/// If a disk in memory fails.
+#[must_use]
+pub fn patches_of(disk: &SimDisk) -> Vec<u8> {
+    let len = disk.len().expect("a disk in memory");
+    let mut out = len.to_le_bytes().to_vec();
+    for block in 0..len / 4096 {
+        let mut bytes = [0; 4096];
+        disk.read_exact_at(block * 4096, &mut bytes).expect("a disk in memory");
+        if bytes != [0; 4096] {
+            out.extend_from_slice(&(block as u32).to_le_bytes());
+            out.extend_from_slice(&bytes);
+        }
+    }
+    out
+}
+
+/// Undo [`patches_of`].
+///
+/// # Panics
+/// If it is not what that writes.
+#[must_use]
+pub fn stash_from_patches(patches: &[u8]) -> SimDisk {
+    let (len, blocks) = patches.split_first_chunk().expect("a length");
+    let disk = SimDisk::default();
+    disk.allocate(0, u64::from_le_bytes(*len)).and_then(|()| disk.sync()).expect("a disk in memory");
+    for block in blocks.chunks_exact(4 + 4096) {
+        let (number, bytes) = block.split_first_chunk().expect("a number");
+        disk.overwrite(u64::from(u32::from_le_bytes(*number)) * 4096, bytes);
+    }
+    disk
+}
+
+/// Damage to a stash file: (block, offset in it, byte) each, in five bytes, at a file that was whole. It opens or says why not, never
+/// gives wrong bytes, and goes on.
+pub fn stash_file(damage: &[u8]) {
+    let disk = small_stash();
+    let regions = disk.len().expect("a disk in memory") / 4096;
+    for change in damage.chunks_exact(5) {
+        let block = u64::from(u16::from_le_bytes([change[0], change[1]])) % regions;
+        let at = block * 4096 + u64::from(u16::from_le_bytes([change[2], change[3]])) % 4096;
+        disk.overwrite(at, &change[4..]);
+    }
+    let Ok(mut store) = Store::open(disk, ARRAY, NODE) else { return };
+    for id in store.reader().inventory() {
+        if let Ok((header, payload)) = store.reader().get(id) {
+            assert!(header.id == id && header.verify(&payload).is_ok(), "wrong bytes");
+        }
+    }
+    let damaged = store.reader().take_damaged();
+    let _ = store.bury(&damaged);
+    let left = store.reader().inventory();
+    let _ = store.delete(&left);
+    let _ = store.usage();
+}
+
+/// Every structure of the file, from any bytes: what decodes encodes to the same.
+pub fn stash_structures(bytes: &[u8]) {
+    let mut slot = [0; 4096];
+    let len = bytes.len().min(4096);
+    slot[..len].copy_from_slice(&bytes[..len]);
+    assert!(FileHeader::decode(&slot).is_none_or(|header| header.encode() == slot));
+    assert!(RegionHeader::decode(&slot).is_none_or(|header| header.encode() == slot));
+    if let Some(record) = slot.first_chunk() {
+        assert!(RecordHeader::decode(record).is_none_or(|header| header.encode() == *record));
+    }
+    for records in [0, 1, 2, 27, usize::MAX] {
+        let _ = decode_table(bytes, 7, records);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,6 +269,33 @@ mod tests {
             partition_table(&bytes);
         }
         partition_table(&disk);
+    }
+
+    #[test]
+    fn stash_files_survive() {
+        stash_file(&[]);
+        for seed in 0..300 {
+            let mut damage = sample::noise(seed, 5 * (1 + seed as usize % 12));
+            for change in damage.chunks_exact_mut(5) {
+                // Most of the file is headers and records at its beginning; most of a block is payload.
+                (change[1], change[3]) = (change[1] % 2, change[3] % 2);
+            }
+            stash_file(&damage);
+        }
+    }
+
+    #[test]
+    fn stash_structures_survive() {
+        let header = FileHeader {
+            array: ARRAY,
+            node: NODE,
+            regions: 9,
+            region_len: 64 << 20,
+            session: 4,
+            write: 11,
+            partitions: (1..4).map(|i| (Owner(i), i)).collect(),
+        };
+        damaged(&header.encode(), 5_000, stash_structures);
     }
 
     #[test]

@@ -75,7 +75,7 @@ async fn from_the_first_request_to_a_joined_stash() {
     assert!(!ask(&boot, request(1)).await.unwrap().install);
     assert!(refused(&t, &["deploy", "nothing", "--host", "pc-1"]).contains("not found"));
     assert!(refused(&t, &["deploy", "one:1", "--host", "pc-1", "--hostname", "a b"]).contains("host name"));
-    assert!(refused(&t, &["deploy", "one:1", "--host", "pc-1", "--stash", "64MiB"]).contains("128 MiB"));
+    assert!(refused(&t, &["deploy", "one:1", "--host", "pc-1", "--stash", "64MiB"]).contains("256 MiB"));
     let plan =
         ["deploy", "one", "--group", "lab", "--hostname", "lab-{n:02}", "--stash", "1GiB", "--disk", "serial=S1"];
     t.fleet.ctl(&plan).unwrap();

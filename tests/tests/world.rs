@@ -1,21 +1,34 @@
 //! The seeded world, as many seeds as CI has time for. A failure names its seed; `cargo xtask sim --seed N` replays it.
 
+use std::ops::Range;
+
 use tests::world::{self, Failure};
 
-fn hold<S>(seeds: u64, replay: &str, run: impl Fn(u64) -> Result<S, Failure>) {
+fn hold<S>(seeds: Range<u64>, replay: &str, run: impl Fn(u64) -> Result<S, Failure>) {
     let failures: Vec<String> =
-        (0..seeds).filter_map(|seed| run(seed).err().map(|f| format!("seed {seed}: {}", f.0))).collect();
+        seeds.filter_map(|seed| run(seed).err().map(|f| format!("seed {seed}: {}", f.0))).collect();
     assert!(failures.is_empty(), "replay with `{replay} --seed N`\n{}", failures.join("\n"));
 }
 
 #[test]
 fn seeds() {
-    hold(400, "cargo xtask sim", |seed| world::run(seed, false));
+    hold(0..400, "cargo xtask sim", |seed| world::run(seed, false));
 }
 
 #[test]
 fn mirror_seeds() {
-    hold(1000, "cargo xtask sim mirror", |seed| world::run_mirror(seed, false));
+    hold(0..1000, "cargo xtask sim mirror", |seed| world::run_mirror(seed, false));
+}
+
+/// In two halves, for two cores.
+#[test]
+fn stash_seeds() {
+    hold(0..1000, "cargo xtask sim stash", |seed| world::run_stash(seed, false));
+}
+
+#[test]
+fn more_stash_seeds() {
+    hold(1000..2000, "cargo xtask sim stash", |seed| world::run_stash(seed, false));
 }
 
 #[test]

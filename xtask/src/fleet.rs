@@ -26,7 +26,7 @@ pub struct Plan {
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { stashes: 8, size: "4GiB".into(), heartbeat_ms: 500, address: Ipv4Addr::LOCALHOST }
+        Self { stashes: 8, size: "1GiB".into(), heartbeat_ms: 500, address: Ipv4Addr::LOCALHOST }
     }
 }
 

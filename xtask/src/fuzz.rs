@@ -8,7 +8,7 @@ use clap::Args;
 use crate::shell;
 
 /// What can be fuzzed: functions of `tests/src/fuzz.rs`.
-const TARGETS: [&str; 4] = ["dhcp", "tftp", "partition_table", "boot_set"];
+const TARGETS: [&str; 6] = ["dhcp", "tftp", "partition_table", "boot_set", "stash_file", "stash_structures"];
 
 /// Fuzz what reads bytes from strangers
 #[derive(Args)]

@@ -12,18 +12,50 @@ use protocol::ticket::Ticket;
 use super::Which;
 use crate::io::folder::Settings;
 
+/// A part of a disk.
+#[derive(Clone, Copy)]
+enum Part {
+    Bytes(u64),
+    Percent(u8),
+}
+
+impl Part {
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.strip_suffix('%') {
+            Some(percent) => match percent.parse() {
+                Ok(percent @ 0..=90) => Ok(Self::Percent(percent)),
+                _ => Err("want up to 90%".into()),
+            },
+            None => size::parse(text).map(Self::Bytes),
+        }
+    }
+
+    fn of(self, disk: u64) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Percent(percent) => disk / 100 * u64::from(percent),
+        }
+    }
+}
+
 /// Join an array with a ticket, and set space aside
 #[derive(Args)]
-#[command(after_help = "Example:\n  coe-stash join coe1abc… --size 20GiB\n\nGet a ticket with `coe-ctl token create`.")]
+#[command(
+    after_help = "Examples:\n  coe-stash join coe1abc… --size 20GiB\n  coe-stash join coe1abc… --percent 15 --min-free 20%\n\n\
+                  Get a ticket with `coe-ctl token create`. The space is reserved on the disk at once."
+)]
 pub struct Join {
     /// The ticket
     ticket: Ticket,
-    /// Space to offer, at least 128MiB
-    #[arg(long, value_parser = size::parse, value_name = "SIZE")]
-    size: u64,
-    /// Space of this disk that stays free for its user [default: a tenth of the disk, at least 10GiB]
-    #[arg(long, value_parser = size::parse, value_name = "SIZE")]
-    min_free: Option<u64>,
+    /// Space to offer, at least 256MiB
+    #[arg(long, value_parser = size::parse, value_name = "SIZE", required_unless_present = "percent")]
+    size: Option<u64>,
+    /// The same, as a part of the disk
+    #[arg(long, conflicts_with = "size", value_parser = clap::value_parser!(u8).range(1..=90))]
+    percent: Option<u8>,
+    /// Space of this disk that stays free for its user, such as 20GiB or 10% [default: a tenth of the disk, at least 10GiB]
+    #[arg(long, value_parser = Part::parse, value_name = "SIZE")]
+    min_free: Option<Part>,
     /// UDP address to serve on
     #[arg(long, default_value = "0.0.0.0:7401", value_name = "ADDRESS")]
     listen: SocketAddr,
@@ -43,17 +75,21 @@ impl Join {
         if self.ticket.role != Role::Stash {
             bail!("this ticket is for role {}: create one with `coe-ctl token create`", self.ticket.role);
         }
+        let disk = folder.disk_bytes()?;
         let min_free = match self.min_free {
-            Some(bytes) => bytes,
+            Some(part) => part.of(disk),
             None => folder.default_min_free()?,
         };
+        let size = self.size.unwrap_or_else(|| Part::Percent(self.percent.unwrap_or(0)).of(disk));
         // A ticket works once: whatever can fail here fails before it is used.
-        folder.prepare(self.size)?;
+        folder.prepare(size)?;
         let member = Credentials::join(&self.ticket).await?;
-        folder.create(&member, &Settings { size: self.size, min_free, listen: self.listen })?;
+        let settings =
+            Settings { size, min_free, floors: None, limits: Vec::new(), listen: self.listen, machine: None };
+        folder.create(&member, &settings)?;
         let node = member.identity.node;
         if self.json {
-            println!("{}", serde_json::json!({ "node": node.to_string(), "dir": folder.path(), "size": self.size }));
+            println!("{}", serde_json::json!({ "node": node.to_string(), "dir": folder.path(), "size": size }));
         } else {
             println!("joined as stash {node}; now run `coe-stash serve`");
         }

@@ -1,7 +1,9 @@
 //! The command line of `coe-stash`.
 
 pub mod join;
+pub mod limit;
 pub mod owner;
+pub mod resize;
 pub mod serve;
 pub mod status;
 
@@ -32,6 +34,8 @@ enum Command {
     Pause(owner::Pause),
     Resume(owner::Resume),
     Scrub(owner::Scrub),
+    Resize(resize::Resize),
+    Limit(limit::Limit),
 }
 
 /// Which stash.
@@ -67,6 +71,8 @@ impl Cli {
             Command::Pause(args) => args.run(),
             Command::Resume(args) => args.run(),
             Command::Scrub(args) => args.run(),
+            Command::Resize(args) => args.run(),
+            Command::Limit(args) => args.run(),
         }
     }
 }

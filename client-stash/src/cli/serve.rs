@@ -11,6 +11,9 @@ use crate::io::service;
 pub struct Serve {
     #[command(flatten)]
     which: Which,
+    /// This machine has a new system, or a new name: its folder was not copied from another one
+    #[arg(long)]
+    same_machine: bool,
     /// Log one JSON object a line
     #[arg(long)]
     pub(super) json: bool,
@@ -18,6 +21,6 @@ pub struct Serve {
 
 impl Serve {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        service::run(self.which.folder()).await
+        service::run(self.which.folder(), self.same_machine).await
     }
 }

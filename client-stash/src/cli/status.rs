@@ -3,10 +3,13 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
+use protocol::message::store::OWNER_IMAGES;
 
 use super::Which;
 use crate::io::control::{self, Ask};
 use crate::io::scrub::Scrubbed;
+use crate::io::watch::Seen;
+use crate::manners::Level;
 
 /// Show what this stash is and how much it offers
 #[derive(Args)]
@@ -33,6 +36,8 @@ impl Status {
                 "controller": member.controller,
                 "size": settings.size,
                 "min_free": settings.min_free,
+                "floors": settings.floors(),
+                "limits": settings.limits,
                 "free": free,
                 "listen": settings.listen,
                 "epoch": directory.map(|mark| mark.epoch.0),
@@ -56,18 +61,59 @@ impl Status {
         println!("controller  {}", member.controller.join(", "));
         println!("listen      {} (UDP)", settings.listen);
         println!("offers      {:.1} GiB", gib(settings.size));
-        println!("disk free   {:.1} GiB, stops taking below {:.1} GiB", gib(free), gib(settings.min_free));
+        let floors = settings.floors();
+        println!(
+            "disk free   {:.1} GiB, stops taking below {:.1}, gives back below {:.1}",
+            gib(free),
+            gib(floors.stop),
+            gib(floors.evacuate)
+        );
         println!(
             "directory   {}",
             directory.map_or("none yet".into(), |mark| { format!("epoch {} of term {}", mark.epoch, mark.term) })
         );
         println!("key shares  {shares}");
         if let Some(live) = live {
-            println!("in use      {:.1} GiB", gib(live.used));
+            println!("file        {:.1} GiB, could give back {:.1} now", gib(live.file), gib(live.could_give_back));
+            if let Some(resizing) = live.resizing {
+                println!("resizing    to {:.1} GiB, {} regions to empty", gib(resizing.to), resizing.left);
+            }
+            for (owner, part) in &live.partitions {
+                let name = if *owner == OWNER_IMAGES.0 { "images".into() } else { format!("owner {owner}") };
+                println!(
+                    "partition   {name}: reserved {:.1} GiB, used {:.1}, live {:.1}, dead {:.1}",
+                    gib(part.reserved),
+                    gib(part.used),
+                    gib(part.live),
+                    gib(part.dead)
+                );
+            }
             println!("scrub       {}", scrubbed(&live.scrub));
+            println!("machine     {}", machine(&live.machine));
+            if live.unreadable_regions > 0 {
+                println!("unreadable  {} regions of 64 MiB: the disk should be replaced", live.unreadable_regions);
+            }
+            println!("last error  {}", live.last_error.as_deref().unwrap_or("none"));
         }
         Ok(())
     }
+}
+
+/// What the stash sees of its machine, in a line.
+fn machine(seen: &Seen) -> String {
+    let rate = |what: &str, bytes: Option<u64>| bytes.map(|b| format!("{what} limited to {:.1} MB/s", b as f64 / 1e6));
+    let said: Vec<String> = [
+        (seen.level > Level::Fine).then(|| "its disk is nearly full".into()),
+        seen.is_busy.then(|| "others wait for the disk, standing back".into()),
+        seen.on_battery.then(|| "on battery, no scrubbing".into()),
+        seen.is_metered.then(|| "its network costs money, serving nothing".into()),
+        rate("network", seen.network),
+        rate("disk", seen.disk),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if said.is_empty() { "nothing stands in the way".into() } else { said.join("; ") }
 }
 
 /// How far scrubbing is, in a line.

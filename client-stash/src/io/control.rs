@@ -1,5 +1,6 @@
 //! A socket between this machine's owner and the service: one line of JSON each way. It lies in the stash's folder, which nobody else enters.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -13,9 +14,14 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 
+use super::folder::Folder;
 use super::pause::Pause;
 use super::scrub::{Scrubbed, Scrubber};
-use super::writer::Writer;
+use super::watch::{Manners, Seen};
+use super::writer::{Resizing, Writer};
+use crate::limits::{REGION_LEN, REGIONS_MAX, REGIONS_MIN};
+use crate::manners::Limit;
+use crate::store::Partition;
 
 /// A question is shorter than this.
 const ASK_MAX: u64 = 4096;
@@ -23,7 +29,7 @@ const ASK_MAX: u64 = 4096;
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// What the owner may ask for.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ask {
     /// Only say how it is.
@@ -34,6 +40,10 @@ pub enum Ask {
     Pause,
     /// Come back.
     Resume,
+    /// Offer so many bytes.
+    Resize(u64),
+    /// Keep these limits instead of those before.
+    Limit(Vec<Limit>),
 }
 
 /// How the service is, after that.
@@ -41,8 +51,24 @@ pub enum Ask {
 pub struct Live {
     /// Live fragments.
     pub fragments: u64,
-    /// Bytes of regions in use.
+    /// Bytes of records, dead ones included.
     pub used: u64,
+    /// Bytes of the file.
+    pub file: u64,
+    /// Bytes that it could give back now, without anything leaving it.
+    pub could_give_back: u64,
+    /// Each owner's part; owner 1 is the array's images.
+    pub partitions: BTreeMap<u32, Partition>,
+    /// Whether it is being made smaller.
+    pub resizing: Option<Resizing>,
+    /// What it sees of its machine.
+    pub machine: Seen,
+    /// Times that the disk failed to write, since the service started.
+    pub failures: u64,
+    /// Regions of which something cannot be read.
+    pub unreadable_regions: u32,
+    /// What failed last.
+    pub last_error: Option<String>,
     /// Whether it steps aside.
     pub paused: bool,
     /// How far scrubbing is.
@@ -86,6 +112,10 @@ pub struct Control {
     pub pause: Arc<Pause>,
     /// Reads everything again.
     pub scrubber: Arc<Scrubber>,
+    /// How fast it may be.
+    pub manners: Arc<Manners>,
+    /// Keeps what its owner says.
+    pub folder: Folder,
 }
 
 impl Control {
@@ -97,20 +127,50 @@ impl Control {
                 self.scrubber.ask();
                 Ok(())
             }
+            Ask::Resize(size) => self.resize(size).await,
+            Ask::Limit(limits) => self.limit(limits).map_err(|e| format!("{e:#}")),
             Ask::Pause | Ask::Resume => {
                 let done = self.pause.set(matches!(ask, Ask::Pause)).map_err(|e| e.to_string());
                 self.scrubber.look_again();
                 done
             }
         };
-        let usage = self.writer.usage().await;
+        let report = self.writer.report().await;
+        let usage = report.usage;
         Live {
             fragments: usage.fragments,
             used: usage.used,
+            file: usage.file,
+            could_give_back: u64::from(report.regions.saturating_sub(report.least_regions)) * REGION_LEN,
+            partitions: usage.partitions,
+            resizing: report.resizing,
+            machine: self.manners.seen(),
+            failures: usage.failures,
+            unreadable_regions: usage.unreadable_regions,
+            last_error: report.last_error,
             paused: self.pause.is_on(),
             scrub: self.scrubber.scrubbed(),
             error: done.err(),
         }
+    }
+
+    async fn resize(&self, size: u64) -> Result<(), String> {
+        let regions = u32::try_from(size / REGION_LEN).unwrap_or(u32::MAX);
+        if !(REGIONS_MIN..=REGIONS_MAX).contains(&regions) {
+            return Err(format!("a stash has {} MiB to 16 TiB", (u64::from(REGIONS_MIN) * REGION_LEN) >> 20));
+        }
+        let mut settings = self.folder.settings().map_err(|e| format!("{e:#}"))?;
+        self.writer.resize(regions).await?;
+        settings.size = u64::from(regions) * REGION_LEN;
+        self.folder.save_settings(&settings).map_err(|e| format!("{e:#}"))
+    }
+
+    fn limit(&self, limits: Vec<Limit>) -> anyhow::Result<()> {
+        let mut settings = self.folder.settings()?;
+        settings.limits.clone_from(&limits);
+        self.folder.save_settings(&settings)?;
+        self.manners.set_limits(limits);
+        Ok(())
     }
 
     /// Listen in a stash's folder.

@@ -24,6 +24,17 @@ impl FileStorage {
     }
 }
 
+/// Leave it out of dumps, and of copies on write where a file system makes them: what is rewritten in place must not need new space.
+/// File systems that know neither do without.
+pub fn hide(path: &Path) {
+    use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+    let Ok(file) = File::open(path) else { return };
+    if let Ok(flags) = ioctl_getflags(&file) {
+        let _ = ioctl_setflags(&file, flags | IFlags::NODUMP | IFlags::NOCOW)
+            .or_else(|_| ioctl_setflags(&file, flags | IFlags::NODUMP));
+    }
+}
+
 impl Storage for FileStorage {
     fn len(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())

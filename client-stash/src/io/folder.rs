@@ -17,6 +17,7 @@ use super::reports::ReportKeeper;
 use super::shares::ShareKeeper;
 use super::words::WordKeeper;
 use crate::limits::{REGION_LEN, REGIONS_MAX, REGIONS_MIN};
+use crate::manners::{Floors, Limit};
 use crate::store::Store;
 
 /// What the owner of the machine chose.
@@ -26,8 +27,25 @@ pub struct Settings {
     pub size: u64,
     /// Bytes of the disk that stay free: nothing new is taken below.
     pub min_free: u64,
+    /// Bytes that stay free in other respects, if they are not what follows from `min_free`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floors: Option<Floors>,
+    /// How fast it may be.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<Limit>,
     /// Where to listen.
     pub listen: SocketAddr,
+    /// What this machine is called by its system, hashed: a folder that was copied to another one is noticed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
+}
+
+impl Settings {
+    /// Bytes of the disk that stay free.
+    #[must_use]
+    pub fn floors(&self) -> Floors {
+        self.floors.unwrap_or(Floors::below(self.min_free))
+    }
 }
 
 /// A stash's folder.
@@ -81,6 +99,10 @@ impl Folder {
             bail!("a stash has {} MiB to 16 TiB", (u64::from(REGIONS_MIN) * REGION_LEN) >> 20);
         }
         credentials::create_private_dir(&self.0).with_context(|| format!("create {}", self.0.display()))?;
+        let free = self.free_bytes()?;
+        if free < size {
+            bail!("{} has {} MiB free: {} MiB do not fit", self.0.display(), free >> 20, size >> 20);
+        }
         // Without credentials, what an interrupted join left here belongs to nobody.
         match fs::remove_file(self.stash_file()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).context("replace the stash file"),
@@ -99,13 +121,26 @@ impl Folder {
             &self.0.join("CACHEDIR.TAG"),
             b"Signature: 8a477f597d28d172789f06886806bc55\n# Pieces of the array; they are rebuilt, not backed up.\n",
         )?;
+        // Of indexers: Tracker and LocalSearch leave a folder with such a file alone.
+        credentials::write_private(&self.0.join(".trackerignore"), b"")?;
         let storage = FileStorage::open(&self.stash_file(), true).context("create the stash file")?;
-        Store::create(storage, member.identity.array, member.identity.node, regions)?;
-        let text = serde_json::to_vec_pretty(settings)?;
-        credentials::write_private(&self.settings_file(), &text).context("write the settings")?;
+        super::file::hide(&self.0);
+        super::file::hide(&self.stash_file());
+        let created = Store::create(storage, member.identity.array, member.identity.node, regions);
+        drop(created.context("reserve the stash's space on the disk")?);
+        self.save_settings(&Settings { machine: self.machine(member), ..settings.clone() })?;
         // Last: with credentials the folder counts as joined.
         member.save(&self.credentials_file())?;
         Ok(())
+    }
+
+    /// Keep settings.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn save_settings(&self, settings: &Settings) -> anyhow::Result<()> {
+        let text = serde_json::to_vec_pretty(settings)?;
+        credentials::write_private(&self.settings_file(), &text).context("write the settings")
     }
 
     /// Read the settings.
@@ -133,6 +168,35 @@ impl Folder {
     /// The file system's.
     pub fn save_credentials(&self, member: &Credentials) -> anyhow::Result<()> {
         Ok(member.save(&self.credentials_file())?)
+    }
+
+    /// A hash of what this machine is called by its system (machine-id(5)), if it is called anything.
+    fn machine(&self, member: &Credentials) -> Option<String> {
+        let id = fs::read("/etc/machine-id").ok().filter(|id| id.len() > 16)?;
+        let mut hasher = blake3::Hasher::new_derive_key("coe-stash machine 1");
+        hasher.update(&member.identity.node.0).update(&id);
+        Some(hasher.finalize().to_hex().to_string())
+    }
+
+    /// Check that this is the machine that joined; or, if its owner says that it is, remember what it is called now.
+    ///
+    /// # Errors
+    /// If it is another one: two machines with one stash would take each other's pieces for lost.
+    pub fn check_machine(&self, member: &Credentials, is_same: bool) -> anyhow::Result<()> {
+        let mut settings = self.settings()?;
+        let now = self.machine(member);
+        if settings.machine == now || now.is_none() {
+            return Ok(());
+        }
+        if settings.machine.is_some() && !is_same {
+            bail!(
+                "{} was copied here from another machine: remove it and join with a ticket of its own. If this is the same machine \
+                 with a new system, run `coe-stash serve --same-machine` once",
+                self.0.display()
+            );
+        }
+        settings.machine = now;
+        self.save_settings(&settings)
     }
 
     /// Open the stash file.
@@ -198,14 +262,22 @@ impl Folder {
         Ok(stat.f_bavail * stat.f_frsize)
     }
 
+    /// Bytes of the disk that the folder is on, or will be.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn disk_bytes(&self) -> io::Result<u64> {
+        let existing = self.0.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
+        let stat = rustix::fs::statvfs(existing)?;
+        Ok(stat.f_blocks * stat.f_frsize)
+    }
+
     /// The default for [`Settings::min_free`]: a tenth of the disk, and 10 GiB at the most that is sensible for it.
     ///
     /// # Errors
     /// The file system's.
     pub fn default_min_free(&self) -> io::Result<u64> {
-        let existing = self.0.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
-        let stat = rustix::fs::statvfs(existing)?;
-        let total = stat.f_blocks * stat.f_frsize;
+        let total = self.disk_bytes()?;
         Ok((total / 10).max(10 << 30).min(total / 2))
     }
 }

@@ -18,7 +18,8 @@ use quinn::{Connection, Endpoint};
 use super::file::FileStorage;
 use super::folder::Folder;
 use super::pause::Pause;
-use super::writer::Writer;
+use super::watch::Manners;
+use super::writer::{Event, Writer};
 use crate::store::Reader;
 
 /// A certificate with less than this left is renewed, once in a month: half a year without a controller is survived, until it is recovered.
@@ -40,6 +41,7 @@ pub(super) struct Heart {
     /// Milliseconds between heartbeats, for others.
     pub(super) heartbeat_ms: Arc<AtomicU32>,
     pub(super) pause: Arc<Pause>,
+    pub(super) manners: Arc<Manners>,
 }
 
 impl Heart {
@@ -55,7 +57,9 @@ impl Heart {
                     if std::mem::take(&mut was_away) {
                         tracing::info!("controller is back");
                     }
-                    lost.clear();
+                    if !lost.is_empty() {
+                        self.writer.send(Event::Bury(std::mem::take(&mut lost))).await;
+                    }
                     pause
                 }
                 Err(error) => {
@@ -81,7 +85,7 @@ impl Heart {
             }
         };
         *connection = Some(link.clone());
-        let usage = self.writer.usage().await;
+        let usage = self.writer.report().await.usage;
         let beat = member::Heartbeat {
             port: self.endpoint.local_addr()?.port(),
             capacity: usage.capacity,
@@ -89,7 +93,7 @@ impl Heart {
             fragments: usage.fragments,
             directory: self.directory.mark(),
             lost: lost.to_vec(),
-            paused: self.pause.is_on(),
+            paused: self.pause.is_on() || self.manners.seen().is_metered,
         };
         let call = rpc::call(&link, beat, &[]);
         let (ack, _) = tokio::time::timeout(ANSWER_WITHIN, call).await.context("wait for the controller")??;

@@ -10,5 +10,6 @@ pub mod reports;
 pub mod scrub;
 pub mod service;
 pub mod shares;
+pub mod watch;
 pub mod words;
 pub mod writer;

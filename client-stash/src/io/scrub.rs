@@ -10,12 +10,15 @@ use serde::{Deserialize, Serialize};
 
 use super::file::FileStorage;
 use super::pause::Pause;
+use super::watch::Manners;
 use crate::store::{Reader, StoreError};
 
 /// Everything is read once in so long.
 const EVERY_S: u64 = 30 * 24 * 3600;
 /// How often it is looked whether it is time.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// Between looks whether others still need the disk.
+const STAND_BACK: Duration = Duration::from_secs(2);
 /// Bytes a second: a disk hardly notices it.
 const PACE: f64 = 4e6;
 /// The same when the owner waits for it.
@@ -50,6 +53,7 @@ struct State {
 pub struct Scrubber {
     reader: Reader<FileStorage>,
     pause: Arc<Pause>,
+    manners: Arc<Manners>,
     file: PathBuf,
     state: Mutex<State>,
     changed: Condvar,
@@ -62,11 +66,11 @@ fn unix_s() -> u64 {
 impl Scrubber {
     /// Over a store; `file` keeps when it last ended.
     #[must_use]
-    pub fn new(reader: Reader<FileStorage>, pause: Arc<Pause>, file: PathBuf) -> Arc<Self> {
+    pub fn new(reader: Reader<FileStorage>, pause: Arc<Pause>, manners: Arc<Manners>, file: PathBuf) -> Arc<Self> {
         let kept: Option<Scrubbed> = fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let scrubbed = Scrubbed { is_running: false, ..kept.unwrap_or_default() };
         let state = Mutex::new(State { scrubbed, is_asked: false });
-        Arc::new(Self { reader, pause, file, state, changed: Condvar::new() })
+        Arc::new(Self { reader, pause, manners, file, state, changed: Condvar::new() })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -149,6 +153,10 @@ impl Scrubber {
         }
         for (_, id) in fragments {
             self.wait_while_paused();
+            // Nobody waits for this, unless its owner does.
+            while !self.lock().is_asked && self.manners.is_work_unwelcome() {
+                std::thread::sleep(STAND_BACK);
+            }
             let (mut read, mut damaged, mut unreadable) = (0, 0, 0);
             match self.reader.examine(id) {
                 Ok((_, payload)) => read = payload.len(),
@@ -170,7 +178,7 @@ impl Scrubber {
                 state.scrubbed.unreadable += unreadable;
                 if state.is_asked { PACE_NOW } else { PACE }
             };
-            std::thread::sleep(Duration::from_secs_f64(read as f64 / pace));
+            std::thread::sleep(Duration::from_secs_f64(read as f64 / pace).max(self.manners.wait(read as u64, false)));
         }
         let mut state = self.lock();
         (state.is_asked, state.scrubbed.is_running, state.scrubbed.finished_unix_s) = (false, false, unix_s());

@@ -30,6 +30,7 @@ use super::pause::Pause;
 use super::reports::ReportKeeper;
 use super::scrub::Scrubber;
 use super::shares::ShareKeeper;
+use super::watch::{self, Manners};
 use super::words::WordKeeper;
 use super::writer::{Event, Writer};
 use crate::release;
@@ -44,6 +45,7 @@ struct Service {
     reports: ReportKeeper,
     words: Arc<WordKeeper>,
     pause: Arc<Pause>,
+    manners: Arc<Manners>,
     member: Credentials,
 }
 
@@ -51,9 +53,10 @@ struct Service {
 ///
 /// # Errors
 /// If the folder, the file or the port cannot be had.
-pub async fn run(folder: Folder) -> anyhow::Result<()> {
-    let settings = folder.settings()?;
+pub async fn run(folder: Folder, is_same_machine: bool) -> anyhow::Result<()> {
     let member = folder.credentials()?;
+    folder.check_machine(&member, is_same_machine)?;
+    let settings = folder.settings()?;
     let mut store = folder.open_store(&member)?;
     let usage = store.usage();
     let reader = store.reader();
@@ -62,9 +65,17 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
     let shares = Arc::new(folder.shares()?);
     let words = Arc::new(folder.words());
     let pause = Arc::new(folder.pause());
-    let scrubber = Scrubber::new(reader.clone(), pause.clone(), folder.scrub_file());
+    let manners = Manners::new(settings.limits.clone());
+    tokio::spawn(watch::watch(folder.clone(), manners.clone(), writer.clone()));
+    let scrubber = Scrubber::new(reader.clone(), pause.clone(), manners.clone(), folder.scrub_file());
     scrubber.start();
-    let control = Control { writer: writer.clone(), pause: pause.clone(), scrubber };
+    let control = Control {
+        writer: writer.clone(),
+        pause: pause.clone(),
+        scrubber,
+        manners: manners.clone(),
+        folder: folder.clone(),
+    };
     match control.listen(folder.path()) {
         Ok(listening) => drop(tokio::spawn(listening)),
         Err(error) => tracing::warn!(%error, "the owner of this machine cannot speak to this service"),
@@ -85,6 +96,7 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
         reports: folder.reports(),
         words: words.clone(),
         pause: pause.clone(),
+        manners: manners.clone(),
         member: member.clone(),
     });
     let nearby = Arc::new(Nearby::new(array));
@@ -102,6 +114,7 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
         directory: directory.clone(),
         heartbeat_ms,
         pause,
+        manners,
     };
     tokio::spawn(heart.run());
     tokio::spawn(gossip.run());
@@ -168,15 +181,20 @@ impl Service {
         if is_work && self.pause.is_on() {
             return Answer::refuse(Refusal::Unavailable("the owner of its machine has paused this stash".into()));
         }
+        if is_work && self.manners.seen().is_metered {
+            return Answer::refuse(Refusal::Unavailable("the network of its machine costs money".into()));
+        }
         match request {
             Request::GetFragment(fetch::GetFragment { fragment }) => {
                 let read = self.read(fragment).await;
+                self.wait(read.as_ref().map_or(0, |(_, payload)| payload.len())).await;
                 let epoch = self.directory.mark().map_or(Epoch(0), |mark| mark.epoch);
                 Answer::with_body::<fetch::GetFragment>(
                     read.map(|(header, payload)| (fetch::Fragment { header, epoch }, payload)),
                 )
             }
             Request::PutFragment(message::PutFragment { owner, header }) => {
+                self.wait(body.len()).await;
                 let done = self.write(|done| Event::Put(owner, header, body, done)).await;
                 Answer::to::<message::PutFragment>(done.map(|()| message::Stored))
             }
@@ -212,6 +230,14 @@ impl Service {
                 Answer::to::<message::GetShare>(released)
             }
             other => Answer::refuse(Refusal::Invalid(format!("a stash does not answer {}", other.name()))),
+        }
+    }
+
+    /// Be no faster than this machine's owner wants.
+    async fn wait(&self, bytes: usize) {
+        let wait = self.manners.wait(bytes as u64, true);
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
         }
     }
 

@@ -1,17 +1,23 @@
-//! The one owner of the store: a thread that takes what is queued, writes it, syncs once, and answers all.
+//! The one owner of the store: a thread that takes what is queued, writes it, syncs once, and answers all. In between it makes the
+//! file smaller, a region at a time.
 
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use images::fragment::{FragmentHeader, FragmentId};
 use protocol::message::Refusal;
-use protocol::message::store::Owner;
+use protocol::message::store::{OWNER_IMAGES, Owner};
+use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::folder::Folder;
-use crate::limits::BATCH_MAX;
+use crate::limits::{BATCH_MAX, REGION_LEN};
 use crate::storage::Storage;
-use crate::store::{Store, StoreError, Usage};
+use crate::store::{Shrinking, Store, StoreError, Usage};
+
+/// How often it is looked whether there is something to do when nobody asks.
+const IDLE: Duration = Duration::from_secs(1);
 
 type Done = oneshot::Sender<Result<(), Refusal>>;
 
@@ -21,8 +27,36 @@ pub enum Event {
     Put(Owner, FragmentHeader, Bytes, Done),
     /// Forget fragments.
     Delete(Vec<FragmentId>, Done),
-    /// How full is it?
-    Usage(oneshot::Sender<Usage>),
+    /// The array has heard that these are damaged.
+    Bury(Vec<FragmentId>),
+    /// Have so many regions. The answer comes when it has begun.
+    Resize(u32, oneshot::Sender<Result<(), String>>),
+    /// How is it?
+    Report(oneshot::Sender<Report>),
+}
+
+/// How the store is.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// How full.
+    pub usage: Usage,
+    /// Whether the file is being made smaller.
+    pub resizing: Option<Resizing>,
+    /// Regions that it has, or is being made to have.
+    pub regions: u32,
+    /// Regions that what is here needs.
+    pub least_regions: u32,
+    /// What failed last.
+    pub last_error: Option<String>,
+}
+
+/// Making the file smaller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resizing {
+    /// Bytes that it will have.
+    pub to: u64,
+    /// Regions that are still to be emptied.
+    pub left: u32,
 }
 
 /// The queue to the owner.
@@ -39,13 +73,18 @@ fn refusal(error: StoreError) -> Refusal {
     }
 }
 
+fn chain(error: StoreError) -> String {
+    format!("{:#}", anyhow::Error::new(error))
+}
+
 impl Writer {
     /// Start the owner.
     pub fn start<S: Storage>(store: Store<S>, folder: Folder, min_free: u64) -> Self {
         let (send, receive) = mpsc::sync_channel(BATCH_MAX * 2);
+        let mut keeper = Keeper { store, folder, min_free, resizing: None, last_error: None };
         std::thread::Builder::new()
             .name("stash-writer".into())
-            .spawn(move || run(store, &folder, min_free, &receive))
+            .spawn(move || keeper.run(&receive))
             .expect("a thread can be started");
         Self(send)
     }
@@ -57,16 +96,51 @@ impl Writer {
         let _ = tokio::task::spawn_blocking(move || queue.send(event)).await;
     }
 
-    /// Ask how full it is.
-    pub async fn usage(&self) -> Usage {
+    /// Ask how it is.
+    pub async fn report(&self) -> Report {
         let (answer, result) = oneshot::channel();
-        self.send(Event::Usage(answer)).await;
+        self.send(Event::Report(answer)).await;
         result.await.unwrap_or_default()
+    }
+
+    /// Ask for another size.
+    ///
+    /// # Errors
+    /// Why it cannot be.
+    pub async fn resize(&self, regions: u32) -> Result<(), String> {
+        let (answer, result) = oneshot::channel();
+        self.send(Event::Resize(regions, answer)).await;
+        result.await.unwrap_or_else(|_| Err("the stash is stopping".into()))
     }
 }
 
-fn run<S: Storage>(mut store: Store<S>, folder: &Folder, min_free: u64, events: &mpsc::Receiver<Event>) {
-    while let Ok(first) = events.recv() {
+struct Keeper<S> {
+    store: Store<S>,
+    folder: Folder,
+    min_free: u64,
+    resizing: Option<Resizing>,
+    last_error: Option<String>,
+}
+
+impl<S: Storage> Keeper<S> {
+    fn run(&mut self, events: &mpsc::Receiver<Event>) {
+        loop {
+            let wait = if self.store.is_shrinking() { Duration::ZERO } else { IDLE };
+            match events.recv_timeout(wait) {
+                Ok(first) => self.batch(first, events),
+                Err(RecvTimeoutError::Timeout) if !self.store.is_shrinking() => self.give_back_borrowed(),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            let damaged = self.store.examine();
+            if damaged > 0 {
+                tracing::error!(damaged, "fragments were lost when the disk failed to write");
+            }
+            self.shrink_some();
+        }
+    }
+
+    fn batch(&mut self, first: Event, events: &mpsc::Receiver<Event>) {
         let mut puts = Vec::new();
         let mut rest = Vec::new();
         for event in std::iter::once(first).chain(events.try_iter().take(BATCH_MAX - 1)) {
@@ -75,37 +149,118 @@ fn run<S: Storage>(mut store: Store<S>, folder: &Folder, min_free: u64, events: 
                 other => rest.push(other),
             }
         }
-        put_all(&mut store, folder, min_free, puts);
+        self.put_all(puts);
         for event in rest {
             match event {
                 Event::Put(..) => unreachable!("sorted above"),
-                Event::Delete(fragments, done) => drop(done.send(store.delete(&fragments).map_err(refusal))),
-                Event::Usage(answer) => drop(answer.send(store.usage())),
+                Event::Delete(fragments, done) => {
+                    let deleted = self.store.delete(&fragments).map_err(|e| self.note(e)).map_err(refusal);
+                    let _ = done.send(deleted);
+                }
+                Event::Bury(fragments) => {
+                    if let Err(error) = self.store.bury(&fragments) {
+                        self.note(error);
+                    }
+                }
+                Event::Resize(regions, answer) => drop(answer.send(self.resize(regions))),
+                Event::Report(answer) => {
+                    let report = Report {
+                        usage: self.store.usage(),
+                        resizing: self.resizing,
+                        regions: self.store.region_count(),
+                        least_regions: self.store.least_regions(),
+                        last_error: self.last_error.clone(),
+                    };
+                    let _ = answer.send(report);
+                }
             }
         }
     }
-}
 
-fn put_all<S: Storage>(
-    store: &mut Store<S>,
-    folder: &Folder,
-    min_free: u64,
-    puts: Vec<(Owner, FragmentHeader, Bytes, Done)>,
-) {
-    if puts.is_empty() {
-        return;
-    }
-    // The disk is its owner's first: below the limit nothing new is taken, even where the stash itself has room.
-    if folder.free_bytes().is_ok_and(|free| free < min_free) {
-        tracing::warn!(min_free, "disk nearly full, not taking fragments");
-        puts.into_iter().for_each(|(.., done)| drop(done.send(Err(Refusal::Full))));
-        return;
-    }
-    let (items, answers): (Vec<_>, Vec<_>) = puts.into_iter().map(|(o, h, p, done)| ((o, h, p), done)).unzip();
-    for (result, done) in store.put(items).into_iter().zip(answers) {
-        if let Err(error) = &result {
-            tracing::warn!(%error, "fragment not stored");
+    fn put_all(&mut self, puts: Vec<(Owner, FragmentHeader, Bytes, Done)>) {
+        if puts.is_empty() {
+            return;
         }
-        let _ = done.send(result.map_err(refusal));
+        // The disk is its owner's first: below the limit nothing new is taken, even where the stash itself has room.
+        if self.folder.free_bytes().is_ok_and(|free| free < self.min_free) {
+            tracing::warn!(min_free = self.min_free, "disk nearly full, not taking fragments");
+            puts.into_iter().for_each(|(.., done)| drop(done.send(Err(Refusal::Full))));
+            return;
+        }
+        let (items, answers): (Vec<_>, Vec<_>) = puts.into_iter().map(|(o, h, p, done)| ((o, h, p), done)).unzip();
+        for (result, done) in self.store.put(items).into_iter().zip(answers) {
+            let _ = done.send(result.map_err(|e| self.note(e)).map_err(refusal));
+        }
+    }
+
+    /// Remember what a failing medium said, for whoever asks.
+    fn note(&mut self, error: StoreError) -> StoreError {
+        tracing::warn!(%error, "not stored, or not deleted");
+        if let StoreError::Io(e) = &error {
+            self.last_error = Some(e.to_string());
+        }
+        error
+    }
+
+    fn resize(&mut self, regions: u32) -> Result<(), String> {
+        // A smaller file that is on its way is as large as before until it is there.
+        self.store.stop_shrinking();
+        self.resizing = None;
+        let now = self.store.region_count();
+        if regions > now {
+            let more = u64::from(regions - now) * REGION_LEN;
+            let free = self.folder.free_bytes().map_err(|e| e.to_string())?;
+            if free < more.saturating_add(self.min_free) {
+                return Err(format!(
+                    "the disk has {} MiB free, of which {} MiB are to stay free: {} MiB more do not fit",
+                    free >> 20,
+                    self.min_free >> 20,
+                    more >> 20
+                ));
+            }
+            self.store.grow(regions, OWNER_IMAGES).map_err(chain)?;
+            tracing::info!(regions, "the stash is larger");
+        } else if regions < now {
+            self.store.begin_shrink(regions, OWNER_IMAGES).map_err(|e| match e {
+                StoreError::Full => format!(
+                    "what it keeps for the array needs {} MiB; it cannot be smaller than that now",
+                    u64::from(self.store.least_regions()) * REGION_LEN >> 20
+                ),
+                other => chain(other),
+            })?;
+            self.resizing = Some(Resizing { to: u64::from(regions) * REGION_LEN, left: now - regions });
+        }
+        Ok(())
+    }
+
+    fn shrink_some(&mut self) {
+        if !self.store.is_shrinking() {
+            return;
+        }
+        match self.store.shrink_some(OWNER_IMAGES) {
+            Ok(Shrinking::Left(left)) => {
+                if let Some(resizing) = &mut self.resizing {
+                    resizing.left = left;
+                }
+            }
+            Ok(Shrinking::Done) => {
+                self.resizing = None;
+                tracing::info!(regions = self.store.region_count(), "the stash is smaller");
+            }
+            Err(error) => {
+                self.store.stop_shrinking();
+                self.resizing = None;
+                let why = chain(error);
+                tracing::warn!(why, "the stash cannot be made smaller");
+                self.last_error = Some(format!("not made smaller: {why}"));
+            }
+        }
+    }
+
+    /// After a power cut the file may have had to grow by a region, to give others back.
+    fn give_back_borrowed(&mut self) {
+        if self.store.has_borrowed() {
+            let _ = self.store.begin_shrink(self.store.entitled(), OWNER_IMAGES);
+        }
     }
 }

@@ -93,7 +93,8 @@ impl<S: Storage> Store<S> {
     }
 
     /// Regions that are granted to owners, and the spare ones.
-    fn entitled(&self) -> u32 {
+    #[must_use]
+    pub fn entitled(&self) -> u32 {
         self.file.partitions.values().sum::<u32>() + SPARES as u32
     }
 
@@ -312,9 +313,8 @@ impl<S: Storage> Store<S> {
         if region.header.state == RegionState::Open && !region.records.is_empty() {
             return region.records.clone();
         }
-        recover::read_table(&*self.storage, self.layout, &region.header).unwrap_or_else(|| {
-            recover::walk(&*self.storage, self.layout, &region.header, &mut false)
-        })
+        recover::read_table(&*self.storage, self.layout, &region.header)
+            .unwrap_or_else(|| recover::walk(&*self.storage, self.layout, &region.header, &mut false))
     }
 
     /// Make the file larger; what is added is granted to an owner. The space is reserved on the disk before anything changes.
@@ -379,6 +379,24 @@ impl<S: Storage> Store<S> {
         let usable = (self.layout.region_len / 8 * 7).saturating_mul(u64::from(regions.saturating_sub(SPARES as u32)));
         let live: u64 = self.books.regions.values().map(|r| r.live_bytes).sum();
         live.saturating_sub(usable)
+    }
+
+    /// Regions that what lives here needs, the spare ones included.
+    #[must_use]
+    pub fn least_regions(&self) -> u32 {
+        (REGIONS_MIN..self.file.regions).find(|regions| self.excess(*regions) == 0).unwrap_or(self.file.regions)
+    }
+
+    /// Regions of the file, or what it is being made to have.
+    #[must_use]
+    pub fn region_count(&self) -> u32 {
+        self.limit()
+    }
+
+    /// Whether the file is being made smaller.
+    #[must_use]
+    pub fn is_shrinking(&self) -> bool {
+        self.shrinking.is_some()
     }
 
     /// Stop making the file smaller.

@@ -22,9 +22,7 @@ use images::fragment::{FragmentHeader, FragmentId};
 use images::{ArrayId, NodeId};
 use protocol::message::store::{OWNER_IMAGES, Owner};
 
-use crate::format::{
-    Content, FileHeader, FileVersion, RecordHeader, RegionHeader, RegionState, encode_table,
-};
+use crate::format::{Content, FileHeader, FileVersion, RecordHeader, RegionHeader, RegionState, encode_table};
 use crate::limits::{
     FILE_HEAD_LEN, FILE_HEADER_COPY, PARTITIONS_MAX, REGION_HEAD_LEN, REGION_LEN, REGION_LEN_MAX, REGIONS_MAX,
     REGIONS_MIN, SLOT_LEN, SPARES,
@@ -45,7 +43,9 @@ pub enum OpenError {
     #[error("the stash file has no readable header: it is another file, or damaged; move it away and join again")]
     Header,
     /// Made by a version of this program that this one does not know, or that was never released.
-    #[error("the stash file has format {0}, and this program reads format 2: use the program that made it, or join again")]
+    #[error(
+        "the stash file has format {0}, and this program reads format 2: use the program that made it, or join again"
+    )]
     Version(u16),
     /// A file of another array or another machine.
     #[error("the stash file belongs to member {found} of another place: a stash cannot be copied; join again")]
@@ -455,13 +455,7 @@ impl<S: Storage> Store<S> {
         }
     }
 
-    fn append(
-        &mut self,
-        owner: Owner,
-        content: Content,
-        payload: &[u8],
-        purpose: Purpose,
-    ) -> Result<u32, StoreError> {
+    fn append(&mut self, owner: Owner, content: Content, payload: &[u8], purpose: Purpose) -> Result<u32, StoreError> {
         let number = self.region_for(owner, &content, purpose)?;
         let region = self.books.regions.get_mut(&number).expect("just chosen");
         let record = RecordHeader {

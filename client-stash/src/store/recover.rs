@@ -111,12 +111,7 @@ pub(super) fn regions(storage: &impl Storage, file: &FileHeader) -> io::Result<(
     Ok((index, books, newest as u32))
 }
 
-fn region(
-    storage: &impl Storage,
-    layout: Layout,
-    number: u32,
-    is_doubtful: &mut bool,
-) -> Option<Found> {
+fn region(storage: &impl Storage, layout: Layout, number: u32, is_doubtful: &mut bool) -> Option<Found> {
     let (mut header, mut good) = (None::<RegionHeader>, 0);
     for slot in 0..2 {
         let mut bytes = [0; SLOT_LEN as usize];
@@ -136,8 +131,7 @@ fn region(
     if let Some(first) = first.filter(|first| header.is_none_or(|h| h.generation < first.generation)) {
         let write = header.map_or(0, |h| h.write + 1);
         let (owner, generation) = (first.owner, first.generation);
-        header =
-            Some(RegionHeader { index: number, state: RegionState::Open, owner, generation, write, records: 0 });
+        header = Some(RegionHeader { index: number, state: RegionState::Open, owner, generation, write, records: 0 });
     }
     let header = header?;
     // One slot that cannot be read is no loss: the other one, or the first record, says as much.
@@ -182,9 +176,8 @@ pub(super) fn walk(
     while at + RECORD_HEADER_LEN as u64 <= layout.region_len {
         let record = record_at(storage, layout, header.index, at);
         *is_doubtful |= record.as_ref().is_err_and(|e| e.kind() != io::ErrorKind::UnexpectedEof);
-        let record = record.ok().flatten().filter(|record| {
-            record.generation == header.generation && record.sequence > newest
-        });
+        let record =
+            record.ok().flatten().filter(|record| record.generation == header.generation && record.sequence > newest);
         let Some(record) = record else {
             at += RECORD_ALIGN;
             continue;
@@ -196,11 +189,7 @@ pub(super) fn walk(
 }
 
 /// Those records whose payload is what it should be, and the fragments of the others.
-fn whole(
-    storage: &impl Storage,
-    layout: Layout,
-    records: Vec<RecordHeader>,
-) -> (Vec<RecordHeader>, Vec<FragmentId>) {
+fn whole(storage: &impl Storage, layout: Layout, records: Vec<RecordHeader>) -> (Vec<RecordHeader>, Vec<FragmentId>) {
     let is_whole = |record: &RecordHeader| {
         let Content::Put(header) = &record.content else { return true };
         let mut payload = vec![0; header.payload_len()];

@@ -55,9 +55,7 @@ fn main() -> ExitCode {
     };
     match cli.world {
         World::Fleet => all(seeds, "cargo xtask sim", |seed| world::run(seed, log), Stats::add),
-        World::Mirror => {
-            all(seeds, "cargo xtask sim mirror", |seed| world::run_mirror(seed, log), MirrorStats::add)
-        }
+        World::Mirror => all(seeds, "cargo xtask sim mirror", |seed| world::run_mirror(seed, log), MirrorStats::add),
         World::Stash => all(seeds, "cargo xtask sim stash", |seed| world::run_stash(seed, log), StashStats::add),
     }
 }

@@ -138,7 +138,7 @@ impl World {
         let geometry = Geometry::new(data, parity).expect("within the limits");
         let count = geometry.pieces() + rng.below(4) as usize;
         let stashes = (0..count).map(|i| Stash {
-            store: Some(Store::create(SimDisk::default(), ARRAY, node(i), 3).expect("an empty disk")),
+            store: Some(Store::create(SimDisk::default(), ARRAY, node(i), 4).expect("an empty disk")),
             disk: None,
             slow_ms: if rng.one_in(6) { 2_000 } else { 1 + rng.below(20) },
             lies: false,

@@ -496,7 +496,9 @@ impl<'a> Run<'a> {
         let reader = store.reader();
         reader.inventory().into_iter().for_each(|id| drop(reader.examine(id)));
         let damaged = reader.take_damaged();
-        store.bury(&damaged).map_err(|e| Failure(format!("damaged fragments are not buried: {e}, after \"{name}\"")))?;
+        store
+            .bury(&damaged)
+            .map_err(|e| Failure(format!("damaged fragments are not buried: {e}, after \"{name}\"")))?;
         let inventory = reader.inventory();
         drop((store, reader));
         let store = Self::open(self.disk.clone())?;

@@ -3,6 +3,7 @@
 mod boot;
 mod delta;
 mod pipeline;
+mod stash;
 
 use clap::Subcommand;
 
@@ -17,6 +18,8 @@ pub enum Bench {
     Boot(boot::Boot),
     /// Bytes and spreading of the directory
     Directory,
+    /// Speed, memory and wear of a stash file, against plain files
+    Stash(stash::Stash),
 }
 
 impl Bench {
@@ -29,6 +32,7 @@ impl Bench {
             Self::Pipeline(args) => args.run(),
             Self::Delta(args) => args.run(),
             Self::Boot(args) => args.run(),
+            Self::Stash(args) => args.run(),
             Self::Directory => crate::shell::run(&mut crate::shell::cargo(&[
                 "run",
                 "--quiet",

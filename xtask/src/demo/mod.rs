@@ -76,7 +76,7 @@ impl Demo {
         println!("{}: {}, sha256 {sha256}", image.display(), mb(len as f64));
 
         step(&format!("start one controller and {} stashes on loopback, in {}", self.stashes, dir.display()));
-        let size = format!("{}MiB", (len / self.stashes as u64 * 4 / (1 << 20)).max(512));
+        let size = format!("{}MiB", (len / self.stashes as u64 * 2 / (1 << 20) + 256).max(512));
         let mut fleet =
             Fleet::start(&bin, &dir.join("array"), &Plan { stashes: self.stashes, size, ..Plan::default() })?;
 

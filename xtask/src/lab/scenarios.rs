@@ -325,7 +325,7 @@ fn controller_gone(lab: &Lab) -> anyhow::Result<()> {
     let user_data = vm.disks[0].path.with_extension("yaml");
     std::fs::write(&user_data, "#cloud-config\n# from the directory\n")?;
     let user_data = user_data.to_str().context("a path in UTF-8")?;
-    plan(lab, &vm, &["--stash", "128MiB", "--cloud-init", user_data])?;
+    plan(lab, &vm, &["--stash", "256MiB", "--cloud-init", user_data])?;
     let servers = lab.ctl(&["boot", "servers"])?;
     ensure!(servers[0]["delegated_until_unix_s"].as_u64() > Some(0), "the boot server has no delegation: {servers}");
     let lost = lab.lose_controller()?;
@@ -437,7 +437,7 @@ fn debian_helps(lab: &Lab) -> anyhow::Result<()> {
     let user_data = first.disks[0].path.with_extension("yaml");
     std::fs::write(&user_data, USER_DATA)?;
     let user_data = user_data.to_str().context("a path in UTF-8")?;
-    plan_image(lab, &first, "debian:12", &["--stash", "128MiB", "--cloud-init", user_data])?;
+    plan_image(lab, &first, "debian:12", &["--stash", "256MiB", "--cloud-init", user_data])?;
     let mut helper = first.start()?;
     helper.expect("coe: installed; starting", 240)?;
     expect_debian(&mut helper, "nvme", "/dev/nvme0n1p3")?;

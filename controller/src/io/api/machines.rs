@@ -320,7 +320,7 @@ pub(super) async fn forget_host(State(c): Shared, Path(host): Path<String>) -> A
 fn plan(request: &DeployRequest, image: &ImageName) -> Result<DeployRecord, Refusal> {
     // The machine would come up, and its stash never.
     if request.stash_size > 0 && !(STASH_LEN_MIN..=STASH_LEN_MAX).contains(&request.stash_size) {
-        return Err(Refusal::Invalid("a stash has 128 MiB to 16 TiB".into()));
+        return Err(Refusal::Invalid("a stash has 256 MiB to 16 TiB".into()));
     }
     Ok(DeployRecord {
         host: 0,

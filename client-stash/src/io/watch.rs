@@ -1,0 +1,202 @@
+//! Watching the machine that the stash lives on: its disk, its battery, what its network costs, and what else it has to do.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use chrono::Timelike as _;
+use serde::{Deserialize, Serialize};
+
+use super::folder::Folder;
+use super::writer::Writer;
+use crate::limits::REGION_LEN;
+use crate::manners::{self, Bucket, Floors, Level, Limit, Sizes};
+
+/// How often disk and load are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How often battery and network are: asking costs a process.
+const ASK_EVERY: Duration = Duration::from_secs(60);
+/// Percent of the time in which somebody waited for the disk: from here on the stash stands back.
+const PRESSURE_MAX: f64 = 20.0;
+/// Bytes a second that it moves at the most while it stands back.
+const STANDING_BACK: u64 = 10_000_000;
+/// Room for small files on a full disk.
+const BALLAST_LEN: u64 = 16 << 20;
+
+/// What was seen last.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Seen {
+    /// How full the disk is.
+    pub level: Level,
+    /// Whether others wait for the disk.
+    pub is_busy: bool,
+    /// Whether the machine runs on its battery.
+    pub on_battery: bool,
+    /// Whether its network costs money.
+    pub is_metered: bool,
+    /// Bytes a second that the network may have now.
+    pub network: Option<u64>,
+    /// The same for the disk.
+    pub disk: Option<u64>,
+}
+
+#[derive(Default)]
+struct State {
+    seen: Seen,
+    network: Bucket,
+    disk: Bucket,
+}
+
+/// What the rest of the service asks before it moves bytes.
+pub struct Manners {
+    start: Instant,
+    limits: Mutex<Vec<Limit>>,
+    state: Mutex<State>,
+}
+
+impl Manners {
+    /// With the limits that the machine's owner set.
+    #[must_use]
+    pub fn new(limits: Vec<Limit>) -> Arc<Self> {
+        let manners = Self { start: Instant::now(), limits: Mutex::new(limits), state: Mutex::default() };
+        manners.lock().seen = manners.look_at_limits(Seen::default());
+        Arc::new(manners)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was seen last.
+    #[must_use]
+    pub fn seen(&self) -> Seen {
+        self.lock().seen.clone()
+    }
+
+    /// Other limits, from now on.
+    pub fn set_limits(&self, limits: Vec<Limit>) {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
+        let mut state = self.lock();
+        state.seen = self.look_at_limits(state.seen.clone());
+    }
+
+    fn look_at_limits(&self, seen: Seen) -> Seen {
+        let now = chrono::Local::now();
+        let limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        let (network, disk) = manners::allowed(&limits, (now.hour() * 60 + now.minute()) as u16);
+        Seen { network, disk, ..seen }
+    }
+
+    /// Whether work that can wait should.
+    #[must_use]
+    pub fn is_work_unwelcome(&self) -> bool {
+        let seen = &self.lock().seen;
+        seen.is_busy || seen.on_battery
+    }
+
+    /// How long to wait for this many bytes of the disk, and of the network if they go there.
+    #[must_use]
+    pub fn wait(&self, bytes: u64, is_network: bool) -> Duration {
+        let now = self.start.elapsed();
+        let mut state = self.lock();
+        let busy = state.seen.is_busy.then_some(STANDING_BACK);
+        let rate = |limit: Option<u64>| limit.into_iter().chain(busy).min();
+        let (network, disk) = (rate(state.seen.network), rate(state.seen.disk));
+        let mut wait = disk.map_or(Duration::ZERO, |rate| state.disk.take(now, bytes, rate));
+        if let (Some(rate), true) = (network, is_network) {
+            wait = wait.max(state.network.take(now, bytes, rate));
+        }
+        wait
+    }
+}
+
+/// Whether the machine runs on its battery: no mains is online, and a battery discharges.
+fn on_battery() -> bool {
+    let read = |dir: &Path, name: &str| fs::read_to_string(dir.join(name)).unwrap_or_default();
+    let supplies = fs::read_dir("/sys/class/power_supply").into_iter().flatten().flatten();
+    let supplies: Vec<_> = supplies.map(|entry| entry.path()).collect();
+    let has_mains =
+        supplies.iter().any(|dir| read(dir, "type").trim() != "Battery" && read(dir, "online").trim() == "1");
+    let is_empty_soon = |dir: &std::path::PathBuf| {
+        // A mouse has a battery, too.
+        read(dir, "type").trim() == "Battery"
+            && read(dir, "scope").trim() != "Device"
+            && read(dir, "status").trim() == "Discharging"
+    };
+    !has_mains && supplies.iter().any(is_empty_soon)
+}
+
+/// Whether the network costs money, as NetworkManager says or guesses (its D-Bus interface, property `Metered`: 1 yes, 3 probably).
+fn is_metered() -> bool {
+    let manager = "org.freedesktop.NetworkManager";
+    let mut ask = Command::new("busctl");
+    ask.args(["--system", "get-property", manager, "/org/freedesktop/NetworkManager", manager, "Metered"]);
+    let said = ask.stdin(Stdio::null()).stderr(Stdio::null()).output();
+    said.is_ok_and(|out| matches!(String::from_utf8_lossy(&out.stdout).trim(), "u 1" | "u 3"))
+}
+
+/// Room that is given back when the disk is full: settings and certificates must still be written then.
+fn keep_ballast(folder: &Folder, level: Level) {
+    let path = folder.path().join(".ballast");
+    let done = match level {
+        Level::Drop if path.exists() => fs::remove_file(&path),
+        Level::Fine if !path.exists() => fs::File::create(&path).and_then(|file| {
+            let flags = rustix::fs::FallocateFlags::empty();
+            rustix::fs::fallocate(&file, flags, 0, BALLAST_LEN).or_else(|_| Ok(file.set_len(BALLAST_LEN)?))
+        }),
+        _ => Ok(()),
+    };
+    if let Err(error) = done {
+        tracing::warn!(%error, "no ballast: a full disk may stop this stash from writing small files");
+    }
+}
+
+/// Watch for ever.
+pub(super) async fn watch(folder: Folder, manners: Arc<Manners>, writer: Writer) {
+    let mut asked: Option<Instant> = None;
+    loop {
+        let Ok(settings) = folder.settings() else {
+            tokio::time::sleep(LOOK_EVERY).await;
+            continue;
+        };
+        let mut seen = manners.look_at_limits(manners.seen());
+        if asked.is_none_or(|at| at.elapsed() > ASK_EVERY) {
+            asked = Some(Instant::now());
+            let facts = tokio::task::spawn_blocking(|| (on_battery(), is_metered())).await;
+            (seen.on_battery, seen.is_metered) = facts.unwrap_or_default();
+        }
+        let pressure = fs::read_to_string("/proc/pressure/io").ok().and_then(|text| manners::pressure(&text));
+        seen.is_busy = pressure.is_some_and(|percent| percent > PRESSURE_MAX);
+        if let Ok(free) = folder.free_bytes() {
+            let floors = settings.floors();
+            seen.level = manners::level(free, &floors);
+            keep_ballast(&folder, seen.level);
+            fit(&writer, free, &floors, settings.size).await;
+        }
+        let before = std::mem::replace(&mut manners.lock().seen, seen.clone());
+        if before != seen {
+            tracing::info!(level = ?seen.level, busy = seen.is_busy, battery = seen.on_battery, metered = seen.is_metered, "machine");
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Have the size that the disk's owner leaves.
+async fn fit(writer: &Writer, free: u64, floors: &Floors, size: u64) {
+    let report = writer.report().await;
+    if report.resizing.is_some() || report.regions == 0 {
+        return;
+    }
+    let wish = u32::try_from(size / REGION_LEN).unwrap_or(u32::MAX);
+    let sizes = Sizes { now: report.regions, wish, least: report.least_regions, region_len: REGION_LEN };
+    let wanted = manners::wanted(free, floors, &sizes);
+    if wanted == sizes.now {
+        return;
+    }
+    tracing::info!(now = sizes.now, wanted, free, "regions of the stash: the disk's owner comes first");
+    if let Err(why) = writer.resize(wanted).await {
+        tracing::warn!(why, "the stash has the size that it had");
+    }
+}

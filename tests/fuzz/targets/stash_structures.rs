@@ -1,0 +1,4 @@
+//! libFuzzer on `tests::fuzz::stash_structures`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tests::fuzz::stash_structures(bytes));

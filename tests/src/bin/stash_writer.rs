@@ -1,0 +1,19 @@
+//! Writes to a stash file until it is killed: `stash_writer FILE SEED`, or `stash_writer --kill TIMES FILE` to be killed by itself.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+
+fn main() -> anyhow::Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match args.as_slice() {
+        [kill, times, file] if kill == "--kill" => {
+            let file = PathBuf::from(file);
+            let acknowledged = tests::killed::kill(&std::env::current_exe()?, &file, times.parse()?)?;
+            println!("killed {times} times, {acknowledged} puts and deletions acknowledged, none lost");
+            Ok(())
+        }
+        [file, seed] => tests::killed::write(&PathBuf::from(file), seed.parse()?),
+        _ => Err(anyhow::anyhow!("nothing given")).context("stash_writer FILE SEED"),
+    }
+}
