@@ -77,7 +77,7 @@ impl Hostile {
             fragments: 0,
             directory: Some(Mark { term: u64::MAX, epoch: Epoch(u64::MAX), line: Line::default(), digest: [0; 16] }),
             lost: Vec::new(),
-            paused: false,
+            aside: None,
         };
         rpc::call(&controller, beat(), &[]).await.context("report once")?;
         tokio::spawn(async move {

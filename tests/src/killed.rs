@@ -63,8 +63,16 @@ fn open(file: &Path) -> anyhow::Result<Store<FileStorage>> {
 /// Write, delete, grow and shrink until killed.
 ///
 /// # Errors
-/// If the store says anything else than that it is full.
+/// If the store says anything else than that it is full; that is said on the standard output, too.
 pub fn write(file: &Path, seed: u64) -> anyhow::Result<()> {
+    let done = write_on(file, seed);
+    if let Err(error) = &done {
+        println!("failed {error:#}");
+    }
+    done
+}
+
+fn write_on(file: &Path, seed: u64) -> anyhow::Result<()> {
     let (pool, mut rng) = (pool(), Rng::new(seed));
     let mut store = open(file)?;
     let mut out = std::io::stdout().lock();
@@ -89,7 +97,8 @@ pub fn write(file: &Path, seed: u64) -> anyhow::Result<()> {
                 for i in &some {
                     writeln!(out, "deleting {i}")?;
                 }
-                store.delete(&some.iter().map(|i| pool[*i].0.id).collect::<Vec<FragmentId>>())?;
+                let ids: Vec<FragmentId> = some.iter().map(|i| pool[*i].0.id).collect();
+                store.delete(&ids).with_context(|| format!("delete, {:?}", store.usage()))?;
                 for i in &some {
                     writeln!(out, "deleted {i}")?;
                 }
@@ -139,6 +148,7 @@ pub fn kill(writer: &Path, file: &Path, times: u64) -> anyhow::Result<u64> {
         });
         for line in said.lines() {
             let line = line?;
+            ensure!(!line.starts_with("failed"), "round {round}: {line}");
             // The last line may have been cut off.
             let Some((word, Ok(i))) = line.split_once(' ').map(|(word, i)| (word, i.parse::<usize>())) else {
                 continue;

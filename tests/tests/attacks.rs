@@ -378,7 +378,7 @@ async fn a_stash_cannot_make_the_controller_stand_down() {
         fragments: 0,
         directory: Some(forged.mark()),
         lost: Vec::new(),
-        paused: false,
+        aside: None,
     };
     rpc::call(&controller, beat, &[]).await.unwrap();
     tokio::time::timeout(std::time::Duration::from_secs(30), shown.notified()).await.expect("the controller looks");

@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 
 use tests::fleet::{TestFleet, start};
 use xtask::fleet::wait_for;
+use xtask::restless::{Restless, SmallDisk};
 use xtask::{sample, setup};
 
 fn coe_stash(t: &TestFleet, stash: usize, args: &[&str]) -> Output {
@@ -20,7 +21,7 @@ fn json(out: &Output) -> serde_json::Value {
 
 fn paused(t: &TestFleet) -> usize {
     let nodes = t.fleet.ctl(&["nodes"]).unwrap();
-    nodes.as_array().unwrap().iter().filter(|node| node["paused"] == true).count()
+    nodes.as_array().unwrap().iter().filter(|node| node["aside"] == "paused").count()
 }
 
 #[test]
@@ -144,4 +145,93 @@ fn nobody_else_on_the_machine_gets_at_it() {
     assert!(!out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
     assert!(stash.join(".stash").exists() && !t.file("link").exists());
     assert_eq!(t.fleet.stash_status(0).unwrap()["live"]["paused"], false);
+}
+
+#[test]
+fn stashes_of_restless_owners_lose_nothing() {
+    let mut t = start(8);
+    let small = SmallDisk::add(&mut t.fleet).unwrap();
+    let count = t.fleet.stashes.len();
+    t.fleet.wait_until_up(count).unwrap();
+    let program = xtask::shell::target_dir().join("debug/coe-stash");
+    let restless = Restless::start(&program, &t.fleet, 0, 1, small.as_ref());
+    let target = t.file("target");
+    for round in 0..5 {
+        let (image, name) = (t.file("image"), format!("image-{round}"));
+        fs::write(&image, sample::noise(round, 40_000_000)).unwrap();
+        t.fleet.publish(&image, &["--name", &name, "--data", "4", "--parity", "2"]).unwrap();
+        t.fleet.install(&name, &target, 40_000_000).unwrap();
+        assert!(fs::read(&target).unwrap() == fs::read(&image).unwrap(), "{name} is installed");
+        fs::remove_file(&target).unwrap();
+        std::thread::sleep(std::time::Duration::from_secs(2));
+    }
+    let counts = restless.stop().unwrap();
+    assert!(counts.resized > 3 && counts.unplugged > 0, "{counts:?}");
+    assert!(small.is_none() || counts.filled > 0 && counts.gave_back > 0, "{counts:?}");
+    wait_for("all to be there", || {
+        let nodes = t.fleet.ctl(&["nodes"]).unwrap();
+        nodes.as_array().unwrap().iter().all(|node| node["aside"].is_null())
+    })
+    .unwrap();
+    let verified = t.fleet.ctl(&["verify"]).unwrap();
+    assert_eq!(verified["problem_count"], 0, "{verified}");
+    for stash in 0..count {
+        let live = &t.fleet.stash_status(stash).unwrap()["live"];
+        assert!(live["last_error"].is_null(), "stash {stash}: {live}");
+        let images = &live["partitions"]["1"];
+        assert_eq!(images["live"].as_u64().unwrap() + images["dead"].as_u64().unwrap(), live["used"].as_u64().unwrap());
+    }
+    drop(t.fleet);
+    drop(small);
+}
+
+#[test]
+fn its_owner_resizes_and_limits_it() {
+    let t = start(3);
+    let image = t.file("disk");
+    fs::write(&image, sample::noise(5, 30_000_000)).unwrap();
+    t.fleet.publish(&image, &["--name", "disk", "--data", "2", "--parity", "1"]).unwrap();
+    let file = t.fleet.stashes[0].dir.join(".stash");
+    let len = || fs::metadata(&file).unwrap().len();
+    let mib = |n: u64| (n << 20) + (1 << 20);
+    assert_eq!(len(), mib(1024));
+    for (size, want) in [("2GiB", 2048), ("512MiB", 512), ("513MiB", 512), ("640MiB", 640)] {
+        let out = coe_stash(&t, 0, &["resize", size]);
+        assert!(out.status.success(), "{size}: {}", String::from_utf8_lossy(&out.stderr));
+        assert_eq!(len(), mib(want), "{size}");
+    }
+    for (size, why) in [("128MiB", "256 MiB"), ("15TiB", "do not fit"), ("99TiB", "16 TiB")] {
+        let out = coe_stash(&t, 0, &["resize", size]);
+        let said = String::from_utf8_lossy(&out.stderr).to_string();
+        assert!(!out.status.success() && said.contains(why), "{size}: {said}");
+    }
+    let status = t.fleet.stash_status(0).unwrap();
+    assert_eq!(status["size"], 640 << 20);
+    wait_for("the controller to know", || {
+        let nodes = t.fleet.ctl(&["nodes"]).unwrap();
+        nodes.as_array().unwrap().iter().any(|node| node["capacity"] == (640 - 128) << 20)
+    })
+    .unwrap();
+    let verified = t.fleet.ctl(&["verify"]).unwrap();
+    assert_eq!(verified["problem_count"], 0, "{verified}");
+
+    assert_eq!(json(&coe_stash(&t, 0, &["limit", "--network", "3MB"])).as_array().unwrap().len(), 1);
+    assert_eq!(t.fleet.stash_status(0).unwrap()["live"]["machine"]["network"], 3_000_000);
+    let out = coe_stash(&t, 0, &["limit", "--clear", "--disk", "9MB", "--from", "25:00"]);
+    assert!(!out.status.success(), "there is no such hour");
+    coe_stash(&t, 0, &["limit", "--clear"]);
+    assert!(t.fleet.stash_status(0).unwrap()["live"]["machine"]["network"].is_null());
+
+    // A folder that was copied to another machine does not serve.
+    let copy = t.file("copy");
+    xtask::shell::output(Command::new("cp").arg("-a").arg(&t.fleet.stashes[1].dir).arg(&copy)).unwrap();
+    let settings = copy.join("settings.json");
+    let mut value: serde_json::Value = serde_json::from_slice(&fs::read(&settings).unwrap()).unwrap();
+    if value["machine"].is_string() {
+        value["machine"] = "another".into();
+        fs::write(&settings, value.to_string()).unwrap();
+        let out = t.fleet.command("coe-stash").args(["serve", "--dir"]).arg(&copy).output().unwrap();
+        let said = String::from_utf8_lossy(&out.stderr).to_string() + &String::from_utf8_lossy(&out.stdout);
+        assert!(!out.status.success() && said.contains("--same-machine"), "{said}");
+    }
 }

@@ -9,6 +9,7 @@ pub mod fleet;
 pub mod fuzz;
 pub mod lab;
 pub mod netboot;
+pub mod restless;
 pub mod sample;
 pub mod setup;
 pub mod shell;

@@ -1,6 +1,7 @@
 //! `coe-stash join`
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use anyhow::bail;
 use clap::Args;
@@ -56,6 +57,9 @@ pub struct Join {
     /// Space of this disk that stays free for its user, such as 20GiB or 10% [default: a tenth of the disk, at least 10GiB]
     #[arg(long, value_parser = Part::parse, value_name = "SIZE")]
     min_free: Option<Part>,
+    /// Keep the stash file there, on another disk, a removable one, or a network folder
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
     /// UDP address to serve on
     #[arg(long, default_value = "0.0.0.0:7401", value_name = "ADDRESS")]
     listen: SocketAddr,
@@ -75,17 +79,18 @@ impl Join {
         if self.ticket.role != Role::Stash {
             bail!("this ticket is for role {}: create one with `coe-ctl token create`", self.ticket.role);
         }
-        let disk = folder.disk_bytes()?;
+        let file = self.file.map(std::path::absolute).transpose()?;
+        let disk = folder.disk_bytes(file.as_deref())?;
         let min_free = match self.min_free {
             Some(part) => part.of(disk),
-            None => folder.default_min_free()?,
+            None => folder.default_min_free(file.as_deref())?,
         };
         let size = self.size.unwrap_or_else(|| Part::Percent(self.percent.unwrap_or(0)).of(disk));
         // A ticket works once: whatever can fail here fails before it is used.
-        folder.prepare(size)?;
+        folder.prepare(size, file.as_deref())?;
         let member = Credentials::join(&self.ticket).await?;
         let settings =
-            Settings { size, min_free, floors: None, limits: Vec::new(), listen: self.listen, machine: None };
+            Settings { size, min_free, floors: None, file, limits: Vec::new(), listen: self.listen, machine: None };
         folder.create(&member, &settings)?;
         let node = member.identity.node;
         if self.json {

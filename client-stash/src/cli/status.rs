@@ -27,7 +27,8 @@ impl Status {
         let folder = self.which.folder();
         let (member, settings) = (folder.credentials()?, folder.settings()?);
         let (directory, shares) = (folder.directory(&member).mark(), folder.shares()?.count());
-        let free = folder.free_bytes()?;
+        // The disk that it is on may be unplugged.
+        let free = folder.free_bytes().unwrap_or(0);
         let live = control::ask(folder.path(), Ask::Status)?;
         if self.json {
             let value = serde_json::json!({
@@ -51,6 +52,7 @@ impl Status {
         }
         let state = match &live {
             None => "not running".into(),
+            Some(live) if live.machine.is_away => "its medium is away: unplugged, or the stash file was moved".into(),
             Some(live) if live.paused => "paused by its owner".into(),
             Some(live) => format!("serving {} fragments", live.fragments),
         };

@@ -2,11 +2,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use rustix::fs::{Advice, FallocateFlags, FlockOperation, fadvise, fallocate, flock};
 
+use crate::limits::SLOT_LEN;
 use crate::storage::Storage;
 
 /// A file that this process alone has open as a stash.
@@ -21,6 +22,21 @@ impl FileStorage {
         let file = OpenOptions::new().read(true).write(true).create_new(create).mode(0o600).open(path)?;
         flock(&file, FlockOperation::NonBlockingLockExclusive)?;
         Ok(Self(file))
+    }
+}
+
+impl FileStorage {
+    /// Device and inode: the same for nothing else.
+    #[must_use]
+    pub fn identity(&self) -> Option<(u64, u64)> {
+        self.0.metadata().ok().map(|about| (about.dev(), about.ino()))
+    }
+
+    /// Whether the medium gives its first block.
+    #[must_use]
+    pub fn is_readable(&self) -> bool {
+        self.forget(0, SLOT_LEN);
+        self.read_exact_at(0, &mut [0; SLOT_LEN as usize]).is_ok()
     }
 }
 

@@ -1,9 +1,11 @@
 //! The folder of a stash: credentials, settings, the hidden file, the newest directory.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use protocol::identity::Role;
@@ -30,6 +32,9 @@ pub struct Settings {
     /// Bytes that stay free in other respects, if they are not what follows from `min_free`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub floors: Option<Floors>,
+    /// Where the stash file is, if not in this folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
     /// How fast it may be.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub limits: Vec<Limit>,
@@ -51,6 +56,11 @@ impl Settings {
 /// A stash's folder.
 #[derive(Clone, Debug)]
 pub struct Folder(PathBuf);
+
+fn free_at(path: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(path)?;
+    Ok(stat.f_bavail * stat.f_frsize)
+}
 
 /// Where a stash lives unless told otherwise.
 #[must_use]
@@ -79,8 +89,37 @@ impl Folder {
         self.0.join("settings.json")
     }
 
+    /// Where the stash file is.
     fn stash_file(&self) -> PathBuf {
+        self.settings().ok().and_then(|settings| settings.file).unwrap_or_else(|| self.own_stash_file())
+    }
+
+    fn own_stash_file(&self) -> PathBuf {
         self.0.join(".stash")
+    }
+
+    /// Whether what is open is what lies where the stash file should.
+    #[must_use]
+    pub fn is_stash_file(&self, storage: &FileStorage) -> bool {
+        let lies = fs::metadata(self.stash_file()).ok().map(|about| (about.dev(), about.ino()));
+        lies.is_some() && lies == storage.identity()
+    }
+
+    /// Whether there is a stash file that gives its first block.
+    #[must_use]
+    pub fn can_read_stash_file(&self) -> bool {
+        let read = |path: &Path| fs::File::open(path)?.read_exact(&mut [0; 4096]);
+        read(&self.stash_file()).is_ok()
+    }
+
+    /// Wait until the stash file is there: its medium may not be plugged in yet.
+    pub async fn wait_for_stash_file(&self) {
+        if self.is_joined() && !self.can_read_stash_file() {
+            tracing::warn!(file = %self.stash_file().display(), "the stash file is away: its medium is unplugged, or it was moved; waiting for it");
+            while !self.can_read_stash_file() {
+                tokio::time::sleep(Duration::from_secs(2)).await;
+            }
+        }
     }
 
     /// Whether somebody joined here before.
@@ -89,22 +128,28 @@ impl Folder {
         self.credentials_file().exists()
     }
 
-    /// Make the folder, and check that a stash of `size` bytes can be made in it.
+    /// Make the folder, and check that a stash of `size` bytes can be made in it, or at `file`.
     ///
     /// # Errors
     /// If the size is not possible, or the file system's.
-    pub fn prepare(&self, size: u64) -> anyhow::Result<u32> {
+    pub fn prepare(&self, size: u64, file: Option<&Path>) -> anyhow::Result<u32> {
         let regions = u32::try_from(size / REGION_LEN).context("a stash of at most 16 TiB")?;
         if !(REGIONS_MIN..=REGIONS_MAX).contains(&regions) {
             bail!("a stash has {} MiB to 16 TiB", (u64::from(REGIONS_MIN) * REGION_LEN) >> 20);
         }
         credentials::create_private_dir(&self.0).with_context(|| format!("create {}", self.0.display()))?;
-        let free = self.free_bytes()?;
+        let own = self.own_stash_file();
+        let path = file.unwrap_or(&own);
+        let on = path.parent().unwrap_or(Path::new("/"));
+        let free = free_at(on).with_context(|| format!("look at {}", on.display()))?;
         if free < size {
-            bail!("{} has {} MiB free: {} MiB do not fit", self.0.display(), free >> 20, size >> 20);
+            bail!("{} has {} MiB free: {} MiB do not fit", on.display(), free >> 20, size >> 20);
         }
         // Without credentials, what an interrupted join left here belongs to nobody.
-        match fs::remove_file(self.stash_file()) {
+        if file.is_some_and(Path::exists) {
+            bail!("{} is there already: choose a name that is free", path.display());
+        }
+        match fs::remove_file(own) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).context("replace the stash file"),
             _ => Ok(regions),
         }
@@ -115,7 +160,8 @@ impl Folder {
     /// # Errors
     /// The file system's.
     pub fn create(&self, member: &Credentials, settings: &Settings) -> anyhow::Result<()> {
-        let regions = self.prepare(settings.size)?;
+        let regions = self.prepare(settings.size, settings.file.as_deref())?;
+        let path = settings.file.clone().unwrap_or_else(|| self.own_stash_file());
         // Backup programs skip folders with this signature (https://bford.info/cachedir/).
         credentials::write_private(
             &self.0.join("CACHEDIR.TAG"),
@@ -123,9 +169,9 @@ impl Folder {
         )?;
         // Of indexers: Tracker and LocalSearch leave a folder with such a file alone.
         credentials::write_private(&self.0.join(".trackerignore"), b"")?;
-        let storage = FileStorage::open(&self.stash_file(), true).context("create the stash file")?;
+        let storage = FileStorage::open(&path, true).context("create the stash file")?;
         super::file::hide(&self.0);
-        super::file::hide(&self.stash_file());
+        super::file::hide(&path);
         let created = Store::create(storage, member.identity.array, member.identity.node, regions);
         drop(created.context("reserve the stash's space on the disk")?);
         self.save_settings(&Settings { machine: self.machine(member), ..settings.clone() })?;
@@ -258,16 +304,15 @@ impl Folder {
     /// # Errors
     /// The file system's.
     pub fn free_bytes(&self) -> io::Result<u64> {
-        let stat = rustix::fs::statvfs(&self.0)?;
-        Ok(stat.f_bavail * stat.f_frsize)
+        free_at(self.stash_file().parent().unwrap_or(Path::new("/")))
     }
 
-    /// Bytes of the disk that the folder is on, or will be.
+    /// Bytes of the disk that the stash file is on, or will be.
     ///
     /// # Errors
     /// The file system's.
-    pub fn disk_bytes(&self) -> io::Result<u64> {
-        let existing = self.0.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
+    pub fn disk_bytes(&self, file: Option<&Path>) -> io::Result<u64> {
+        let existing = file.unwrap_or(&self.0).ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
         let stat = rustix::fs::statvfs(existing)?;
         Ok(stat.f_blocks * stat.f_frsize)
     }
@@ -276,8 +321,8 @@ impl Folder {
     ///
     /// # Errors
     /// The file system's.
-    pub fn default_min_free(&self) -> io::Result<u64> {
-        let total = self.disk_bytes()?;
+    pub fn default_min_free(&self, file: Option<&Path>) -> io::Result<u64> {
+        let total = self.disk_bytes(file)?;
         Ok((total / 10).max(10 << 30).min(total / 2))
     }
 }

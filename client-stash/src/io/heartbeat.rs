@@ -93,7 +93,7 @@ impl Heart {
             fragments: usage.fragments,
             directory: self.directory.mark(),
             lost: lost.to_vec(),
-            paused: self.pause.is_on() || self.manners.seen().is_metered,
+            aside: self.manners.aside(self.pause.is_on()),
         };
         let call = rpc::call(&link, beat, &[]);
         let (ack, _) = tokio::time::timeout(ANSWER_WITHIN, call).await.context("wait for the controller")??;

@@ -18,6 +18,7 @@ use protocol::io::pool::Pool;
 use protocol::io::rpc::{self, Answer, Peer};
 use protocol::io::{endpoint, tls};
 use protocol::limits::REPORT_LEN_MAX;
+use protocol::message::member::Aside;
 use protocol::message::{Refusal, Request, fetch, image, member as about, store as message};
 use tokio::sync::oneshot;
 
@@ -54,19 +55,21 @@ struct Service {
 /// # Errors
 /// If the folder, the file or the port cannot be had.
 pub async fn run(folder: Folder, is_same_machine: bool) -> anyhow::Result<()> {
+    folder.wait_for_stash_file().await;
     let member = folder.credentials()?;
     folder.check_machine(&member, is_same_machine)?;
     let settings = folder.settings()?;
     let mut store = folder.open_store(&member)?;
     let usage = store.usage();
     let reader = store.reader();
-    let writer = Writer::start(store, folder.clone(), settings.min_free);
+    let storage = store.storage();
+    let manners = Manners::new(settings.limits.clone());
+    let writer = Writer::start(store, folder.clone(), settings.floors().stop, manners.clone());
     let directory = Arc::new(folder.directory(&member));
     let shares = Arc::new(folder.shares()?);
     let words = Arc::new(folder.words());
     let pause = Arc::new(folder.pause());
-    let manners = Manners::new(settings.limits.clone());
-    tokio::spawn(watch::watch(folder.clone(), manners.clone(), writer.clone()));
+    tokio::spawn(watch::watch(folder.clone(), manners.clone(), writer.clone(), storage));
     let scrubber = Scrubber::new(reader.clone(), pause.clone(), manners.clone(), folder.scrub_file());
     scrubber.start();
     let control = Control {
@@ -178,11 +181,18 @@ impl Service {
 
     async fn answer(self: &Arc<Self>, peer: Peer, request: Request, body: Bytes) -> Answer {
         let is_work = matches!(request, Request::GetFragment(_) | Request::PutFragment(_) | Request::Prove(_));
-        if is_work && self.pause.is_on() {
-            return Answer::refuse(Refusal::Unavailable("the owner of its machine has paused this stash".into()));
-        }
-        if is_work && self.manners.seen().is_metered {
-            return Answer::refuse(Refusal::Unavailable("the network of its machine costs money".into()));
+        let stores = is_work || matches!(request, Request::DeleteFragments(_));
+        match self.manners.aside(self.pause.is_on()) {
+            Some(Aside::Away) if stores => {
+                return Answer::refuse(Refusal::Unavailable("its medium is away".into()));
+            }
+            Some(Aside::Paused) if is_work => {
+                return Answer::refuse(Refusal::Unavailable("the owner of its machine has paused this stash".into()));
+            }
+            Some(Aside::Metered) if is_work => {
+                return Answer::refuse(Refusal::Unavailable("the network of its machine costs money".into()));
+            }
+            _ => {}
         }
         match request {
             Request::GetFragment(fetch::GetFragment { fragment }) => {
@@ -293,7 +303,11 @@ impl Service {
     async fn read(&self, fragment: FragmentId) -> Result<(images::fragment::FragmentHeader, Bytes), Refusal> {
         let reader = self.reader.clone();
         let read = tokio::task::spawn_blocking(move || reader.get(fragment)).await;
-        read.map_err(|_| Refusal::Failed("reading".into()))?.map_err(read_refusal)
+        let read = read.map_err(|_| Refusal::Failed("reading".into()))?;
+        if matches!(read, Err(StoreError::Io(_))) {
+            self.manners.note_failure();
+        }
+        read.map_err(read_refusal)
     }
 
     async fn write(&self, event: impl FnOnce(oneshot::Sender<Result<(), Refusal>>) -> Event) -> Result<(), Refusal> {

@@ -3,12 +3,15 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::Timelike as _;
+use protocol::message::member::Aside;
 use serde::{Deserialize, Serialize};
 
+use super::file::FileStorage;
 use super::folder::Folder;
 use super::writer::Writer;
 use crate::limits::REGION_LEN;
@@ -36,6 +39,9 @@ pub struct Seen {
     pub on_battery: bool,
     /// Whether its network costs money.
     pub is_metered: bool,
+    /// Whether the stash file is not to be had: its medium is unplugged, or somebody moved it.
+    #[serde(default)]
+    pub is_away: bool,
     /// Bytes a second that the network may have now.
     pub network: Option<u64>,
     /// The same for the disk.
@@ -54,13 +60,20 @@ pub struct Manners {
     start: Instant,
     limits: Mutex<Vec<Limit>>,
     state: Mutex<State>,
+    /// The medium failed since it was looked at.
+    has_failed: AtomicBool,
 }
 
 impl Manners {
     /// With the limits that the machine's owner set.
     #[must_use]
     pub fn new(limits: Vec<Limit>) -> Arc<Self> {
-        let manners = Self { start: Instant::now(), limits: Mutex::new(limits), state: Mutex::default() };
+        let manners = Self {
+            start: Instant::now(),
+            limits: Mutex::new(limits),
+            state: Mutex::default(),
+            has_failed: AtomicBool::new(false),
+        };
         manners.lock().seen = manners.look_at_limits(Seen::default());
         Arc::new(manners)
     }
@@ -73,6 +86,23 @@ impl Manners {
     #[must_use]
     pub fn seen(&self) -> Seen {
         self.lock().seen.clone()
+    }
+
+    /// Why the stash stands aside, if it does.
+    #[must_use]
+    pub fn aside(&self, is_paused: bool) -> Option<Aside> {
+        let seen = &self.lock().seen;
+        match () {
+            () if seen.is_away => Some(Aside::Away),
+            () if is_paused => Some(Aside::Paused),
+            () if seen.is_metered => Some(Aside::Metered),
+            () => None,
+        }
+    }
+
+    /// The medium failed: it is looked at soon.
+    pub fn note_failure(&self) {
+        self.has_failed.store(true, Ordering::Relaxed);
     }
 
     /// Other limits, from now on.
@@ -144,7 +174,7 @@ fn keep_ballast(folder: &Folder, level: Level) {
         Level::Drop if path.exists() => fs::remove_file(&path),
         Level::Fine if !path.exists() => fs::File::create(&path).and_then(|file| {
             let flags = rustix::fs::FallocateFlags::empty();
-            rustix::fs::fallocate(&file, flags, 0, BALLAST_LEN).or_else(|_| Ok(file.set_len(BALLAST_LEN)?))
+            rustix::fs::fallocate(&file, flags, 0, BALLAST_LEN).or_else(|_| file.set_len(BALLAST_LEN))
         }),
         _ => Ok(()),
     };
@@ -154,7 +184,7 @@ fn keep_ballast(folder: &Folder, level: Level) {
 }
 
 /// Watch for ever.
-pub(super) async fn watch(folder: Folder, manners: Arc<Manners>, writer: Writer) {
+pub(super) async fn watch(folder: Folder, manners: Arc<Manners>, writer: Writer, storage: Arc<FileStorage>) {
     let mut asked: Option<Instant> = None;
     loop {
         let Ok(settings) = folder.settings() else {
@@ -169,7 +199,18 @@ pub(super) async fn watch(folder: Folder, manners: Arc<Manners>, writer: Writer)
         }
         let pressure = fs::read_to_string("/proc/pressure/io").ok().and_then(|text| manners::pressure(&text));
         seen.is_busy = pressure.is_some_and(|percent| percent > PRESSURE_MAX);
-        if let Ok(free) = folder.free_bytes() {
+        let is_here = folder.is_stash_file(&storage);
+        if seen.is_away && folder.can_read_stash_file() {
+            tracing::info!("the stash file is back");
+            start_again();
+        }
+        if manners.has_failed.swap(false, Ordering::Relaxed) || !is_here {
+            seen.is_away |= !is_here || !storage.is_readable();
+            if seen.is_away && !manners.seen().is_away {
+                tracing::error!("the stash file is away: its medium is unplugged, or it was moved; waiting for it");
+            }
+        }
+        if let (Ok(free), false) = (folder.free_bytes(), seen.is_away) {
             let floors = settings.floors();
             seen.level = manners::level(free, &floors);
             keep_ballast(&folder, seen.level);
@@ -181,6 +222,15 @@ pub(super) async fn watch(folder: Folder, manners: Arc<Manners>, writer: Writer)
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// Begin anew in the same process: everything that was known of a medium that was away is out of date, and nobody else has to
+/// start this service again.
+fn start_again() {
+    use std::os::unix::process::CommandExt as _;
+    let Ok(program) = std::env::current_exe() else { return };
+    let error = Command::new(program).args(std::env::args_os().skip(1)).exec();
+    tracing::error!(%error, "this service has to be restarted");
 }
 
 /// Have the size that the disk's owner leaves.

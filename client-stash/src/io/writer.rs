@@ -1,6 +1,7 @@
 //! The one owner of the store: a thread that takes what is queued, writes it, syncs once, and answers all. In between it makes the
 //! file smaller, a region at a time.
 
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::folder::Folder;
+use super::watch::Manners;
 use crate::limits::{BATCH_MAX, REGION_LEN};
 use crate::storage::Storage;
 use crate::store::{Shrinking, Store, StoreError, Usage};
@@ -79,9 +81,9 @@ fn chain(error: StoreError) -> String {
 
 impl Writer {
     /// Start the owner.
-    pub fn start<S: Storage>(store: Store<S>, folder: Folder, min_free: u64) -> Self {
+    pub fn start<S: Storage>(store: Store<S>, folder: Folder, min_free: u64, manners: Arc<Manners>) -> Self {
         let (send, receive) = mpsc::sync_channel(BATCH_MAX * 2);
-        let mut keeper = Keeper { store, folder, min_free, resizing: None, last_error: None };
+        let mut keeper = Keeper { store, folder, min_free, manners, resizing: None, last_error: None };
         std::thread::Builder::new()
             .name("stash-writer".into())
             .spawn(move || keeper.run(&receive))
@@ -118,6 +120,7 @@ struct Keeper<S> {
     store: Store<S>,
     folder: Folder,
     min_free: u64,
+    manners: Arc<Manners>,
     resizing: Option<Resizing>,
     last_error: Option<String>,
 }
@@ -198,6 +201,7 @@ impl<S: Storage> Keeper<S> {
         tracing::warn!(%error, "not stored, or not deleted");
         if let StoreError::Io(e) = &error {
             self.last_error = Some(e.to_string());
+            self.manners.note_failure();
         }
         error
     }
@@ -224,7 +228,7 @@ impl<S: Storage> Keeper<S> {
             self.store.begin_shrink(regions, OWNER_IMAGES).map_err(|e| match e {
                 StoreError::Full => format!(
                     "what it keeps for the array needs {} MiB; it cannot be smaller than that now",
-                    u64::from(self.store.least_regions()) * REGION_LEN >> 20
+                    (u64::from(self.store.least_regions()) * REGION_LEN) >> 20
                 ),
                 other => chain(other),
             })?;

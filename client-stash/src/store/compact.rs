@@ -58,6 +58,11 @@ impl<S: Storage> Store<S> {
             return Err(StoreError::Reservation("the fragment is larger than a region".into()));
         }
         for _ in 0..COPIES_MAX {
+            self.look_for_free();
+            // Deletions, or a power cut in the middle of copying, took spare regions: they come first.
+            if !self.is_copying && self.free_to_stay() < SPARES && self.make_room(owner, Purpose::Store, 0)? {
+                continue;
+            }
             let open = self.open_with_room(Some(owner), content)?;
             self.look_for_free();
             let free = if purpose == Purpose::Store { self.free_to_stay() } else { self.free.len() };
@@ -87,7 +92,18 @@ impl<S: Storage> Store<S> {
         }
         // A power cut in the middle of copying leaves two halves, and may leave no room to go on.
         if purpose == Purpose::Free && self.borrow()? {
-            return self.open_region(owner);
+            if !self.is_copying {
+                for _ in 0..COPIES_MAX {
+                    if self.free_to_stay() >= SPARES || !self.make_room(owner, Purpose::Store, 0)? {
+                        break;
+                    }
+                    self.look_for_free();
+                }
+            }
+            return match self.open_with_room(Some(owner), content)? {
+                Some(number) => Ok(number),
+                None => self.open_region(owner),
+            };
         }
         Err(StoreError::Full)
     }

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use images::NodeId;
+use protocol::message::member::Aside;
 
 /// A stash's last word.
 #[derive(Clone, Copy, Debug)]
@@ -18,7 +19,7 @@ pub struct Pulse {
     /// Live fragments.
     pub fragments: u64,
     /// Whether the owner of its machine wants it to step aside.
-    pub paused: bool,
+    pub aside: Option<Aside>,
 }
 
 impl Pulse {
@@ -76,20 +77,20 @@ impl Fleet {
     #[must_use]
     pub fn pulse(&self, node: NodeId) -> Option<(Pulse, bool)> {
         let pulse = *self.pulses().get(&node)?;
-        Some((pulse, !pulse.paused && pulse.at.elapsed() <= self.patience))
+        Some((pulse, pulse.aside.is_none() && pulse.at.elapsed() <= self.patience))
     }
 
-    /// Stashes that are there, and paused by the owners of their machines.
+    /// Stashes that are there, and stand aside.
     #[must_use]
-    pub fn paused(&self) -> usize {
-        self.pulses().values().filter(|pulse| pulse.paused && pulse.at.elapsed() <= self.patience).count()
+    pub fn aside(&self) -> usize {
+        self.pulses().values().filter(|pulse| pulse.aside.is_some() && pulse.at.elapsed() <= self.patience).count()
     }
 
     /// Free bytes of each stash that is up.
     #[must_use]
     pub fn up(&self) -> BTreeMap<NodeId, u64> {
         let up = |(&node, pulse): (&NodeId, &Pulse)| {
-            (!pulse.paused && pulse.at.elapsed() <= self.patience).then_some((node, pulse.free()))
+            (pulse.aside.is_none() && pulse.at.elapsed() <= self.patience).then_some((node, pulse.free()))
         };
         self.pulses().iter().filter_map(up).collect()
     }

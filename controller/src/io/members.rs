@@ -154,7 +154,7 @@ impl Controller {
             tracing::warn!(%node, segment = %fragment.segment, piece = fragment.piece, "stash lost a fragment");
         }
         let (capacity, used, fragments) = (beat.capacity, beat.used, beat.fragments);
-        let pulse = Pulse { at: Instant::now(), capacity, used, fragments, paused: beat.paused };
+        let pulse = Pulse { at: Instant::now(), capacity, used, fragments, aside: beat.aside };
         self.fleet.heard(node, pulse);
         let directory = self.directory().map_err(catalog_refusal)?.update_for(beat.directory);
         Ok(member::HeartbeatAck { directory, again_ms: self.settings.heartbeat_ms, in_charge: true })

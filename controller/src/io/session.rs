@@ -147,7 +147,7 @@ impl Controller {
     /// Number of stashes that a geometry is for. Right after a start most have not reported yet, and what is up now says nothing.
     fn fleet_size(&self, up: usize) -> Result<usize, Refusal> {
         let known = self.catalog.nodes().map_err(catalog_refusal)?.len();
-        if up + self.fleet.paused() < known && self.started.elapsed() < self.fleet.patience() {
+        if up + self.fleet.aside() < known && self.started.elapsed() < self.fleet.patience() {
             return Err(Refusal::Unavailable(format!(
                 "the controller has just started and has heard {up} of {known} stashes: try again in some seconds"
             )));

@@ -19,8 +19,30 @@ pub struct Heartbeat {
     pub directory: Option<Mark>,
     /// Records that it found damaged, and can no longer serve.
     pub lost: Vec<images::fragment::FragmentId>,
-    /// Whether its owner wants it to step aside: it takes nothing and gives nothing, and loses nothing.
-    pub paused: bool,
+    /// Why it takes nothing and gives nothing for now; nothing is lost by that.
+    pub aside: Option<Aside>,
+}
+
+/// Why a stash stands aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Aside {
+    /// Its machine's owner wants it to.
+    Paused,
+    /// Its machine's network costs money now.
+    Metered,
+    /// Its medium is unplugged.
+    Away,
+}
+
+impl std::fmt::Display for Aside {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Paused => "paused",
+            Self::Metered => "metered",
+            Self::Away => "away",
+        })
+    }
 }
 
 /// The controller heard it.

@@ -10,6 +10,7 @@ use clap::Args;
 use serde_json::Value;
 
 use crate::fleet::{Fleet, Plan};
+use crate::restless::{Restless, SmallDisk};
 use crate::shell::mb;
 use crate::{compare, sample, setup, shell};
 
@@ -31,6 +32,9 @@ pub struct Demo {
     /// Kill the controller and delete its folder; install, recover a new one from the clients, publish and install again
     #[arg(long, conflicts_with_all = ["without_mass_storage", "keep"])]
     controller_dies: bool,
+    /// While it runs, one stash is resized all the time, one is unplugged now and then, and one's disk is filled by others
+    #[arg(long, conflicts_with_all = ["controller_dies", "keep"])]
+    restless: bool,
     /// Leave the array running
     #[arg(long)]
     keep: bool,
@@ -83,14 +87,24 @@ impl Demo {
         if self.controller_dies {
             return mirror::run(&mut fleet, &dir, &image, self.sample_mb);
         }
+        let small = if self.restless { SmallDisk::add(&mut fleet)? } else { None };
+        let restless = self.restless.then(|| {
+            step(
+                "stash-0 is resized, stash-1 is unplugged and plugged in, the disk of one more is filled, all the time",
+            );
+            Restless::start(&bin.join("coe-stash"), &fleet, 0, 1, small.as_ref())
+        });
         step("coe-ctl publish");
         let published = fleet.publish(&image, &["--name", "sample", "--sha256", &sha256])?;
         let name = published["image"].as_str().context("an image")?.to_string();
         println!("{name}: content digest {}", published["content"].as_str().unwrap_or_default());
-        let verified = fleet.ctl(&["verify"])?;
-        println!("verified: {} pieces proven by their holders", verified["pieces_proven"]);
-
-        let lost = self.lose(&mut fleet, &published)?;
+        let lost = if self.restless {
+            "no stash, all the same".into()
+        } else {
+            let verified = fleet.ctl(&["verify"])?;
+            println!("verified: {} pieces proven by their holders", verified["pieces_proven"]);
+            self.lose(&mut fleet, &published)?
+        };
         step("coe-installer, to a larger disk");
         let target = dir.join("installed.img");
         let installed = fleet.install(&name, &target, (len + (64 << 20)).next_multiple_of(1 << 20))?;
@@ -98,7 +112,19 @@ impl Demo {
         step("compare the installed disk with the image");
         let verdict = compare::installed(&image, &target)?;
         println!("{verdict}");
+        if let Some(restless) = restless {
+            let counts = restless.stop()?;
+            step("the owners stop; every holder proves its pieces");
+            println!("{counts:?}");
+            fleet.wait_until_up(fleet.stashes.len())?;
+            let verified = fleet.ctl(&["verify"])?;
+            println!("verified: {} pieces proven, {} problems", verified["pieces_proven"], verified["problem_count"]);
+            if verified["problem_count"] != 0 {
+                bail!("pieces that were acknowledged are lost: {}", verified["problems"]);
+            }
+        }
         summary(&published, &installed, &lost, start);
+        drop((fleet.running(), small));
         if self.keep {
             let kept = if self.dir.is_some() { dir } else { temporary.keep() };
             keep(fleet, &bin, &kept, &name);

@@ -24,7 +24,7 @@ impl Nodes {
         let row = |n: &NodeInfo| {
             let state = match (&n.lied, n.up) {
                 (Some(what), _) => format!("lied: {what}"),
-                (None, _) if n.paused => "paused".into(),
+                (None, _) if n.aside.is_some() => n.aside.clone().unwrap_or_default(),
                 (None, true) => "up".into(),
                 (None, false) => "away".into(),
             };

@@ -115,8 +115,8 @@ pub struct NodeInfo {
     pub addresses: Vec<String>,
     /// Whether it is up.
     pub up: bool,
-    /// Whether the owner of its machine has paused it.
-    pub paused: bool,
+    /// Why it stands aside: `paused` by its machine's owner, `metered`, or its medium is `away`.
+    pub aside: Option<String>,
     /// Seconds since it was heard; none if not since the controller started.
     pub heard_s: Option<u64>,
     /// Bytes it offers.
@@ -374,7 +374,7 @@ async fn nodes(State(c): Shared) -> Answer<Vec<NodeInfo>> {
             node: id.to_string(),
             addresses: record.addresses.iter().map(ToString::to_string).collect(),
             up: pulse.is_some_and(|(_, up)| up),
-            paused: pulse.is_some_and(|(p, _)| p.paused),
+            aside: pulse.and_then(|(p, _)| p.aside).map(|aside| aside.to_string()),
             heard_s: pulse.map(|(p, _)| p.at.elapsed().as_secs()),
             capacity: record.capacity,
             used: pulse.map(|(p, _)| p.used),
