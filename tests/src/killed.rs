@@ -77,6 +77,11 @@ fn write_on(file: &Path, seed: u64) -> anyhow::Result<()> {
     let mut store = open(file)?;
     let mut out = std::io::stdout().lock();
     writeln!(out, "ready")?;
+    // As the service does when nobody asks for anything.
+    if store.has_borrowed() && store.begin_shrink(store.entitled(), OWNER_IMAGES).is_ok() {
+        while matches!(store.shrink_some(OWNER_IMAGES), Ok(Shrinking::Left(_))) {}
+        store.stop_shrinking();
+    }
     loop {
         let some: Vec<usize> = (0..1 + rng.below(4)).map(|_| rng.below(POOL) as usize).collect();
         match rng.below(10) {

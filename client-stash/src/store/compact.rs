@@ -8,18 +8,18 @@ use protocol::message::store::Owner;
 
 use super::{Purpose, Region, Store, StoreError, recover, write_new_region};
 use crate::format::{Content, RecordHeader, RegionHeader, RegionState, table_len};
-use crate::limits::{RECORD_ALIGN, REGION_HEAD_LEN, REGIONS_MAX, REGIONS_MIN, SPARES};
+use crate::limits::{RECORD_ALIGN, RECORD_HEADER_LEN, REGION_HEAD_LEN, REGIONS_MAX, REGIONS_MIN, SPARES};
 use crate::storage::Storage;
 
-/// Regions with less dead space than this part of them are not worth copying for the sake of new records: each byte that is won would
-/// cost more than three that are copied.
-const WORTH_COPYING: u64 = 4;
+/// Regions with less dead space than this part of them are not worth copying for the sake of new records. The emptiest comes first, so
+/// this only counts where a stash is full.
+const WORTH_COPYING: u64 = 16;
 
 /// Regions that are copied for the sake of one record, at most.
 const COPIES_MAX: usize = 8;
 
 /// Regions by which the file may be larger than what is granted, until it is made smaller again.
-const BORROWED_MAX: u32 = 2;
+const BORROWED_MAX: u32 = 8;
 
 /// How far making the file smaller is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,21 +138,23 @@ impl<S: Storage> Store<S> {
         Ok(true)
     }
 
-    /// An open region with room for a record, of an owner or of anybody; full ones of that owner are sealed.
+    /// An open region with room for a record, of an owner or of anybody. Those of that owner that are as good as full are sealed.
     fn open_with_room(&mut self, owner: Option<Owner>, content: &Content) -> io::Result<Option<u32>> {
-        let limit = if owner.is_some() { self.limit() } else { self.file.regions };
-        let candidates: Vec<u32> = self.open.range(..limit).copied().collect();
-        for number in candidates {
-            let region = &self.books.regions[&number];
-            if owner.is_some_and(|owner| owner != region.header.owner) {
-                continue;
-            }
-            if region.room() >= content.record_len() {
-                return Ok(Some(number));
-            }
-            if owner.is_some() {
-                self.seal(number)?;
-            }
+        let Some(owner) = owner else {
+            let has_room = |number: &&u32| self.books.regions[*number].room() >= content.record_len();
+            return Ok(self.open.iter().find(has_room).copied());
+        };
+        let own: Vec<(u32, u64)> = self.own_open(owner).map(|n| (n, self.books.regions[&n].room())).collect();
+        if let Some((number, _)) = own.iter().find(|(_, room)| *room >= content.record_len()) {
+            return Ok(Some(*number));
+        }
+        // What still has some room may take smaller ones; but one such region is enough.
+        let fullest_first = |(_, room): &(u32, u64)| *room;
+        let mut own = own;
+        own.sort_by_key(fullest_first);
+        let keep = own.last().filter(|(_, room)| *room >= self.layout.region_len / 8).map(|(number, _)| *number);
+        for (number, _) in own.into_iter().filter(|(number, _)| Some(*number) != keep) {
+            self.seal(number)?;
         }
         Ok(None)
     }
@@ -231,11 +233,12 @@ impl<S: Storage> Store<S> {
         Ok(true)
     }
 
-    /// Bytes of records that emptying a region copies.
+    /// Bytes that emptying a region takes elsewhere: records, and their entries in a table.
     fn needed_bytes(&self, region: &Region) -> u64 {
         let hides = region.guards.iter().any(|guard| self.books.is_needed(region.header.index, *guard));
-        let deletions = if hides { u64::from(region.deletions) * RECORD_ALIGN } else { 0 };
-        region.live_bytes + deletions
+        let deletions = if hides { u64::from(region.deletions) } else { 0 };
+        let entries = (u64::from(region.live) + deletions) * RECORD_HEADER_LEN as u64;
+        region.live_bytes + deletions * RECORD_ALIGN + entries
     }
 
     fn own_open(&self, owner: Owner) -> impl Iterator<Item = u32> {

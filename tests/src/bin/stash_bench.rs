@@ -90,17 +90,20 @@ fn speed(dir: &Path, megabytes: usize, runs: usize) -> anyhow::Result<()> {
     let total = (count * PAYLOAD) as f64 / MIB;
     let mut rng = Rng::new(7);
     let (mut puts, mut gets, mut mixes, mut rows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..runs {
+    for run in 0..runs {
         let mut order: Vec<usize> = (0..count).collect();
         (1..count).rev().for_each(|j| order.swap(j, rng.below(j as u64 + 1) as usize));
-        let written = plain_write(&plain, &items)?;
+        let mut written = if run % 2 == 0 { plain_write(&plain, &items)? } else { 0.0 };
         let mut store = create(&stash, (megabytes as u32 * 3 / 2).div_ceil(67) + 4)?;
         let start = Instant::now();
         for batch in items.chunks(BATCH) {
             store.put(batch.to_vec()).into_iter().collect::<Result<Vec<_>, _>>()?;
         }
         let put = start.elapsed().as_secs_f64();
-        let read = plain_read(&plain, &items, &order)?;
+        if run % 2 == 1 {
+            written = plain_write(&plain, &items)?;
+        }
+        let mut read = if run % 2 == 0 { plain_read(&plain, &items, &order)? } else { 0.0 };
         store.storage().forget(0, store.storage().len()?);
         let reader = store.reader();
         let start = Instant::now();
@@ -108,6 +111,9 @@ fn speed(dir: &Path, megabytes: usize, runs: usize) -> anyhow::Result<()> {
             std::hint::black_box(reader.get(items[*i].1.id)?);
         }
         let got = start.elapsed().as_secs_f64();
+        if run % 2 == 1 {
+            read = plain_read(&plain, &items, &order)?;
+        }
         // One reads while the other writes.
         let start = Instant::now();
         let bytes = std::thread::scope(|scope| -> anyhow::Result<usize> {

@@ -106,6 +106,8 @@ struct Run<'a> {
     disk: Arc<SimDisk>,
     store: Option<Store<Arc<SimDisk>>>,
     allowed: Allowed,
+    /// What was acknowledged last.
+    last: BTreeMap<usize, State>,
     stats: StashStats,
     rng: Rng,
     log: bool,
@@ -223,7 +225,18 @@ impl<'a> Run<'a> {
         let store = Store::create_with(disk.clone(), ARRAY, NODE, regions, REGION);
         let store = Some(store.map_err(|e| Failure(format!("an empty disk: {e}")))?);
         let allowed = (0..pool.len()).map(|i| (i, BTreeSet::from([None]))).collect();
-        Ok(Self { pool, disk, store, allowed, stats: StashStats::default(), rng, log, rule, is_faulty: false })
+        Ok(Self {
+            pool,
+            disk,
+            store,
+            allowed,
+            last: BTreeMap::new(),
+            stats: StashStats::default(),
+            rng,
+            log,
+            rule,
+            is_faulty: false,
+        })
     }
 
     fn say(&self, text: impl FnOnce() -> String) {
@@ -255,6 +268,11 @@ impl<'a> Run<'a> {
             allowed.clear();
         }
         allowed.insert(state);
+        if acknowledged {
+            self.last.insert(i, state);
+        } else {
+            self.last.remove(&i);
+        }
         self.stats.acknowledged += u64::from(acknowledged);
     }
 
@@ -426,9 +444,7 @@ impl<'a> Run<'a> {
             if self.rule == Rule::Exact {
                 ensure!(allowed.contains(&state), "fragment {i} is {state:?} and must be one of {allowed:?}");
             } else {
-                let is_lost = state.is_none() && !allowed.contains(&None);
-                ensure!(is_lost || allowed.contains(&state), "fragment {i} was never {state:?}");
-                self.stats.lost += u64::from(is_lost);
+                ensure!(allowed.contains(&state), "fragment {i} was never {state:?}");
             }
         }
         // Space adds up: records of what is here, no more and no less.
@@ -448,9 +464,9 @@ impl<'a> Run<'a> {
                 usage.partitions
             );
             for (owner, partition) in &usage.partitions {
-                // Two regions are nobody's, two may be borrowed: whoever frees space may use them.
+                // Two regions are nobody's, some may be borrowed: whoever frees space may use them.
                 ensure!(
-                    partition.used <= partition.reserved + 4 * REGION && partition.live <= partition.reserved + REGION,
+                    partition.used <= partition.reserved + 10 * REGION && partition.live <= partition.reserved + REGION,
                     "owner {owner} uses more than it may: {partition:?}"
                 );
             }
@@ -505,6 +521,13 @@ impl<'a> Run<'a> {
         let reader = store.reader();
         let again = reader.inventory();
         ensure!(again == inventory, "{inventory:?} was found, and then {again:?}, after \"{name}\"");
+        let states = self.states(&store)?;
+        let is_lost = |(i, state): &(&usize, &State)| state.is_some() && states[*i].is_none();
+        let lost = self.last.iter().filter(is_lost).count() as u64;
+        // A byte lies in one record, one header or one table, and of the last two there is more than one witness.
+        ensure!(name != "bit flipped" || lost <= 1, "{lost} fragments are lost, after \"{name}\"");
+        ensure!(self.rule != Rule::Exact || lost == 0, "{lost} fragments are lost, after \"{name}\"");
+        self.stats.lost += lost;
         for id in inventory {
             ensure!(reader.examine(id).is_ok(), "{id} was read before, and is damaged now, after \"{name}\"");
         }
