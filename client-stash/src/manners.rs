@@ -16,6 +16,13 @@ pub struct Floors {
 }
 
 impl Floors {
+    /// The same in an order that makes sense.
+    #[must_use]
+    pub fn in_order(self) -> Self {
+        let evacuate = self.evacuate.min(self.stop);
+        Self { stop: self.stop, evacuate, drop: self.drop.min(evacuate) }
+    }
+
     /// Seven and four tenths of where it stops taking: of a disk of which a tenth is to stay free, 7 and 4 %.
     #[must_use]
     pub fn below(stop: u64) -> Self {
@@ -67,11 +74,14 @@ pub struct Sizes {
 pub fn wanted(free: u64, floors: &Floors, sizes: &Sizes) -> u32 {
     let len = sizes.region_len;
     if free < floors.evacuate {
-        let missing = (floors.stop - free).div_ceil(len).min(u64::from(u32::MAX)) as u32;
+        let missing = floors.stop.saturating_sub(free).div_ceil(len).min(u64::from(u32::MAX)) as u32;
         return sizes.now.saturating_sub(missing).max(sizes.least).min(sizes.now);
     }
     // Not to and fro: some room is left between growing and stopping.
     let room = free.saturating_sub(floors.stop.saturating_add(2 * len)) / len;
+    if sizes.now > sizes.wish {
+        return sizes.wish.max(sizes.least).min(sizes.now);
+    }
     if sizes.now < sizes.wish {
         return sizes.wish.min(sizes.now.saturating_add(u32::try_from(room).unwrap_or(u32::MAX)));
     }
@@ -160,6 +170,9 @@ mod tests {
             assert_eq!(wanted(free, &floors, &sizes), want, "{free}");
         }
         assert_eq!(wanted(0, &floors, &Sizes { least: 15, ..sizes }), 15, "what is here stays");
+        let less = Sizes { wish: 6, ..sizes };
+        assert_eq!(wanted(1000, &floors, &less), 8, "less than it has was offered");
+        assert_eq!(wanted(1000, &floors, &Sizes { least: 2, ..less }), 6);
         assert_eq!(wanted(0, &floors, &Sizes { least: 30, ..sizes }), 20, "it never grows on a full disk");
         let small = Sizes { now: 10, ..sizes };
         for (free, want) in [(119, 10), (130, 11), (170, 15), (10_000, 20)] {

@@ -56,7 +56,7 @@ fn files_of_every_version_open() {
     assert_eq!(hasher.finalize().to_hex().as_str(), "07e8b01156652bd7b6efc3246e7f1b3980c3f79688e7189bf0fc9a94af9ef893");
     let usage = store.usage();
     assert_eq!(usage.partitions.keys().copied().collect::<Vec<_>>(), [1, 9]);
-    assert_eq!(usage.session, 4);
+    assert_eq!(usage.session, 5);
 }
 
 /// Run once for each new format version, to make its golden file.

@@ -160,9 +160,15 @@ impl Control {
             return Err(format!("a stash has {} MiB to 16 TiB", (u64::from(REGIONS_MIN) * REGION_LEN) >> 20));
         }
         let mut settings = self.folder.settings().map_err(|e| format!("{e:#}"))?;
-        self.writer.resize(regions).await?;
+        // First what is wanted: making it smaller goes on after a restart, and nothing makes it larger again meanwhile.
+        let before = settings.clone();
         settings.size = u64::from(regions) * REGION_LEN;
-        self.folder.save_settings(&settings).map_err(|e| format!("{e:#}"))
+        self.folder.save_settings(&settings).map_err(|e| format!("{e:#}"))?;
+        let begun = self.writer.resize(regions).await;
+        if begun.is_err() {
+            self.folder.save_settings(&before).map_err(|e| format!("{e:#}"))?;
+        }
+        begun
     }
 
     fn limit(&self, limits: Vec<Limit>) -> anyhow::Result<()> {

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rustix::fs::{Advice, FallocateFlags, FlockOperation, fadvise, fallocate, flock};
 
-use crate::limits::SLOT_LEN;
+use crate::limits::{FILE_HEADER_COPY, SLOT_LEN};
 use crate::storage::Storage;
 
 /// A file that this process alone has open as a stash.
@@ -26,17 +26,31 @@ impl FileStorage {
 }
 
 impl FileStorage {
+    /// Whether there is a file that gives what says whose it is; it stays as it is.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn look(path: &Path) -> io::Result<()> {
+        let file = File::open(path)?;
+        let slots = [0, SLOT_LEN, FILE_HEADER_COPY, FILE_HEADER_COPY + SLOT_LEN];
+        let mut reads = slots.map(|at| file.read_exact_at(&mut [0; SLOT_LEN as usize], at)).into_iter();
+        let first = reads.next().expect("four slots");
+        if first.is_err() && reads.any(|read| read.is_ok()) { Ok(()) } else { first }
+    }
+
     /// Device and inode: the same for nothing else.
     #[must_use]
     pub fn identity(&self) -> Option<(u64, u64)> {
         self.0.metadata().ok().map(|about| (about.dev(), about.ino()))
     }
 
-    /// Whether the medium gives its first block.
+    /// Whether the medium gives any of the blocks that say whose file it is.
     #[must_use]
     pub fn is_readable(&self) -> bool {
-        self.forget(0, SLOT_LEN);
-        self.read_exact_at(0, &mut [0; SLOT_LEN as usize]).is_ok()
+        [0, SLOT_LEN, FILE_HEADER_COPY, FILE_HEADER_COPY + SLOT_LEN].into_iter().any(|at| {
+            self.forget(at, SLOT_LEN);
+            self.read_exact_at(at, &mut [0; SLOT_LEN as usize]).is_ok()
+        })
     }
 }
 

@@ -1,9 +1,9 @@
 //! The folder of a stash: credentials, settings, the hidden file, the newest directory.
 
 use std::fs;
-use std::io::{self, Read as _};
+use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ impl Settings {
     /// Bytes of the disk that stay free.
     #[must_use]
     pub fn floors(&self) -> Floors {
-        self.floors.unwrap_or(Floors::below(self.min_free))
+        self.floors.unwrap_or(Floors::below(self.min_free)).in_order()
     }
 }
 
@@ -105,20 +105,26 @@ impl Folder {
         lies.is_some() && lies == storage.identity()
     }
 
-    /// Whether there is a stash file that gives its first block.
+    /// Whether there is a stash file, and it can be read.
     #[must_use]
     pub fn can_read_stash_file(&self) -> bool {
-        let read = |path: &Path| fs::File::open(path)?.read_exact(&mut [0; 4096]);
-        read(&self.stash_file()).is_ok()
+        FileStorage::look(&self.stash_file()).is_ok()
     }
 
     /// Wait until the stash file is there: its medium may not be plugged in yet.
     pub async fn wait_for_stash_file(&self) {
-        if self.is_joined() && !self.can_read_stash_file() {
-            tracing::warn!(file = %self.stash_file().display(), "the stash file is away: its medium is unplugged, or it was moved; waiting for it");
-            while !self.can_read_stash_file() {
-                tokio::time::sleep(Duration::from_secs(2)).await;
+        use rustix::io::Errno;
+        let mut was_told = false;
+        while let Err(error) = FileStorage::look(&self.stash_file()) {
+            let codes = [Errno::NOENT, Errno::NXIO, Errno::NODEV, Errno::STALE, Errno::IO].map(|e| e.raw_os_error());
+            if !self.is_joined() || !error.raw_os_error().is_some_and(|code| codes.contains(&code)) {
+                return;
             }
+            if !std::mem::replace(&mut was_told, true) {
+                let file = self.stash_file();
+                tracing::warn!(file = %file.display(), "the stash file is away: its medium is unplugged, or it was moved; waiting for it");
+            }
+            tokio::time::sleep(Duration::from_secs(2)).await;
         }
     }
 
@@ -173,6 +179,10 @@ impl Folder {
         super::file::hide(&self.0);
         super::file::hide(&path);
         let created = Store::create(storage, member.identity.array, member.identity.node, regions);
+        if created.is_err() {
+            // What was reserved in part is its owner's again.
+            let _ = fs::remove_file(&path);
+        }
         drop(created.context("reserve the stash's space on the disk")?);
         self.save_settings(&Settings { machine: self.machine(member), ..settings.clone() })?;
         // Last: with credentials the folder counts as joined.
@@ -186,7 +196,15 @@ impl Folder {
     /// The file system's.
     pub fn save_settings(&self, settings: &Settings) -> anyhow::Result<()> {
         let text = serde_json::to_vec_pretty(settings)?;
-        credentials::write_private(&self.settings_file(), &text).context("write the settings")
+        credentials::write_private(&self.settings_file(), &text).context("write the settings")?;
+        // An admin may have said so; the service has a user of its own.
+        let owner = fs::metadata(&self.0)?;
+        let own = fs::metadata(self.settings_file())?;
+        if (owner.uid(), owner.gid()) != (own.uid(), own.gid()) {
+            chown(self.settings_file(), Some(owner.uid()), Some(owner.gid()))
+                .context("give the settings to the service")?;
+        }
+        Ok(())
     }
 
     /// Read the settings.
@@ -305,6 +323,14 @@ impl Folder {
     /// The file system's.
     pub fn free_bytes(&self) -> io::Result<u64> {
         free_at(self.stash_file().parent().unwrap_or(Path::new("/")))
+    }
+
+    /// Free bytes of the disk that the folder is on.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn own_free_bytes(&self) -> io::Result<u64> {
+        free_at(&self.0)
     }
 
     /// Bytes of the disk that the stash file is on, or will be.

@@ -26,6 +26,8 @@ use crate::store::Reader;
 const RENEW_BEFORE: Duration = Duration::from_secs(180 * 24 * 3600);
 /// Between heartbeats, until the controller says how long.
 pub(super) const FIRST_PAUSE_MS: u32 = 2000;
+/// Lost fragments in one heartbeat.
+const LOST_TOGETHER: usize = 4096;
 const RETRY: Duration = Duration::from_secs(2);
 /// A controller answers in milliseconds. One that was restarted does not know the old connection, and says nothing on it.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
@@ -58,7 +60,8 @@ impl Heart {
                         tracing::info!("controller is back");
                     }
                     if !lost.is_empty() {
-                        self.writer.send(Event::Bury(std::mem::take(&mut lost))).await;
+                        let heard = lost.drain(..lost.len().min(LOST_TOGETHER)).collect();
+                        self.writer.send(Event::Bury(heard)).await;
                     }
                     pause
                 }
@@ -92,7 +95,7 @@ impl Heart {
             used: usage.used,
             fragments: usage.fragments,
             directory: self.directory.mark(),
-            lost: lost.to_vec(),
+            lost: lost.iter().take(LOST_TOGETHER).copied().collect(),
             aside: self.manners.aside(self.pause.is_on()),
         };
         let call = rpc::call(&link, beat, &[]);

@@ -118,6 +118,7 @@ impl Scrubber {
             let last = state.scrubbed.finished_unix_s.max(state.scrubbed.started_unix_s);
             if last == 0 {
                 state.scrubbed.started_unix_s = unix_s();
+                self.keep(&state.scrubbed);
             }
             let is_due = last > 0 && unix_s() > last.saturating_add(EVERY_S);
             if (is_due || state.is_asked) && !self.pause.is_on() {
@@ -132,6 +133,13 @@ impl Scrubber {
         // Whoever looks holds the lock until it waits, so nothing is missed.
         drop(self.lock());
         self.changed.notify_all();
+    }
+
+    fn keep(&self, scrubbed: &Scrubbed) {
+        let text = serde_json::to_vec(scrubbed).expect("numbers serialise");
+        if let Err(error) = write_private(&self.file, &text) {
+            tracing::warn!(%error, "when the stash was scrubbed is not noted");
+        }
     }
 
     fn wait_while_paused(&self) {
@@ -154,11 +162,21 @@ impl Scrubber {
         for (_, id) in fragments {
             self.wait_while_paused();
             // Nobody waits for this, unless its owner does.
-            while !self.lock().is_asked && self.manners.is_work_unwelcome() {
+            while self.manners.seen().is_away || (!self.lock().is_asked && self.manners.is_work_unwelcome()) {
                 std::thread::sleep(STAND_BACK);
             }
             let (mut read, mut damaged, mut unreadable) = (0, 0, 0);
-            match self.reader.examine(id) {
+            let mut result = self.reader.get_from_medium(id);
+            if let Err(StoreError::Io(_)) = result {
+                // A medium that is unplugged, or a network that hiccups, is no damage: it is seen before this is tried again.
+                self.manners.note_failure();
+                std::thread::sleep(2 * STAND_BACK);
+                while self.manners.seen().is_away {
+                    std::thread::sleep(STAND_BACK);
+                }
+                result = self.reader.examine(id);
+            }
+            match result {
                 Ok((_, payload)) => read = payload.len(),
                 // Deleted meanwhile.
                 Err(StoreError::NotHere(_)) => {}
@@ -178,14 +196,14 @@ impl Scrubber {
                 state.scrubbed.unreadable += unreadable;
                 if state.is_asked { PACE_NOW } else { PACE }
             };
-            std::thread::sleep(Duration::from_secs_f64(read as f64 / pace).max(self.manners.wait(read as u64, false)));
+            std::thread::sleep(
+                Duration::from_secs_f64(read as f64 / pace)
+                    .max(self.manners.wait(read as u64, false).unwrap_or(STAND_BACK)),
+            );
         }
         let mut state = self.lock();
         (state.is_asked, state.scrubbed.is_running, state.scrubbed.finished_unix_s) = (false, false, unix_s());
-        let text = serde_json::to_vec(&state.scrubbed).expect("numbers serialise");
-        if let Err(error) = write_private(&self.file, &text) {
-            tracing::warn!(%error, "when the stash was scrubbed is not noted");
-        }
+        self.keep(&state.scrubbed);
         tracing::info!(
             checked = state.scrubbed.checked,
             damaged = state.scrubbed.damaged,

@@ -55,8 +55,9 @@ struct Service {
 /// # Errors
 /// If the folder, the file or the port cannot be had.
 pub async fn run(folder: Folder, is_same_machine: bool) -> anyhow::Result<()> {
-    folder.wait_for_stash_file().await;
     let member = folder.credentials()?;
+    folder.settings()?;
+    folder.wait_for_stash_file().await;
     folder.check_machine(&member, is_same_machine)?;
     let settings = folder.settings()?;
     let mut store = folder.open_store(&member)?;
@@ -168,6 +169,10 @@ fn read_refusal(error: StoreError) -> Refusal {
     }
 }
 
+fn too_much() -> Refusal {
+    Refusal::Unavailable("the owner of its machine lets it be only so fast, and others are first".into())
+}
+
 impl Service {
     /// Carry out what waits for the disk.
     async fn blocking<T: Send + 'static>(
@@ -192,20 +197,26 @@ impl Service {
             Some(Aside::Metered) if is_work => {
                 return Answer::refuse(Refusal::Unavailable("the network of its machine costs money".into()));
             }
+            _ if is_work && self.manners.is_choked() => return Answer::refuse(too_much()),
             _ => {}
         }
         match request {
             Request::GetFragment(fetch::GetFragment { fragment }) => {
                 let read = self.read(fragment).await;
-                self.wait(read.as_ref().map_or(0, |(_, payload)| payload.len())).await;
+                let read = match self.wait(read.as_ref().map_or(0, |(_, payload)| payload.len())).await {
+                    Ok(()) => read,
+                    Err(refusal) => Err(refusal),
+                };
                 let epoch = self.directory.mark().map_or(Epoch(0), |mark| mark.epoch);
                 Answer::with_body::<fetch::GetFragment>(
                     read.map(|(header, payload)| (fetch::Fragment { header, epoch }, payload)),
                 )
             }
             Request::PutFragment(message::PutFragment { owner, header }) => {
-                self.wait(body.len()).await;
-                let done = self.write(|done| Event::Put(owner, header, body, done)).await;
+                let done = match self.wait(body.len()).await {
+                    Ok(()) => self.write(|done| Event::Put(owner, header, body, done)).await,
+                    Err(refusal) => Err(refusal),
+                };
                 Answer::to::<message::PutFragment>(done.map(|()| message::Stored))
             }
             Request::DeleteFragments(message::DeleteFragments { fragments, directory }) => {
@@ -244,11 +255,12 @@ impl Service {
     }
 
     /// Be no faster than this machine's owner wants.
-    async fn wait(&self, bytes: usize) {
-        let wait = self.manners.wait(bytes as u64, true);
+    async fn wait(&self, bytes: usize) -> Result<(), Refusal> {
+        let wait = self.manners.wait(bytes as u64, true).ok_or_else(too_much)?;
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
+        Ok(())
     }
 
     /// Keep a report for the controller, if whoever leaves it made it.

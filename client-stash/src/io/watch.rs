@@ -15,7 +15,7 @@ use super::file::FileStorage;
 use super::folder::Folder;
 use super::writer::Writer;
 use crate::limits::REGION_LEN;
-use crate::manners::{self, Bucket, Floors, Level, Limit, Sizes};
+use crate::manners::{self, Bucket, Level, Limit, Sizes};
 
 /// How often disk and load are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -25,6 +25,8 @@ const ASK_EVERY: Duration = Duration::from_secs(60);
 const PRESSURE_MAX: f64 = 20.0;
 /// Bytes a second that it moves at the most while it stands back.
 const STANDING_BACK: u64 = 10_000_000;
+/// Nobody waits longer for a fragment that others have, too.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Room for small files on a full disk.
 const BALLAST_LEN: u64 = 16 << 20;
 
@@ -126,19 +128,33 @@ impl Manners {
         seen.is_busy || seen.on_battery
     }
 
-    /// How long to wait for this many bytes of the disk, and of the network if they go there.
+    /// How long to wait for this many bytes of the disk, and of the network if they go there. `None`: longer than anybody would, and
+    /// nothing is held against it.
     #[must_use]
-    pub fn wait(&self, bytes: u64, is_network: bool) -> Duration {
+    pub fn wait(&self, bytes: u64, is_network: bool) -> Option<Duration> {
         let now = self.start.elapsed();
         let mut state = self.lock();
         let busy = state.seen.is_busy.then_some(STANDING_BACK);
         let rate = |limit: Option<u64>| limit.into_iter().chain(busy).min();
         let (network, disk) = (rate(state.seen.network), rate(state.seen.disk));
-        let mut wait = disk.map_or(Duration::ZERO, |rate| state.disk.take(now, bytes, rate));
+        let (mut on_disk, mut on_network) = (state.disk.clone(), state.network.clone());
+        let mut wait = disk.map_or(Duration::ZERO, |rate| on_disk.take(now, bytes, rate));
         if let (Some(rate), true) = (network, is_network) {
-            wait = wait.max(state.network.take(now, bytes, rate));
+            wait = wait.max(on_network.take(now, bytes, rate));
         }
-        wait
+        if wait > PATIENCE {
+            return None;
+        }
+        (state.disk, state.network) = (on_disk, on_network);
+        Some(wait)
+    }
+
+    /// Whether what is moving already is as much as anybody waits for.
+    #[must_use]
+    pub fn is_choked(&self) -> bool {
+        let now = self.start.elapsed();
+        let state = self.lock();
+        [&state.disk, &state.network].into_iter().any(|bucket| bucket.clone().take(now, 0, 1) > PATIENCE / 2)
     }
 }
 
@@ -213,8 +229,9 @@ pub(super) async fn watch(folder: Folder, manners: Arc<Manners>, writer: Writer,
         if let (Ok(free), false) = (folder.free_bytes(), seen.is_away) {
             let floors = settings.floors();
             seen.level = manners::level(free, &floors);
-            keep_ballast(&folder, seen.level);
-            fit(&writer, free, &floors, settings.size).await;
+            let own = folder.own_free_bytes().map_or(seen.level, |free| manners::level(free, &floors));
+            keep_ballast(&folder, own);
+            fit(&folder, &writer, free).await;
         }
         let before = std::mem::replace(&mut manners.lock().seen, seen.clone());
         if before != seen {
@@ -228,20 +245,26 @@ pub(super) async fn watch(folder: Folder, manners: Arc<Manners>, writer: Writer,
 /// start this service again.
 fn start_again() {
     use std::os::unix::process::CommandExt as _;
-    let Ok(program) = std::env::current_exe() else { return };
-    let error = Command::new(program).args(std::env::args_os().skip(1)).exec();
-    tracing::error!(%error, "this service has to be restarted");
+    if let Ok(program) = std::env::current_exe() {
+        let error = Command::new(program).args(std::env::args_os().skip(1)).exec();
+        tracing::error!(%error, "not started again");
+    }
+    // The program may have been replaced meanwhile. Whoever started this starts it again.
+    std::process::exit(1);
 }
 
 /// Have the size that the disk's owner leaves.
-async fn fit(writer: &Writer, free: u64, floors: &Floors, size: u64) {
+async fn fit(folder: &Folder, writer: &Writer, free: u64) {
     let report = writer.report().await;
+    // Its owner may have said something else just now.
+    let Ok(settings) = folder.settings() else { return };
+    let (size, floors) = (settings.size, settings.floors());
     if report.resizing.is_some() || report.regions == 0 {
         return;
     }
     let wish = u32::try_from(size / REGION_LEN).unwrap_or(u32::MAX);
     let sizes = Sizes { now: report.regions, wish, least: report.least_regions, region_len: REGION_LEN };
-    let wanted = manners::wanted(free, floors, &sizes);
+    let wanted = manners::wanted(free, &floors, &sizes);
     if wanted == sizes.now {
         return;
     }

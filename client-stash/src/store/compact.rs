@@ -131,6 +131,8 @@ impl<S: Storage> Store<S> {
             self.storage.truncate(end)?;
         }
         if self.storage.allocate(end, len).is_err() {
+            // It may have reserved a part.
+            self.storage.truncate(end)?;
             return Ok(false);
         }
         self.change_header(|file| file.regions = regions + 1)?;
@@ -280,12 +282,13 @@ impl<S: Storage> Store<S> {
             let place = self.place(id);
             let is_live = place.is_some_and(|p| (p.region, p.offset()) == (number, record.offset.into()));
             match record.content {
-                Content::Put(header) if is_live => match reader.get(id).or_else(|_| reader.examine(id)) {
+                Content::Put(header) if is_live => match reader.get(id) {
                     Ok((_, payload)) => {
                         heirs.insert(self.append(owner, Content::Put(header), &payload, Purpose::Free)?);
                     }
                     // Just found, and known to the array as soon as it asks.
                     Err(StoreError::Damaged(_) | StoreError::NotHere(_)) => self.settle(),
+                    // The medium may be away for a moment: then nothing is copied, and nothing lost.
                     Err(error) => return Err(error),
                 },
                 _ if needed.is_empty() => {}
@@ -353,10 +356,11 @@ impl<S: Storage> Store<S> {
         if self.storage.len()? > end {
             self.storage.truncate(end)?;
         }
-        self.storage.allocate(end, self.layout.offset(regions) - end).map_err(|e| match e.kind() {
-            io::ErrorKind::StorageFull => StoreError::Full,
-            _ => e.into(),
-        })?;
+        if let Err(error) = self.storage.allocate(end, self.layout.offset(regions) - end) {
+            // It may have reserved a part.
+            self.storage.truncate(end)?;
+            return Err(if error.kind() == io::ErrorKind::StorageFull { StoreError::Full } else { error.into() });
+        }
         self.sync()?;
         self.change_header(|file| {
             file.regions = regions;
@@ -394,16 +398,25 @@ impl<S: Storage> Store<S> {
     /// Bytes of records that must go before everything fits so many regions.
     #[must_use]
     pub fn excess(&self, regions: u32) -> u64 {
-        // A region is full when its table does not fit, or the next record does not: the eighth part of it is more than both.
-        let usable = (self.layout.region_len / 8 * 7).saturating_mul(u64::from(regions.saturating_sub(SPARES as u32)));
-        let live: u64 = self.books.regions.values().map(|r| r.live_bytes).sum();
-        live.saturating_sub(usable)
+        let usable = self.usable().saturating_mul(u64::from(regions.saturating_sub(SPARES as u32)));
+        self.live_bytes().saturating_sub(usable)
+    }
+
+    /// Bytes of a region that count on: it is full when its table does not fit, or the next record does not, and the eighth part of it
+    /// is more than both.
+    fn usable(&self) -> u64 {
+        self.layout.region_len / 8 * 7
+    }
+
+    fn live_bytes(&self) -> u64 {
+        self.books.regions.values().map(|r| r.live_bytes).sum()
     }
 
     /// Regions that what lives here needs, the spare ones included.
     #[must_use]
     pub fn least_regions(&self) -> u32 {
-        (REGIONS_MIN..self.file.regions).find(|regions| self.excess(*regions) == 0).unwrap_or(self.file.regions)
+        let needed = self.live_bytes().div_ceil(self.usable()) + SPARES as u64;
+        (needed.min(self.file.regions.into()) as u32).max(REGIONS_MIN)
     }
 
     /// Regions of the file, or what it is being made to have.

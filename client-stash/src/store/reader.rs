@@ -75,7 +75,17 @@ impl<S: Storage> Reader<S> {
     /// [`StoreError::NotHere`]; [`StoreError::Damaged`] if the medium changed it, and from then on it is not here;
     /// [`StoreError::Io`] if the medium fails, which says nothing of the fragment.
     pub fn get(&self, id: FragmentId) -> Result<(FragmentHeader, Bytes), StoreError> {
-        let place = self.index().get(&id).ok_or(StoreError::NotHere(id))?;
+        loop {
+            let place = self.index().get(&id).ok_or(StoreError::NotHere(id))?;
+            let read = self.get_at(id, place);
+            // It may have been moved between the look-up and the read.
+            if read.is_ok() || self.index().get(&id).is_none_or(|now| now == place) {
+                return read;
+            }
+        }
+    }
+
+    fn get_at(&self, id: FragmentId, place: Place) -> Result<(FragmentHeader, Bytes), StoreError> {
         let mut bytes = vec![0; place.record_len() as usize];
         self.storage.read_exact_at(self.at(place), &mut bytes)?;
         let head: &[u8; RECORD_HEADER_LEN] = bytes.first_chunk().expect("a record is longer than its header");
@@ -105,15 +115,24 @@ impl<S: Storage> Reader<S> {
         Err(StoreError::Damaged(id))
     }
 
-    /// Read a fragment past whatever the system remembers of it, and verify it. Where the medium fails twice for this record and not
+    /// Read a fragment past whatever the system remembers of it, and verify it.
+    ///
+    /// # Errors
+    /// As [`Reader::get`].
+    pub fn get_from_medium(&self, id: FragmentId) -> Result<(FragmentHeader, Bytes), StoreError> {
+        let place = self.index().get(&id).ok_or(StoreError::NotHere(id))?;
+        self.storage.forget(self.at(place), place.record_len());
+        self.get(id)
+    }
+
+    /// The same; and where the medium fails twice for this record and not
     /// for the file, the record is lost like a damaged one.
     ///
     /// # Errors
     /// As [`Reader::get`].
     pub fn examine(&self, id: FragmentId) -> Result<(FragmentHeader, Bytes), StoreError> {
         let place = self.index().get(&id).ok_or(StoreError::NotHere(id))?;
-        self.storage.forget(self.at(place), place.record_len());
-        match self.get(id) {
+        match self.get_from_medium(id) {
             Err(StoreError::Io(_)) => {}
             result => return result,
         }

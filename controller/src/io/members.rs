@@ -127,6 +127,11 @@ impl Controller {
         let known = self.catalog.node(node).map_err(catalog_refusal)?;
         let known = known.ok_or_else(|| Refusal::NotAdmitted("this stash was removed from the array".into()))?;
         let addresses = vec![SocketAddr::new(from.ip().to_canonical(), beat.port)];
+        // Whatever else is to be thought of it: it forgets them once they were heard.
+        for fragment in &beat.lost {
+            // Rebuilding comes with repair; until then the loss is at least known.
+            tracing::warn!(%node, segment = %fragment.segment, piece = fragment.piece, "stash lost a fragment");
+        }
         if !self.disbelieves(node) && self.is_strange(beat.directory)? {
             // It may be right, or lie. Until that is known, nothing changes on its word.
             self.pool.learn_one(node, addresses);
@@ -149,10 +154,6 @@ impl Controller {
             change.await.map_err(catalog_refusal)?;
         }
         self.pool.learn_one(node, addresses);
-        for fragment in &beat.lost {
-            // Rebuilding comes with repair; until then the loss is at least known.
-            tracing::warn!(%node, segment = %fragment.segment, piece = fragment.piece, "stash lost a fragment");
-        }
         let (capacity, used, fragments) = (beat.capacity, beat.used, beat.fragments);
         let pulse = Pulse { at: Instant::now(), capacity, used, fragments, aside: beat.aside };
         self.fleet.heard(node, pulse);
