@@ -9,6 +9,8 @@ pub const SLOT_LEN: u64 = 4096;
 pub const FILE_HEAD_LEN: u64 = 1024 * 1024;
 /// Where the second copy of the file header lies.
 pub const FILE_HEADER_COPY: u64 = 512 * 1024;
+/// Where file headers lie.
+pub const FILE_HEADER_SLOTS: [u64; 4] = [0, SLOT_LEN, FILE_HEADER_COPY, FILE_HEADER_COPY + SLOT_LEN];
 /// One region: large enough that its table is read in one go for hundreds of fragments, small enough to be reused soon.
 pub const REGION_LEN: u64 = 64 * 1024 * 1024;
 /// Regions that a file may have; those of tests are small.

@@ -59,15 +59,6 @@ fn files_of_every_version_open() {
     assert_eq!(usage.session, 5);
 }
 
-/// Run once for each new format version, to make its golden file.
-#[test]
-#[ignore = "writes the golden file of the current version"]
-fn make_golden() {
-    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/golden/stash-2.patches");
-    assert!(!Path::new(golden).exists(), "a golden file never changes");
-    std::fs::write(golden, fuzz::patches_of(&fuzz::small_stash())).unwrap();
-}
-
 #[test]
 fn patches_are_the_file() {
     let disk = fuzz::small_stash();

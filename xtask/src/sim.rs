@@ -4,8 +4,9 @@ use clap::{Args, ValueEnum};
 
 use crate::shell;
 
+/// What can be simulated.
 #[derive(Clone, Copy, Default, ValueEnum)]
-enum World {
+pub enum World {
     /// Placement, stashes and getter under a simulated network
     #[default]
     Fleet,

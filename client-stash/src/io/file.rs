@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rustix::fs::{Advice, FallocateFlags, FlockOperation, fadvise, fallocate, flock};
 
-use crate::limits::{FILE_HEADER_COPY, SLOT_LEN};
+use crate::limits::{FILE_HEADER_SLOTS, SLOT_LEN};
 use crate::storage::Storage;
 
 /// A file that this process alone has open as a stash.
@@ -32,8 +32,7 @@ impl FileStorage {
     /// Why not.
     pub fn look(path: &Path) -> io::Result<()> {
         let file = File::open(path)?;
-        let slots = [0, SLOT_LEN, FILE_HEADER_COPY, FILE_HEADER_COPY + SLOT_LEN];
-        let mut reads = slots.map(|at| file.read_exact_at(&mut [0; SLOT_LEN as usize], at)).into_iter();
+        let mut reads = FILE_HEADER_SLOTS.map(|at| file.read_exact_at(&mut [0; SLOT_LEN as usize], at)).into_iter();
         let first = reads.next().expect("four slots");
         if first.is_err() && reads.any(|read| read.is_ok()) { Ok(()) } else { first }
     }
@@ -47,7 +46,7 @@ impl FileStorage {
     /// Whether the medium gives any of the blocks that say whose file it is.
     #[must_use]
     pub fn is_readable(&self) -> bool {
-        [0, SLOT_LEN, FILE_HEADER_COPY, FILE_HEADER_COPY + SLOT_LEN].into_iter().any(|at| {
+        FILE_HEADER_SLOTS.into_iter().any(|at| {
             self.forget(at, SLOT_LEN);
             self.read_exact_at(at, &mut [0; SLOT_LEN as usize]).is_ok()
         })

@@ -146,14 +146,12 @@ impl<S: Storage> Store<S> {
             let has_room = |number: &&u32| self.books.regions[*number].room() >= content.record_len();
             return Ok(self.open.iter().find(has_room).copied());
         };
-        let own: Vec<(u32, u64)> = self.own_open(owner).map(|n| (n, self.books.regions[&n].room())).collect();
+        let mut own: Vec<(u32, u64)> = self.own_open(owner).map(|n| (n, self.books.regions[&n].room())).collect();
         if let Some((number, _)) = own.iter().find(|(_, room)| *room >= content.record_len()) {
             return Ok(Some(*number));
         }
         // What still has some room may take smaller ones; but one such region is enough.
-        let fullest_first = |(_, room): &(u32, u64)| *room;
-        let mut own = own;
-        own.sort_by_key(fullest_first);
+        own.sort_by_key(|(_, room)| *room);
         let keep = own.last().filter(|(_, room)| *room >= self.layout.region_len / 8).map(|(number, _)| *number);
         for (number, _) in own.into_iter().filter(|(number, _)| Some(*number) != keep) {
             self.seal(number)?;

@@ -13,14 +13,14 @@ use images::fragment::FragmentId;
 use super::index::{Index, Place};
 use super::{Books, Layout, Region};
 use crate::format::{Content, FileHeader, RecordHeader, RegionHeader, RegionState, decode_table, table_len};
-use crate::limits::{FILE_HEADER_COPY, RECORD_ALIGN, RECORD_HEADER_LEN, REGION_HEAD_LEN, SLOT_LEN};
+use crate::limits::{FILE_HEADER_SLOTS, RECORD_ALIGN, RECORD_HEADER_LEN, REGION_HEAD_LEN, SLOT_LEN};
 use crate::storage::Storage;
 
 /// The newest good file header, and the highest version that any slot has.
 pub(super) fn file_header(storage: &impl Storage) -> io::Result<(Option<FileHeader>, u16)> {
     let (mut best, mut version): (Option<FileHeader>, u16) = (None, 0);
     let (len, mut failed) = (storage.len()?, None);
-    for offset in [0, SLOT_LEN, FILE_HEADER_COPY, FILE_HEADER_COPY + SLOT_LEN] {
+    for offset in FILE_HEADER_SLOTS {
         let mut bytes = [0; SLOT_LEN as usize];
         if len < offset + SLOT_LEN {
             continue;

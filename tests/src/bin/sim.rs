@@ -3,16 +3,9 @@
 use std::ops::Range;
 use std::process::ExitCode;
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use tests::world::{self, Failure, MirrorStats, StashStats, Stats};
-
-#[derive(Clone, Copy, Default, ValueEnum)]
-enum World {
-    #[default]
-    Fleet,
-    Mirror,
-    Stash,
-}
+use xtask::sim::World;
 
 #[derive(Parser)]
 struct Cli {

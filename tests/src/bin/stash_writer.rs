@@ -1,5 +1,7 @@
 //! Writes to a stash file until it is killed: `stash_writer FILE SEED`, or `stash_writer --kill TIMES FILE` to be killed by itself.
+//! `stash_writer --golden FILE` makes the golden file of a new format version; those of earlier ones never change.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -12,6 +14,10 @@ fn main() -> anyhow::Result<()> {
             let acknowledged = tests::killed::kill(&std::env::current_exe()?, &file, times.parse()?)?;
             println!("killed {times} times, {acknowledged} puts and deletions acknowledged, none lost");
             Ok(())
+        }
+        [golden, file] if golden == "--golden" => {
+            let mut new = std::fs::File::create_new(file).context("a golden file never changes")?;
+            Ok(new.write_all(&tests::fuzz::patches_of(&tests::fuzz::small_stash()))?)
         }
         [file, seed] => tests::killed::write(&PathBuf::from(file), seed.parse()?),
         _ => Err(anyhow::anyhow!("nothing given")).context("stash_writer FILE SEED"),
