@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use images::NodeId;
+use protocol::directory::Epoch;
 use protocol::message::member::Aside;
 
 /// A stash's last word.
@@ -30,18 +31,20 @@ impl Pulse {
     }
 }
 
-/// All stashes that were heard.
+/// All members that were heard.
 pub struct Fleet {
     /// A stash that was not heard for this long is away.
     patience: Duration,
     pulses: Mutex<BTreeMap<NodeId, Pulse>>,
+    /// When each boot server asked for the directory, and the epoch of the one it had.
+    boot_servers: Mutex<BTreeMap<NodeId, (Instant, Option<Epoch>)>>,
 }
 
 impl Fleet {
     /// A fleet that reports every `heartbeat`: three missed reports make a stash away.
     #[must_use]
     pub fn new(heartbeat: Duration) -> Self {
-        Self { patience: heartbeat * 3 + Duration::from_secs(1), pulses: Mutex::default() }
+        Self { patience: heartbeat * 3 + Duration::from_secs(1), pulses: Mutex::default(), boot_servers: Mutex::default() }
     }
 
     fn pulses(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeId, Pulse>> {
@@ -57,6 +60,18 @@ impl Fleet {
     /// A stash was heard.
     pub fn heard(&self, node: NodeId, pulse: Pulse) {
         self.pulses().insert(node, pulse);
+    }
+
+    /// A boot server asked for the directory, and had the one of this epoch.
+    pub fn boot_server_heard(&self, node: NodeId, has: Option<Epoch>) {
+        self.boot_servers.lock().unwrap_or_else(PoisonError::into_inner).insert(node, (Instant::now(), has));
+    }
+
+    /// How long ago a boot server was heard, and the epoch of the directory that it had then.
+    #[must_use]
+    pub fn boot_server(&self, node: NodeId) -> Option<(Duration, Option<Epoch>)> {
+        let heard = self.boot_servers.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.get(&node).map(|(at, has)| (at.elapsed(), *has))
     }
 
     /// A stash took bytes: do not wait for its next report to know.

@@ -165,7 +165,10 @@ impl Controller {
     ///
     /// # Errors
     /// The catalog's.
-    pub fn tell_directory(&self, ask: &member::GetDirectory) -> Result<member::TheDirectory, Refusal> {
+    pub fn tell_directory(&self, who: Identity, ask: &member::GetDirectory) -> Result<member::TheDirectory, Refusal> {
+        if who.role == Role::Boot {
+            self.fleet.boot_server_heard(who.node, ask.have.map(|mark| mark.epoch));
+        }
         let held = self.directory().map_err(catalog_refusal)?;
         Ok(member::TheDirectory { mark: Some(held.mark()), update: held.update_for(ask.have) })
     }

@@ -176,7 +176,7 @@ async fn answer(controller: &Arc<Controller>, peer: Peer, request: Request, body
         Request::Progress(progress) => {
             Answer::to::<boot::Progress>(controller.progress(&bearer, progress, Via::Itself).await)
         }
-        Request::GetDirectory(get) => Answer::to::<member::GetDirectory>(controller.tell_directory(&get)),
+        Request::GetDirectory(get) => Answer::to::<member::GetDirectory>(controller.tell_directory(who, &get)),
         Request::GetDelegation(get) => Answer::to::<boot::GetDelegation>(controller.delegate(who, &get).await),
         other => Answer::refuse(Refusal::Invalid(format!("a controller does not answer {}", other.name()))),
     }

@@ -81,10 +81,12 @@ impl Servers {
                 until if until <= now => "no longer: it has not been heard".into(),
                 until => format!("for {} days", (until - now).div_ceil(24 * 3600)),
             };
-            vec![s.node.clone(), table::ago(now.saturating_sub(s.joined_unix_s)), alone]
+            let heard = s.heard_s.map_or_else(|| "not yet".into(), table::ago);
+            let epoch = s.epoch.map_or_else(|| "-".into(), |epoch| epoch.to_string());
+            vec![s.node.clone(), table::ago(now.saturating_sub(s.joined_unix_s)), heard, epoch, alone]
         };
         let rows: Vec<_> = servers.iter().map(row).collect();
-        table::print(&["BOOT SERVER", "JOINED", "WITHOUT CONTROLLER"], &rows);
+        table::print(&["BOOT SERVER", "JOINED", "HEARD", "EPOCH", "WITHOUT CONTROLLER"], &rows);
         Ok(())
     }
 }

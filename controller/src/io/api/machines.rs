@@ -241,6 +241,10 @@ pub struct BootServerInfo {
     pub offline: bool,
     /// Until when it can, without hearing from the controller; seconds since 1970, 0 for not at all.
     pub delegated_until_unix_s: u64,
+    /// Seconds since it was heard; none since this controller started.
+    pub heard_s: Option<u64>,
+    /// The epoch of the directory that it had then: what it answers from while the controller is away.
+    pub epoch: Option<u64>,
 }
 
 /// What a boot server may do.
@@ -253,11 +257,16 @@ pub struct BootServerChange {
 /// Boot servers
 #[utoipa::path(get, path = "/v1/boot-servers", responses((status = 200, body = Vec<BootServerInfo>)))]
 pub(super) async fn list_boot_servers(State(c): Shared) -> Answer<Vec<BootServerInfo>> {
-    let info = |(node, r): (NodeId, BootServerRecord)| BootServerInfo {
-        node: node.to_string(),
-        joined_unix_s: r.joined_unix_s,
-        offline: r.offline,
-        delegated_until_unix_s: r.delegated_until_unix_s,
+    let info = |(node, r): (NodeId, BootServerRecord)| {
+        let heard = c.fleet.boot_server(node);
+        BootServerInfo {
+            node: node.to_string(),
+            joined_unix_s: r.joined_unix_s,
+            offline: r.offline,
+            delegated_until_unix_s: r.delegated_until_unix_s,
+            heard_s: heard.map(|(ago, _)| ago.as_secs()),
+            epoch: heard.and_then(|(_, epoch)| epoch).map(|epoch| epoch.0),
+        }
     };
     Ok(Json(c.catalog.boot_servers().map_err(catalog_refusal)?.into_iter().map(info).collect()))
 }
