@@ -88,6 +88,13 @@ pub fn wanted(free: u64, floors: &Floors, sizes: &Sizes) -> u32 {
     sizes.now
 }
 
+/// Regions of fragments that must go elsewhere, before a stash can be as small as its owner or the disk wants.
+#[must_use]
+pub fn too_many(free: u64, floors: &Floors, sizes: &Sizes) -> u32 {
+    let smallest = Sizes { least: 1, ..*sizes };
+    sizes.least.saturating_sub(wanted(free, floors, &smallest).max(1))
+}
+
 /// Bytes a second, at certain hours.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limit {

@@ -12,3 +12,4 @@ pub mod geometry;
 pub mod hosts;
 pub mod io;
 pub mod placement;
+pub mod repair;

@@ -42,6 +42,9 @@ pub const ADDRESSES_MAX: usize = 8;
 /// Largest UDP payload. quinn sends at most ten segments in one call, and 10 x 6500 stays below the 64 KiB that a call may
 /// have; with more, path-MTU discovery on jumbo networks falls back to 1200 bytes.
 pub const UDP_PAYLOAD_MAX: u16 = 6500;
+/// Segments in one request to rebuild.
+pub const REBUILD_TOGETHER: usize = 8;
+
 /// Unread bytes of one connection. Twice this must fit the socket's buffer, or bursts are lost in the kernel.
 pub const RECEIVE_WINDOW: u32 = 2 * 1024 * 1024;
 /// Socket buffer in bytes, each way.

@@ -78,6 +78,7 @@ impl Hostile {
             directory: Some(Mark { term: u64::MAX, epoch: Epoch(u64::MAX), line: Line::default(), digest: [0; 16] }),
             lost: Vec::new(),
             aside: None,
+            wish: None,
         };
         rpc::call(&controller, beat(), &[]).await.context("report once")?;
         tokio::spawn(async move {

@@ -1,6 +1,7 @@
 //! The command line of `coe-stash`.
 
 pub mod join;
+pub mod leave;
 pub mod limit;
 pub mod owner;
 pub mod resize;
@@ -36,6 +37,7 @@ enum Command {
     Scrub(owner::Scrub),
     Resize(resize::Resize),
     Limit(limit::Limit),
+    Leave(leave::Leave),
 }
 
 /// Which stash.
@@ -73,6 +75,7 @@ impl Cli {
             Command::Scrub(args) => args.run(),
             Command::Resize(args) => args.run(),
             Command::Limit(args) => args.run(),
+            Command::Leave(args) => args.run(),
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::limits::REGION_LEN;
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  coe-stash resize 40GiB\n\nMore is reserved on the disk at once. Less takes a while: what lies at the end of the file is \
-                  moved first. `coe-stash status` says how small it can be."
+                  moved first, and what does not fit any more goes to other stashes."
 )]
 pub struct Resize {
     /// Space to offer, whole 64 MiB
@@ -36,8 +36,11 @@ impl Resize {
         };
         let mut live = ask(Ask::Resize(self.size))?;
         let bar = indicatif::ProgressBar::no_length();
-        while let Some(resizing) = live.resizing {
-            bar.set_message(format!("{} regions to empty", resizing.left));
+        while live.resizing.is_some() || live.too_much > 0 {
+            bar.set_message(match live.resizing {
+                Some(resizing) => format!("{} regions to empty", resizing.left),
+                None => format!("{} MiB must be elsewhere in the array first; it goes on without this command", live.too_much >> 20),
+            });
             bar.tick();
             std::thread::sleep(Duration::from_millis(200));
             live = ask(Ask::Status)?;

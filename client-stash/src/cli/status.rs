@@ -53,6 +53,10 @@ impl Status {
         let state = match &live {
             None => "not running".into(),
             Some(live) if live.machine.is_away => "its medium is away: unplugged, or the stash file was moved".into(),
+            Some(live) if live.leaving => match live.to_hand_over {
+                Some(left) => format!("leaving: {left} fragments must be elsewhere first"),
+                None => "leaving, as soon as the controller hears of it".into(),
+            },
             Some(live) if live.paused => "paused by its owner".into(),
             Some(live) => format!("serving {} fragments", live.fragments),
         };
@@ -79,6 +83,9 @@ impl Status {
             println!("file        {:.1} GiB, could give back {:.1} now", gib(live.file), gib(live.could_give_back));
             if let Some(resizing) = live.resizing {
                 println!("resizing    to {:.1} GiB, {} regions to empty", gib(resizing.to), resizing.left);
+            }
+            if live.too_much > 0 {
+                println!("too much    {:.1} GiB must be elsewhere in the array before it can be smaller", gib(live.too_much));
             }
             for (owner, part) in &live.partitions {
                 let name = if *owner == OWNER_IMAGES.0 { "images".into() } else { format!("owner {owner}") };

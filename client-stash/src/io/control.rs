@@ -15,7 +15,8 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 
 use super::folder::Folder;
-use super::pause::Pause;
+use super::leave::Leave;
+use super::switch::Switch;
 use super::scrub::{Scrubbed, Scrubber};
 use super::watch::{Manners, Seen};
 use super::writer::{Resizing, Writer};
@@ -44,6 +45,13 @@ pub enum Ask {
     Resize(u64),
     /// Keep these limits instead of those before.
     Limit(Vec<Limit>),
+    /// Leave the array: hand over what is here first, or, if nobody shall wait for that, at once.
+    Leave {
+        /// At once.
+        now: bool,
+    },
+    /// Stay after all.
+    Stay,
 }
 
 /// How the service is, after that.
@@ -61,6 +69,15 @@ pub struct Live {
     pub partitions: BTreeMap<u32, Partition>,
     /// Whether it is being made smaller.
     pub resizing: Option<Resizing>,
+    /// Bytes that must be elsewhere in the array before the file can be as small as it should be.
+    #[serde(default)]
+    pub too_much: u64,
+    /// Whether it leaves the array.
+    #[serde(default)]
+    pub leaving: bool,
+    /// Fragments that others must have before it may leave, as the controller said last.
+    #[serde(default)]
+    pub to_hand_over: Option<u64>,
     /// What it sees of its machine.
     pub machine: Seen,
     /// Times that the disk failed to write, since the service started.
@@ -109,11 +126,13 @@ pub struct Control {
     /// Knows how full it is.
     pub writer: Writer,
     /// Steps aside.
-    pub pause: Arc<Pause>,
+    pub pause: Arc<Switch>,
     /// Reads everything again.
     pub scrubber: Arc<Scrubber>,
     /// How fast it may be.
     pub manners: Arc<Manners>,
+    /// Leaves.
+    pub leave: Arc<Leave>,
     /// Keeps what its owner says.
     pub folder: Folder,
 }
@@ -129,6 +148,8 @@ impl Control {
             }
             Ask::Resize(size) => self.resize(size).await,
             Ask::Limit(limits) => self.limit(limits).map_err(|e| format!("{e:#}")),
+            Ask::Leave { now } => self.leave.begin(now).map_err(|e| e.to_string()),
+            Ask::Stay => self.leave.stop().map_err(|e| e.to_string()),
             Ask::Pause | Ask::Resume => {
                 let done = self.pause.set(matches!(ask, Ask::Pause)).map_err(|e| e.to_string());
                 self.scrubber.look_again();
@@ -144,6 +165,9 @@ impl Control {
             could_give_back: u64::from(report.regions.saturating_sub(report.least_regions)) * REGION_LEN,
             partitions: usage.partitions,
             resizing: report.resizing,
+            too_much: self.manners.too_much(),
+            leaving: self.leave.is_on(),
+            to_hand_over: self.leave.to_hand_over(),
             machine: self.manners.seen(),
             failures: usage.failures,
             unreadable_regions: usage.unreadable_regions,
@@ -164,7 +188,12 @@ impl Control {
         let before = settings.clone();
         settings.size = u64::from(regions) * REGION_LEN;
         self.folder.save_settings(&settings).map_err(|e| format!("{e:#}"))?;
-        let begun = self.writer.resize(regions).await;
+        let report = self.writer.report().await;
+        if regions < report.least_regions {
+            // As small as it can be; and what is too much goes elsewhere, before it can be smaller still.
+            self.manners.has_too_much(u64::from(report.least_regions - regions) * REGION_LEN);
+        }
+        let begun = self.writer.resize(regions.max(report.least_regions.min(report.regions))).await;
         if begun.is_err() {
             self.folder.save_settings(&before).map_err(|e| format!("{e:#}"))?;
         }

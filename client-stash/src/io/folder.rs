@@ -14,7 +14,7 @@ use protocol::io::directory::DirectoryKeeper;
 use serde::{Deserialize, Serialize};
 
 use super::file::FileStorage;
-use super::pause::Pause;
+use super::switch::Switch;
 use super::reports::ReportKeeper;
 use super::shares::ShareKeeper;
 use super::words::WordKeeper;
@@ -52,6 +52,25 @@ impl Settings {
         self.floors.unwrap_or(Floors::below(self.min_free)).in_order()
     }
 }
+
+const PAUSED: &str = "paused";
+const LEAVING: &str = "leaving";
+/// What a stash keeps beside its file and its credentials.
+const OWN_FILES: [&str; 11] = [
+    ".ballast",
+    ".control",
+    ".trackerignore",
+    "CACHEDIR.TAG",
+    "directory",
+    PAUSED,
+    LEAVING,
+    "scrub.json",
+    "shares",
+    "shares.damaged",
+    "settings.json",
+];
+/// The same, folders.
+const OWN_FOLDERS: [&str; 2] = ["reports", "deployments"];
 
 /// A stash's folder.
 #[derive(Clone, Debug)]
@@ -299,8 +318,36 @@ impl Folder {
 
     /// Whether the owner wants the stash to step aside.
     #[must_use]
-    pub fn pause(&self) -> Pause {
-        Pause::at(&self.0)
+    pub fn pause(&self) -> Switch {
+        Switch::at(&self.0, PAUSED)
+    }
+
+    /// Whether the owner wants the stash to leave the array.
+    #[must_use]
+    pub fn leave(&self) -> Switch {
+        Switch::at(&self.0, LEAVING)
+    }
+
+    /// Remove the stash file, and everything else that a stash keeps in its folder. What somebody else put there stays.
+    ///
+    /// # Errors
+    /// The file system's; then it can be tried again.
+    pub fn erase(&self) -> io::Result<()> {
+        let gone = |removed: io::Result<()>| match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+        gone(fs::remove_file(self.stash_file()))?;
+        for name in OWN_FOLDERS {
+            gone(fs::remove_dir_all(self.0.join(name)))?;
+        }
+        for name in OWN_FILES {
+            gone(fs::remove_file(self.0.join(name)))?;
+        }
+        // Last: without credentials nobody has joined here. A service's own user may not remove the folder itself.
+        gone(fs::remove_file(self.credentials_file()))?;
+        let _ = fs::remove_dir(&self.0);
+        Ok(())
     }
 
     /// Where it is noted when everything was read again.

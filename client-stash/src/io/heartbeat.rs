@@ -17,7 +17,8 @@ use quinn::{Connection, Endpoint};
 
 use super::file::FileStorage;
 use super::folder::Folder;
-use super::pause::Pause;
+use super::leave::Leave;
+use super::switch::Switch;
 use super::watch::Manners;
 use super::writer::{Event, Writer};
 use crate::store::Reader;
@@ -42,8 +43,9 @@ pub(super) struct Heart {
     pub(super) directory: Arc<DirectoryKeeper>,
     /// Milliseconds between heartbeats, for others.
     pub(super) heartbeat_ms: Arc<AtomicU32>,
-    pub(super) pause: Arc<Pause>,
+    pub(super) pause: Arc<Switch>,
     pub(super) manners: Arc<Manners>,
+    pub(super) leave: Arc<Leave>,
 }
 
 impl Heart {
@@ -73,7 +75,14 @@ impl Heart {
                     RETRY
                 }
             };
-            tokio::time::sleep(pause).await;
+            if self.leave.may_go(connection.is_some()) {
+                self.endpoint.close(0u32.into(), b"leaving");
+                self.leave.go();
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = self.leave.asked.notified() => {}
+            }
         }
     }
 
@@ -97,9 +106,13 @@ impl Heart {
             directory: self.directory.mark(),
             lost: lost.iter().take(LOST_TOGETHER).copied().collect(),
             aside: self.manners.aside(self.pause.is_on()),
+            wish: self.leave.wish().or_else(|| Some(self.manners.too_much()).filter(|n| *n > 0).map(member::Wish::Less)),
         };
         let call = rpc::call(&link, beat, &[]);
         let (ack, _) = tokio::time::timeout(ANSWER_WITHIN, call).await.context("wait for the controller")??;
+        if ack.in_charge {
+            self.leave.hear(ack.to_hand_over);
+        }
         if let Some(update) = ack.directory
             && let Err(error) = self.directory.take(update)
         {

@@ -9,7 +9,7 @@ use protocol::io::credentials::write_private;
 use serde::{Deserialize, Serialize};
 
 use super::file::FileStorage;
-use super::pause::Pause;
+use super::switch::Switch;
 use super::watch::Manners;
 use crate::store::{Reader, StoreError};
 
@@ -52,7 +52,7 @@ struct State {
 /// Scrubs.
 pub struct Scrubber {
     reader: Reader<FileStorage>,
-    pause: Arc<Pause>,
+    pause: Arc<Switch>,
     manners: Arc<Manners>,
     file: PathBuf,
     state: Mutex<State>,
@@ -66,7 +66,7 @@ fn unix_s() -> u64 {
 impl Scrubber {
     /// Over a store; `file` keeps when it last ended.
     #[must_use]
-    pub fn new(reader: Reader<FileStorage>, pause: Arc<Pause>, manners: Arc<Manners>, file: PathBuf) -> Arc<Self> {
+    pub fn new(reader: Reader<FileStorage>, pause: Arc<Switch>, manners: Arc<Manners>, file: PathBuf) -> Arc<Self> {
         let kept: Option<Scrubbed> = fs::read(&file).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
         let scrubbed = Scrubbed { is_running: false, ..kept.unwrap_or_default() };
         let state = Mutex::new(State { scrubbed, is_asked: false });

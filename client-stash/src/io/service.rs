@@ -27,7 +27,9 @@ use super::file::FileStorage;
 use super::folder::Folder;
 use super::gossip::Gossip;
 use super::heartbeat;
-use super::pause::Pause;
+use super::leave::Leave;
+use super::rebuild::Rebuilder;
+use super::switch::Switch;
 use super::reports::ReportKeeper;
 use super::scrub::Scrubber;
 use super::shares::ShareKeeper;
@@ -45,8 +47,9 @@ struct Service {
     shares: Arc<ShareKeeper>,
     reports: ReportKeeper,
     words: Arc<WordKeeper>,
-    pause: Arc<Pause>,
+    pause: Arc<Switch>,
     manners: Arc<Manners>,
+    rebuilder: Rebuilder,
     member: Credentials,
 }
 
@@ -70,6 +73,7 @@ pub async fn run(folder: Folder, is_same_machine: bool) -> anyhow::Result<()> {
     let shares = Arc::new(folder.shares()?);
     let words = Arc::new(folder.words());
     let pause = Arc::new(folder.pause());
+    let leave = Arc::new(Leave::of(folder.clone()));
     tokio::spawn(watch::watch(folder.clone(), manners.clone(), writer.clone(), storage));
     let scrubber = Scrubber::new(reader.clone(), pause.clone(), manners.clone(), folder.scrub_file());
     scrubber.start();
@@ -78,6 +82,7 @@ pub async fn run(folder: Folder, is_same_machine: bool) -> anyhow::Result<()> {
         pause: pause.clone(),
         scrubber,
         manners: manners.clone(),
+        leave: leave.clone(),
         folder: folder.clone(),
     };
     match control.listen(folder.path()) {
@@ -91,6 +96,16 @@ pub async fn run(folder: Folder, is_same_machine: bool) -> anyhow::Result<()> {
     tracing::info!(node = %member.identity.node, listen = %endpoint.local_addr()?, fragments = usage.fragments,
         used = usage.used, capacity = usage.capacity, "stash serves");
     let (array, own) = (member.identity.array, member.identity.node);
+    let nearby = Arc::new(Nearby::new(array));
+    nearby.announce(Role::Stash, own, endpoint.local_addr()?);
+    let pool = Arc::new(Pool::with_nearby(endpoint.clone(), nearby));
+    let rebuilder = Rebuilder {
+        reader: reader.clone(),
+        writer: writer.clone(),
+        pool: pool.clone(),
+        directory: directory.clone(),
+        manners: manners.clone(),
+    };
     let service = Arc::new(Service {
         own,
         reader: reader.clone(),
@@ -101,11 +116,9 @@ pub async fn run(folder: Folder, is_same_machine: bool) -> anyhow::Result<()> {
         words: words.clone(),
         pause: pause.clone(),
         manners: manners.clone(),
+        rebuilder,
         member: member.clone(),
     });
-    let nearby = Arc::new(Nearby::new(array));
-    nearby.announce(Role::Stash, own, endpoint.local_addr()?);
-    let pool = Arc::new(Pool::with_nearby(endpoint.clone(), nearby));
     let heartbeat_ms = Arc::new(AtomicU32::new(heartbeat::FIRST_PAUSE_MS));
     let gossip = Gossip { own, pool: pool.clone(), directory: directory.clone(), heartbeat_ms: heartbeat_ms.clone() };
     let heart = heartbeat::Heart {
@@ -119,6 +132,7 @@ pub async fn run(folder: Folder, is_same_machine: bool) -> anyhow::Result<()> {
         heartbeat_ms,
         pause,
         manners,
+        leave,
     };
     tokio::spawn(heart.run());
     tokio::spawn(gossip.run());
@@ -185,7 +199,10 @@ impl Service {
     }
 
     async fn answer(self: &Arc<Self>, peer: Peer, request: Request, body: Bytes) -> Answer {
-        let is_work = matches!(request, Request::GetFragment(_) | Request::PutFragment(_) | Request::Prove(_));
+        let is_work = matches!(
+            request,
+            Request::GetFragment(_) | Request::PutFragment(_) | Request::Prove(_) | Request::Rebuild(_)
+        );
         let stores = is_work || matches!(request, Request::DeleteFragments(_));
         match self.manners.aside(self.pause.is_on()) {
             Some(Aside::Away) if stores => {
@@ -226,6 +243,7 @@ impl Service {
                 };
                 Answer::to::<message::DeleteFragments>(done.map(|()| message::Deleted))
             }
+            Request::Rebuild(rebuild) => Answer::to::<message::Rebuild>(self.rebuilder.rebuild(rebuild).await),
             Request::Prove(prove) => Answer::with_body::<message::Prove>(self.prove(prove).await),
             Request::GetDirectory(get) => Answer::to::<about::GetDirectory>(Ok(self.directory.tell(&get))),
             Request::OfferDirectory(offer) => {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -64,6 +64,8 @@ pub struct Manners {
     state: Mutex<State>,
     /// The medium failed since it was looked at.
     has_failed: AtomicBool,
+    /// Bytes that must be elsewhere before the file can be as small as it should be.
+    too_much: AtomicU64,
 }
 
 impl Manners {
@@ -75,6 +77,7 @@ impl Manners {
             limits: Mutex::new(limits),
             state: Mutex::default(),
             has_failed: AtomicBool::new(false),
+            too_much: AtomicU64::new(0),
         };
         manners.lock().seen = manners.look_at_limits(Seen::default());
         Arc::new(manners)
@@ -105,6 +108,17 @@ impl Manners {
     /// The medium failed: it is looked at soon.
     pub fn note_failure(&self) {
         self.has_failed.store(true, Ordering::Relaxed);
+    }
+
+    /// Bytes that must be elsewhere in the array before the file can be as small as it should be.
+    #[must_use]
+    pub fn too_much(&self) -> u64 {
+        self.too_much.load(Ordering::Relaxed)
+    }
+
+    /// So many bytes must go elsewhere.
+    pub fn has_too_much(&self, bytes: u64) {
+        self.too_much.store(bytes, Ordering::Relaxed);
     }
 
     /// Other limits, from now on.
@@ -231,7 +245,7 @@ pub(super) async fn watch(folder: Folder, manners: Arc<Manners>, writer: Writer,
             seen.level = manners::level(free, &floors);
             let own = folder.own_free_bytes().map_or(seen.level, |free| manners::level(free, &floors));
             keep_ballast(&folder, own);
-            fit(&folder, &writer, free).await;
+            fit(&folder, &manners, &writer, free).await;
         }
         let before = std::mem::replace(&mut manners.lock().seen, seen.clone());
         if before != seen {
@@ -254,7 +268,7 @@ fn start_again() {
 }
 
 /// Have the size that the disk's owner leaves.
-async fn fit(folder: &Folder, writer: &Writer, free: u64) {
+async fn fit(folder: &Folder, manners: &Manners, writer: &Writer, free: u64) {
     let report = writer.report().await;
     // Its owner may have said something else just now.
     let Ok(settings) = folder.settings() else { return };
@@ -265,6 +279,7 @@ async fn fit(folder: &Folder, writer: &Writer, free: u64) {
     let wish = u32::try_from(size / REGION_LEN).unwrap_or(u32::MAX);
     let sizes = Sizes { now: report.regions, wish, least: report.least_regions, region_len: REGION_LEN };
     let wanted = manners::wanted(free, &floors, &sizes);
+    manners.has_too_much(u64::from(manners::too_many(free, &floors, &sizes)) * REGION_LEN);
     if wanted == sizes.now {
         return;
     }

@@ -5,12 +5,15 @@
 //! gone. So after a crash at any point everything that may lie somewhere is known, and nothing unknown is ever deleted.
 
 mod machines;
+mod moves;
 mod records;
 mod restore;
 mod tables;
 
+pub use moves::Seat;
 pub use records::{
-    BootServerRecord, GroupRecord, ImageRecord, NodeRecord, PendingRecord, SegmentRecord, TicketRecord, TrashKey,
+    BootServerRecord, GroupRecord, ImageRecord, MoveRecord, NodeRecord, PendingRecord, SegmentRecord, Standing,
+    TicketRecord, TrashKey,
 };
 
 use std::collections::BTreeMap;
@@ -18,12 +21,12 @@ use std::collections::BTreeMap;
 use images::manifest::ImageName;
 use images::parity::Geometry;
 use images::{ChunkId, GroupId, NodeId, SegmentId, wire};
-use protocol::directory::Epoch;
+use protocol::directory::{Epoch, Shares};
 use protocol::message::publish::ChunkPlace;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, WriteTransaction};
 
 use tables::{
-    CHUNKS, DIRECTORY, GROUPS, IMAGES, META, NODES, PAGES, PENDING, REPORTS, SEGMENT_CHUNKS, SEGMENTS, TICKETS, TRASH,
+    CHUNKS, DIRECTORY, GROUP_SEGMENTS, GROUPS, IMAGES, META, NODES, PAGES, PENDING, REPORTS, SEGMENT_CHUNKS, SEGMENTS, TICKETS, TRASH,
 };
 
 /// Why the catalog does not answer.
@@ -103,7 +106,8 @@ impl Catalog {
         let catalog = Self(database);
         catalog.change(|change| {
             tables::create_all(change.0)?;
-            machines::create_all(change.0)
+            machines::create_all(change.0)?;
+            change.list_segments_of_groups()
         })?;
         Ok(catalog)
     }
@@ -188,6 +192,21 @@ impl Catalog {
     /// [`CatalogError`].
     pub fn segment(&self, id: &SegmentId) -> Result<Option<SegmentRecord>> {
         self.get(SEGMENTS, id.0)
+    }
+
+    /// The first segment whose id is not below this one, or the first of all; none if there are none.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn segment_from(&self, from: &SegmentId) -> Result<Option<(SegmentId, SegmentRecord)>> {
+        let read = self.0.begin_read()?;
+        let table = read.open_table(SEGMENTS)?;
+        let found = match table.range(from.0..)?.next() {
+            None => table.first()?,
+            Some(row) => Some(row?),
+        };
+        let row = found.map(|(id, record)| Ok::<_, CatalogError>((SegmentId(id.value()), wire::decode(record.value())?)));
+        row.transpose()
     }
 
     /// All segments that are durable.
@@ -423,6 +442,7 @@ impl Change<'_> {
         let (group, is_new) = self.group_for(new.geometry, &new.holders)?;
         let record = SegmentRecord { group, ..new.record.clone() };
         self.0.open_table(SEGMENTS)?.insert(new.id.0, wire::encode(&record).as_slice())?;
+        self.0.open_table(GROUP_SEGMENTS)?.insert((group.0, new.id.0), ())?;
         let mut chunks = self.0.open_table(CHUNKS)?;
         let (mut offset, mut ids) = (0, Vec::with_capacity(new.chunks.len() * 32));
         for (chunk, len) in &new.chunks {
@@ -447,6 +467,11 @@ impl Change<'_> {
 
     /// The group of exactly these holders; made if it is missing.
     fn group_for(&self, geometry: Geometry, holders: &[NodeId]) -> Result<(GroupId, bool)> {
+        for node in holders {
+            if self.standing(*node)?.lost {
+                return Err(CatalogError::Conflict(format!("stash {node} left meanwhile: publish again")));
+            }
+        }
         let mut table = self.0.open_table(GROUPS)?;
         let mut found = None;
         for row in table.iter()? {
@@ -539,6 +564,20 @@ impl Change<'_> {
         self.bump_epoch()
     }
 
+    /// The key of an image is split among these from now on.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn put_shares(&self, image: &ImageName, offline: Option<Shares>) -> Result<()> {
+        let mut table = self.0.open_table(IMAGES)?;
+        let key = image.to_string();
+        let found = table.get(key.as_str())?.map(|v| wire::decode::<ImageRecord>(v.value())).transpose()?;
+        // It may have been removed meanwhile.
+        let Some(record) = found else { return Ok(()) };
+        table.insert(key.as_str(), wire::encode(&ImageRecord { offline, ..record }).as_slice())?;
+        self.bump_epoch()
+    }
+
     /// Unpublish an image: its name, and one reference of each of `segments`, pages included.
     ///
     /// # Errors
@@ -576,6 +615,9 @@ impl Change<'_> {
                 chunks.remove(chunk)?;
             }
         }
+        self.0.open_table(GROUP_SEGMENTS)?.remove((record.group.0, id.0))?;
+        self.trash_moved(record.group, id)?;
+        self.forget_damage(id)?;
         if let Some(mut group) = self.group(record.group)? {
             for (piece, &node) in group.members.iter().enumerate() {
                 self.put_trash(&TrashKey::Fragment { node, segment: *id, piece: piece as u8 })?;

@@ -93,6 +93,56 @@ pub struct NodeRecord {
     pub joined_unix_s: u64,
 }
 
+/// What is thought of a member: apart from what it says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// Seconds for which it was not heard while this controller ran and heard most others, to the minute. No clock can make it jump.
+    pub silent_s: u64,
+    /// An admin wants everything that it holds elsewhere.
+    pub draining: bool,
+    /// Its owner wants it to leave.
+    pub leaving: bool,
+    /// An admin wants it to be no member any more.
+    pub removed: bool,
+    /// It is not coming back: an admin said so, or its owner. Kept of members that were removed, too.
+    pub lost: bool,
+    /// It said that it had what it has not: nothing new goes there, and what it should have is made anew elsewhere.
+    pub distrusted: bool,
+}
+
+impl Standing {
+    /// Whether what it holds counts.
+    #[must_use]
+    pub fn is_durable(&self) -> bool {
+        !self.lost && !self.distrusted
+    }
+
+    /// Whether everything that it holds is to be elsewhere.
+    #[must_use]
+    pub fn is_sent_away(&self) -> bool {
+        self.draining || self.leaving || self.removed
+    }
+
+    /// Whether anything new may go there.
+    #[must_use]
+    pub fn may_take(&self) -> bool {
+        self.is_durable() && !self.is_sent_away()
+    }
+}
+
+/// A member of a group that is being replaced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveRecord {
+    /// The member that holds the piece until all is done.
+    pub from: NodeId,
+    /// The member that will.
+    pub to: NodeId,
+    /// A third one, which makes the piece for `to` while it makes its own: one read for both.
+    pub via: Option<NodeId>,
+    /// When it began, seconds since 1970.
+    pub since_unix_s: u64,
+}
+
 /// A boot server.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct BootServerRecord {

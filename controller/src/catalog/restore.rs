@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use images::manifest::ImageName;
 use images::{ChunkId, GroupId, SegmentId, wire};
 
-use super::tables::{CHUNKS, GROUPS, IMAGES, META, SEGMENT_CHUNKS, SEGMENTS};
+use super::tables::{CHUNKS, GROUP_SEGMENTS, GROUPS, IMAGES, META, SEGMENT_CHUNKS, SEGMENTS};
 use super::{Catalog, CatalogError, Change, GroupRecord, ImageRecord, Result, SegmentRecord};
 use crate::deploy::DeployRecord;
 use redb::{ReadableDatabase as _, ReadableTable as _};
@@ -72,6 +72,7 @@ impl Change<'_> {
     /// [`CatalogError`].
     pub fn restore_segment(&self, id: &SegmentId, record: &SegmentRecord) -> Result<()> {
         self.0.open_table(SEGMENTS)?.insert(id.0, wire::encode(record).as_slice())?;
+        self.0.open_table(GROUP_SEGMENTS)?.insert((record.group.0, id.0), ())?;
         Ok(())
     }
 

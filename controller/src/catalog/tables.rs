@@ -24,6 +24,15 @@ pub(super) const TICKETS: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition
 /// Node, segment, piece.
 pub(super) const TRASH: TableDefinition<'_, [u8; 49], ()> = TableDefinition::new("trash1");
 
+/// Group and segment: which segments a group has. It follows from the segments; a catalog of before is filled in when it is opened.
+pub(super) const GROUP_SEGMENTS: TableDefinition<'_, (u32, [u8; 32]), ()> = TableDefinition::new("group-segments1");
+/// Group and piece: members that are being replaced.
+pub(super) const MOVES: TableDefinition<'_, (u32, u8), &[u8]> = TableDefinition::new("moves1");
+/// Segment and piece: fragments that their holders have lost, and that are to be made anew there.
+pub(super) const DAMAGED: TableDefinition<'_, ([u8; 32], u8), ()> = TableDefinition::new("damaged1");
+/// Node: what is thought of a member.
+pub(super) const STANDINGS: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("standings1");
+
 /// Reports that came by way of stashes: BLAKE3 of the report to when it came, seconds since 1970.
 pub(super) const REPORTS: TableDefinition<'_, [u8; 32], u64> = TableDefinition::new("reports1");
 
@@ -42,5 +51,9 @@ pub(super) fn create_all(transaction: &WriteTransaction) -> Result<(), CatalogEr
     transaction.open_table(NODES)?;
     transaction.open_table(TICKETS)?;
     transaction.open_table(TRASH)?;
+    transaction.open_table(MOVES)?;
+    transaction.open_table(DAMAGED)?;
+    transaction.open_table(STANDINGS)?;
+    transaction.open_table(GROUP_SEGMENTS)?;
     Ok(())
 }

@@ -21,6 +21,7 @@ use super::folder::Settings;
 use super::machines::Installations;
 use super::mass_storage::MassStorage;
 use super::planned;
+use super::repair::Repairs;
 use super::session::Sessions;
 use super::verify::Jobs;
 use crate::catalog::{Catalog, CatalogError, ImageRecord};
@@ -45,6 +46,8 @@ pub struct Controller {
     pub installations: Installations,
     /// Verifications under way.
     pub jobs: Jobs,
+    /// Members that are being replaced.
+    pub repairs: Repairs,
     /// As chosen.
     pub settings: Settings,
     /// Held to read while a segment is placed, to write while anything is deleted: a deletion that is on its way must not meet
@@ -116,6 +119,7 @@ impl Controller {
             sessions: Sessions::default(),
             installations: Installations::default(),
             jobs: Jobs::default(),
+            repairs: Repairs::default(),
             settings,
             deleting: tokio::sync::RwLock::default(),
             placing: std::array::from_fn(|_| tokio::sync::Mutex::default()),

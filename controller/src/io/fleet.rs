@@ -21,6 +21,8 @@ pub struct Pulse {
     pub fragments: u64,
     /// Whether the owner of its machine wants it to step aside.
     pub aside: Option<Aside>,
+    /// Bytes that it wants to be rid of.
+    pub too_much: u64,
 }
 
 impl Pulse {
@@ -93,6 +95,17 @@ impl Fleet {
     pub fn pulse(&self, node: NodeId) -> Option<(Pulse, bool)> {
         let pulse = *self.pulses().get(&node)?;
         Some((pulse, pulse.aside.is_none() && pulse.at.elapsed() <= self.patience))
+    }
+
+    /// Whether it was heard of late, standing aside or not.
+    #[must_use]
+    pub fn is_heard(&self, node: NodeId) -> bool {
+        self.pulses().get(&node).is_some_and(|pulse| pulse.at.elapsed() <= self.patience)
+    }
+
+    /// It is no member any more.
+    pub fn forget(&self, node: NodeId) {
+        self.pulses().remove(&node);
     }
 
     /// Stashes that are there, and stand aside.

@@ -24,6 +24,14 @@ pub struct Settings {
     pub heartbeat_ms: u32,
     /// How long segments of an unfinished publication are kept, seconds.
     pub keep_unfinished_s: u64,
+    /// A stash that was silent for so many seconds, while most others were heard, is not expected back.
+    #[serde(default = "gone_after_s")]
+    pub gone_after_s: u64,
+}
+
+/// Two weeks: longer than a holiday.
+fn gone_after_s() -> u64 {
+    14 * 24 * 3600
 }
 
 /// A controller's folder.

@@ -15,7 +15,7 @@ use protocol::ticket::secret_hash;
 use super::controller::{Controller, catalog_refusal};
 use super::fleet::Pulse;
 use super::unix_s;
-use crate::catalog::{BootServerRecord, CatalogError, NodeRecord, TicketRecord};
+use crate::catalog::{BootServerRecord, CatalogError, NodeRecord, Standing, TicketRecord};
 use crate::deploy::State;
 
 /// Tell a stranger as little as possible: whether a ticket was used or never existed is the admin's business.
@@ -124,27 +124,41 @@ impl Controller {
         from: SocketAddr,
         beat: member::Heartbeat,
     ) -> Result<member::HeartbeatAck, Refusal> {
-        let known = self.catalog.node(node).map_err(catalog_refusal)?;
-        let known = known.ok_or_else(|| Refusal::NotAdmitted("this stash was removed from the array".into()))?;
+        let ack = |directory, in_charge, to_hand_over| {
+            let again_ms = self.settings.heartbeat_ms;
+            Ok(member::HeartbeatAck { directory, again_ms, to_hand_over, in_charge })
+        };
+        let standing = self.catalog.standing(node).map_err(catalog_refusal)?;
+        let Some(known) = self.catalog.node(node).map_err(catalog_refusal)? else {
+            // It may not have heard that it could go.
+            if standing.lost && standing.leaving && beat.wish.is_some() {
+                return ack(None, true, Some(0));
+            }
+            return Err(Refusal::NotAdmitted("this stash was removed from the array".into()));
+        };
         let addresses = vec![SocketAddr::new(from.ip().to_canonical(), beat.port)];
         // Whatever else is to be thought of it: it forgets them once they were heard.
-        for fragment in &beat.lost {
-            // Rebuilding comes with repair; until then the loss is at least known.
-            tracing::warn!(%node, segment = %fragment.segment, piece = fragment.piece, "stash lost a fragment");
+        if !beat.lost.is_empty() {
+            let lost = beat.lost.clone();
+            let note = self.committer.change(move |change| {
+                lost.iter().try_for_each(|f| change.note_damage(node, f.segment, f.piece).map(drop))
+            });
+            note.await.map_err(catalog_refusal)?;
+            for fragment in &beat.lost {
+                tracing::warn!(%node, segment = %fragment.segment, piece = fragment.piece, "stash lost a fragment");
+            }
+            self.repairs.wake.notify_one();
         }
         if !self.disbelieves(node) && self.is_strange(beat.directory)? {
             // It may be right, or lie. Until that is known, nothing changes on its word.
             self.pool.learn_one(node, addresses);
             tokio::spawn(self.clone().look_at(node));
-            return Ok(member::HeartbeatAck { directory: None, again_ms: self.settings.heartbeat_ms, in_charge: true });
+            return ack(None, true, None);
         }
         if self.check_in_charge().is_err() {
-            return Ok(member::HeartbeatAck {
-                directory: None,
-                again_ms: self.settings.heartbeat_ms,
-                in_charge: false,
-            });
+            return ack(None, false, None);
         }
+        self.hear_wish(node, &standing, beat.wish).await?;
         if known.addresses != addresses || known.capacity != beat.capacity {
             let record = NodeRecord { addresses: addresses.clone(), capacity: beat.capacity, ..known };
             let change = self.committer.change(move |change| {
@@ -155,10 +169,30 @@ impl Controller {
         }
         self.pool.learn_one(node, addresses);
         let (capacity, used, fragments) = (beat.capacity, beat.used, beat.fragments);
-        let pulse = Pulse { at: Instant::now(), capacity, used, fragments, aside: beat.aside };
+        let too_much = if let Some(member::Wish::Less(bytes)) = beat.wish { bytes } else { 0 };
+        let pulse = Pulse { at: Instant::now(), capacity, used, fragments, aside: beat.aside, too_much };
         self.fleet.heard(node, pulse);
         let directory = self.directory().map_err(catalog_refusal)?.update_for(beat.directory);
-        Ok(member::HeartbeatAck { directory, again_ms: self.settings.heartbeat_ms, in_charge: true })
+        let leaves = matches!(beat.wish, Some(member::Wish::Leave | member::Wish::LeaveNow));
+        // Not nothing before it is no member any more: its shares of keys go to others, too.
+        let to_hand_over = leaves.then(|| self.to_hand_over(node).map(|left| left.max(1))).transpose()?;
+        ack(directory, true, to_hand_over)
+    }
+
+    /// Note what a stash's owner wants of it.
+    async fn hear_wish(&self, node: NodeId, standing: &Standing, wish: Option<member::Wish>) -> Result<(), Refusal> {
+        let leaving = matches!(wish, Some(member::Wish::Leave | member::Wish::LeaveNow));
+        let lost = wish == Some(member::Wish::LeaveNow);
+        if standing.leaving == leaving && (standing.lost || !lost) {
+            return Ok(());
+        }
+        tracing::info!(%node, leaving, at_once = lost, "its owner said");
+        let change = self.committer.change(move |change| {
+            change.change_standing(node, |s| (s.leaving, s.lost) = (leaving, s.lost || lost)).map(drop)
+        });
+        change.await.map_err(catalog_refusal)?;
+        self.repairs.wake.notify_one();
+        Ok(())
     }
 
     /// Tell a member what is newer than what it has.

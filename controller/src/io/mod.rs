@@ -15,6 +15,7 @@ pub mod members;
 pub mod planned;
 pub mod publisher;
 pub mod recover;
+pub mod repair;
 pub mod rival;
 pub mod service;
 pub mod session;

@@ -318,7 +318,7 @@ async fn fetch(
     store: Option<MassStorage>,
 ) -> anyhow::Result<Vec<(ChunkId, u32)>> {
     let entry = Arc::new(entry);
-    let pieces = array.fetcher.fetch(entry.clone(), members).await?;
+    let pieces = array.fetch(entry.clone(), members).await?;
     let opened = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
         let sealed = assemble(&Codec::new(entry.geometry), entry.id, entry.sealed_len, &pieces)?;
         let mut chunks = Vec::new();

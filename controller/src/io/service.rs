@@ -64,6 +64,7 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
     nearby.announce(Role::Controller, member.identity.node, listen);
     tokio::spawn(announce(controller.clone()));
     tokio::spawn(controller.clone().sweep_regularly());
+    tokio::spawn(controller.clone().repair_regularly());
     tokio::spawn(controller.clone().wake_regularly());
     tokio::spawn(renew(controller.clone(), endpoint.clone(), https.acceptor()));
     let array = controller.array();

@@ -113,7 +113,7 @@ impl Controller {
         if begin.disk_len > images::limits::IMAGE_LEN_MAX {
             return Err(Refusal::Invalid("an image of more than 64 TiB".into()));
         }
-        let up = self.fleet.up().len();
+        let up = self.takers()?.len();
         let fleet = self.fleet_size(up)?;
         let geometry = begin.geometry.or_else(|| geometry::for_fleet(fleet)).ok_or_else(|| {
             Refusal::Unavailable("no stash is up: start some with `coe-stash serve`, see `coe-ctl nodes`".into())

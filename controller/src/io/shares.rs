@@ -38,7 +38,7 @@ impl Controller {
         key: &ManifestKey,
         geometry: Geometry,
     ) -> Result<Option<Shares>, Refusal> {
-        let mut up: Vec<NodeId> = self.fleet.up().into_keys().collect();
+        let mut up: Vec<NodeId> = self.takers()?.into_keys().collect();
         // Another order for every image: no stash has more shares than others.
         up.sort_by_key(|node| *blake3::Hasher::new().update(&manifest.0).update(&node.0).finalize().as_bytes());
         let Some((threshold, wanted)) = plan(geometry, up.len()) else { return Ok(None) };

@@ -31,7 +31,7 @@ impl Controller {
     /// # Errors
     /// If too few stashes are up.
     pub fn members_for(&self, segment: SegmentId, geometry: Geometry, piece_len: u64) -> Result<Vec<NodeId>, Refusal> {
-        let mut up = self.fleet.up();
+        let mut up = self.takers()?;
         let trash = self.catalog.trash().map_err(catalog_refusal)?;
         for key in trash {
             // What is still to be deleted at a member must not be stored there again before it is.

@@ -93,10 +93,32 @@ fn random_u64() -> u64 {
     u64::from_le_bytes(bytes)
 }
 
+/// Why a holder has not proven that it has a piece.
+#[derive(Debug, thiserror::Error)]
+pub enum Unproven {
+    /// It could not be asked, or cannot answer now. That says nothing of the piece.
+    #[error("{0}")]
+    Silent(String),
+    /// It says so itself.
+    #[error("its holder does not have it")]
+    NotThere,
+    /// It answered something else.
+    #[error("its holder failed the proof: what it has is not the piece")]
+    Wrong,
+}
+
+impl Unproven {
+    /// Whether the piece is to be made anew.
+    #[must_use]
+    pub fn is_loss(&self) -> bool {
+        !matches!(self, Self::Silent(_))
+    }
+}
+
 /// Let a holder prove that it has a piece: a random range of it, which verifies against the piece's digest.
 ///
 /// # Errors
-/// What is wrong, for a person.
+/// [`Unproven`].
 pub async fn prove(
     pool: &Pool,
     segment: SegmentId,
@@ -104,18 +126,16 @@ pub async fn prove(
     payload_len: u64,
     piece: u8,
     node: NodeId,
-) -> Result<(), String> {
+) -> Result<(), Unproven> {
     let offset = random_u64() % payload_len.max(1);
     let fragment = FragmentId { segment, piece };
-    let connection = pool.get(node).await.map_err(|e| e.to_string())?;
+    let connection = pool.get(node).await.map_err(|e| Unproven::Silent(e.to_string()))?;
     let message = store::Prove { fragment, offset: offset as u32, len: PROVE_LEN };
     let proof = tokio::time::timeout(PROVE_WITHIN, rpc::call(&connection, message, &[])).await;
-    let slice = match proof.map_err(|_| "its holder did not answer".to_string())? {
+    let slice = match proof.map_err(|_| Unproven::Silent("its holder did not answer".into()))? {
         Ok((_, slice)) => slice,
-        Err(CallError::Refused(Refusal::NotFound(_))) => {
-            return Err("its holder does not have it".into());
-        }
-        Err(error) => return Err(error.to_string()),
+        Err(CallError::Refused(Refusal::NotFound(_))) => return Err(Unproven::NotThere),
+        Err(error) => return Err(Unproven::Silent(error.to_string())),
     };
     let mut range = Vec::new();
     let decoder = SliceDecoder::new(Cursor::new(slice), &blake3::Hash::from(digest.0), offset, PROVE_LEN.into());
@@ -123,7 +143,7 @@ pub async fn prove(
     let expected = (payload_len - offset).min(PROVE_LEN.into());
     match read {
         Ok(len) if len as u64 == expected => Ok(()),
-        _ => Err("its holder failed the proof: what it has is not the piece".into()),
+        _ => Err(Unproven::Wrong),
     }
 }
 
@@ -182,18 +202,53 @@ impl Controller {
         Ok(())
     }
 
+    /// Let holders prove pieces that chance picks, so many: what vanished without a trace is found before it is needed.
+    pub(super) async fn audit(&self, count: usize) -> Result<(), Refusal> {
+        for _ in 0..count {
+            let mut from = [0; 32];
+            from.chunks_exact_mut(8).for_each(|some| some.copy_from_slice(&random_u64().to_le_bytes()));
+            let found = self.catalog.segment_from(&SegmentId(from)).map_err(catalog_refusal)?;
+            let Some((id, record)) = found else { return Ok(()) };
+            let groups = self.catalog.groups().map_err(catalog_refusal)?;
+            let Some(group) = groups.get(&record.group) else { continue };
+            let piece = (random_u64() % group.members.len() as u64) as u8;
+            let node = group.members[usize::from(piece)];
+            if let Err(what) = self.prove(id, &record, piece, node, group).await
+                && what.is_loss()
+            {
+                tracing::warn!(%node, segment = %id, piece, %what, "a random proof failed");
+                self.note_damage(id, piece, node).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// A holder that is there cannot show what it should hold: it is made anew.
+    async fn note_damage(&self, segment: SegmentId, piece: u8, node: NodeId) {
+        let noted = self.committer.change(move |change| change.note_damage(node, segment, piece).map(drop));
+        match noted.await {
+            Ok(()) => self.repairs.wake.notify_one(),
+            Err(error) => tracing::warn!(%error, "damage not noted"),
+        }
+    }
+
     async fn verify_segment(&self, job: u64, id: SegmentId, record: &SegmentRecord, group: &GroupRecord, deep: bool) {
         let mut problems = Vec::new();
         let mut proven = 0;
         for (piece, &node) in group.members.iter().enumerate() {
             match self.prove(id, record, piece as u8, node, group).await {
                 Ok(()) => proven += 1,
-                Err(what) => problems.push(Problem {
-                    segment: id.to_string(),
-                    piece: Some(piece as u8),
-                    node: Some(node.to_string()),
-                    what,
-                }),
+                Err(what) => {
+                    if what.is_loss() {
+                        self.note_damage(id, piece as u8, node).await;
+                    }
+                    problems.push(Problem {
+                        segment: id.to_string(),
+                        piece: Some(piece as u8),
+                        node: Some(node.to_string()),
+                        what: what.to_string(),
+                    });
+                }
             }
         }
         let mut copies = 0;
@@ -222,9 +277,9 @@ impl Controller {
         piece: u8,
         node: NodeId,
         group: &GroupRecord,
-    ) -> Result<(), String> {
+    ) -> Result<(), Unproven> {
         if !self.fleet.up().contains_key(&node) {
-            return Err("its holder is away".into());
+            return Err(Unproven::Silent("its holder is away".into()));
         }
         let payload_len = group.geometry.piece_len(record.sealed_len as usize) as u64;
         prove(&self.pool, segment, record.fragments[usize::from(piece)], payload_len, piece, node).await

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
-use images::NodeId;
+use images::{GroupId, NodeId};
 use images::keys::ManifestKey;
 use images::manifest::{ImageName, PageRef, Root, SegmentEntry, Signed};
 use images::shares::{self, KeyShare, Order};
@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use super::credentials::Credentials;
 use super::directory::{DirectoryKeeper, KeepError};
-use super::fetch::Fetcher;
+use super::fetch::{FetchReport, Fetcher, Pieces};
 use super::nearby::Nearby;
 use super::pool::Pool;
 use super::rpc::{self, CallError};
@@ -23,7 +23,7 @@ use super::statement::Statement;
 use super::tls;
 use super::words;
 use crate::directory::{Directory, DirectoryError, Head, Mark, SignedDirectory, Verdict};
-use crate::getter::Patience;
+use crate::getter::{Patience, Shortfall};
 use crate::identity::STASH_NAME;
 use crate::limits::GUEST_FRAME_MAX;
 use crate::message::image::{LeaveReport, Left, LeftReport, MANIFEST_PURPOSE, REPORT_PURPOSE};
@@ -65,8 +65,9 @@ pub struct Array {
     member: Arc<Credentials>,
     pool: Arc<Pool>,
     directory: Arc<SignedDirectory>,
-    /// Fetches segments.
-    pub fetcher: Fetcher,
+    /// Newer ones, learnt because pieces were not where the first one says.
+    newest: Arc<tokio::sync::Mutex<Arc<SignedDirectory>>>,
+    fetcher: Fetcher,
 }
 
 /// What a member has that is newer than `have`; `None` from one that does not answer.
@@ -173,7 +174,8 @@ impl Array {
     fn with_pool(pool: Arc<Pool>, member: &Credentials, directory: Arc<SignedDirectory>) -> Self {
         pool.learn(directory.directory());
         let fetcher = Fetcher::start(pool.clone(), Patience::default(), directory.mark().epoch);
-        Self { member: Arc::new(member.clone()), pool, directory, fetcher }
+        let newest = Arc::new(tokio::sync::Mutex::new(directory.clone()));
+        Self { member: Arc::new(member.clone()), pool, directory, newest, fetcher }
     }
 
     /// Find the array without its controller: through stashes at `via` (`host:port`), through those of the directory that was kept, or
@@ -284,6 +286,53 @@ impl Array {
         Ok(group.members.clone())
     }
 
+    /// Any k verified pieces of a segment. Where its holders were replaced since this array was reached, the new ones are asked.
+    ///
+    /// # Errors
+    /// [`Shortfall`] when fewer than k can be had.
+    pub async fn fetch(&self, entry: Arc<SegmentEntry>, mut holders: Vec<NodeId>) -> Result<Pieces, Shortfall> {
+        loop {
+            let shortfall = match self.fetcher.fetch(entry.clone(), holders.clone()).await {
+                Ok(pieces) => return Ok(pieces),
+                Err(shortfall) => shortfall,
+            };
+            match self.holders_now(entry.group, &holders).await {
+                Some(now) => holders = now,
+                None => return Err(shortfall),
+            }
+        }
+    }
+
+    /// Holders of a group by the newest directory that its holders of before have; `None` if they are the same.
+    async fn holders_now(&self, group: GroupId, before: &[NodeId]) -> Option<Vec<NodeId>> {
+        let mut newest = self.newest.lock().await;
+        let other = |held: &SignedDirectory| {
+            held.directory().groups.get(&group).map(|g| g.members.clone()).filter(|members| members != before)
+        };
+        if let Some(now) = other(&newest) {
+            return Some(now);
+        }
+        let have = Some(newest.mark());
+        let ask = |node: NodeId| async move {
+            let asked = async { told_by(&self.pool.get(node).await.ok()?, have).await };
+            tokio::time::timeout(ANSWER_WITHIN, asked).await.ok().flatten()
+        };
+        let (array, key) = (self.member.identity.array, &self.member.array_key);
+        for told in futures_util::future::join_all(before.iter().copied().map(ask)).await.into_iter().flatten() {
+            let Some(update) = told.update else { continue };
+            if let Ok(newer) = SignedDirectory::take(Some(&newest), update, array, key) {
+                self.pool.learn(newer.directory());
+                *newest = Arc::new(newer);
+            }
+        }
+        other(&newest)
+    }
+
+    /// What fetching took so far.
+    pub async fn report(&self) -> FetchReport {
+        self.fetcher.report().await
+    }
+
     /// A page of a manifest, from whichever of its holders answers.
     ///
     /// # Errors
@@ -294,7 +343,7 @@ impl Array {
         if group.geometry.data() != 1 {
             bail!("group {} does not keep copies, so a page cannot lie there", page.group);
         }
-        let fetched = self.fetcher.fetch(Arc::new(page.entry(group.geometry)), group.members.clone()).await;
+        let fetched = self.fetch(Arc::new(page.entry(group.geometry)), group.members.clone()).await;
         let pieces = fetched.context("fetch a page of the manifest")?;
         let bytes = pieces.into_iter().next().map(|(_, bytes)| bytes).filter(|bytes| page.matches(bytes));
         bytes.context("a page of the manifest is not what it is called")

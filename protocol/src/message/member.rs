@@ -21,6 +21,19 @@ pub struct Heartbeat {
     pub lost: Vec<images::fragment::FragmentId>,
     /// Why it takes nothing and gives nothing for now; nothing is lost by that.
     pub aside: Option<Aside>,
+    /// It goes for good, or must have less.
+    pub wish: Option<Wish>,
+}
+
+/// What a stash wants to be rid of. Until the array has it elsewhere, it stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Wish {
+    /// Everything: its owner wants it gone.
+    Leave,
+    /// Everything, and nobody waits for that: what it holds is lost now.
+    LeaveNow,
+    /// So many bytes: its disk is needed for something else.
+    Less(u64),
 }
 
 /// Why a stash stands aside.
@@ -52,6 +65,8 @@ pub struct HeartbeatAck {
     pub directory: Option<Update>,
     /// When to report again, milliseconds.
     pub again_ms: u32,
+    /// Fragments that it must still hold, if it wants to leave. With none it is no member any more.
+    pub to_hand_over: Option<u64>,
     /// Whether this controller directs the array; one that stands down does not, and the stash may find another.
     pub in_charge: bool,
 }

@@ -127,6 +127,8 @@ requests! {
     GetDelegation(boot::GetDelegation) -> boot::Delegation, body 0, roles [Boot];
     /// What became of a deployment.
     GetWord(store::GetWord) -> store::TheWord, body 0, roles [Controller, Boot];
+    /// Fragments to copy, or to make anew; answered when they are durable.
+    Rebuild(store::Rebuild) -> store::Outcomes, body 0, roles [Controller];
 }
 
 /// Why a request was not carried out. The text is for people; nothing may be decided on it.

@@ -1,12 +1,15 @@
 //! The controller to a stash.
 
-use images::ManifestId;
 use images::fragment::{FragmentHeader, FragmentId};
 use images::keys::{HolderSecret, Token};
-use images::manifest::ImageName;
+use images::limits::SEALED_MAX;
+use images::manifest::{ImageName, SegmentEntry};
+use images::parity::Geometry;
 use images::shares::KeyShare;
+use images::{FragmentDigest, GroupId, ManifestId, NodeId, SegmentId};
 use serde::{Deserialize, Serialize};
 
+use super::Refusal;
 use crate::directory::Mark;
 use crate::io::statement::Statement;
 
@@ -43,6 +46,81 @@ pub struct DeleteFragments {
 /// They are gone, durably; those that were not there count as gone.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Deleted;
+
+/// A fragment that a stash is to have, and what it needs for it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Wanted {
+    /// The segment.
+    pub segment: SegmentId,
+    /// Its geometry.
+    pub geometry: Geometry,
+    /// Its sealed bytes.
+    pub sealed_len: u32,
+    /// Digest of the payload of each piece, n of them.
+    pub fragments: Vec<FragmentDigest>,
+    /// Holder of each piece, n of them.
+    pub holders: Vec<NodeId>,
+    /// Pieces to have. With several, others of them are for members that copy them from here.
+    pub pieces: Vec<u8>,
+    /// A member that has the pieces, and is asked first.
+    pub from: Option<NodeId>,
+}
+
+impl Wanted {
+    /// Whether the numbers fit each other and the limits.
+    #[must_use]
+    pub fn is_valid(&self) -> bool {
+        let n = self.geometry.pieces();
+        let counts = self.fragments.len() == n && self.holders.len() == n && !self.pieces.is_empty();
+        counts && self.sealed_len as usize <= SEALED_MAX && self.pieces.iter().all(|piece| usize::from(*piece) < n)
+    }
+
+    /// As fetching wants it.
+    #[must_use]
+    pub fn entry(&self) -> SegmentEntry {
+        SegmentEntry {
+            id: self.segment,
+            sealed_len: self.sealed_len,
+            data_len: 0,
+            group: GroupId(0),
+            geometry: self.geometry,
+            fragments: self.fragments.clone(),
+            runs: Vec::new(),
+        }
+    }
+}
+
+/// Have these fragments: copied from who has them, or made out of any k others of their segments.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Rebuild {
+    /// The partition.
+    pub owner: Owner,
+    /// Which.
+    pub wanted: Vec<Wanted>,
+    /// Whoever asks waits so long. Nothing is kept later: it may have been deleted by then.
+    pub within_ms: u32,
+}
+
+/// What became of a [`Wanted`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Rebuilt {
+    /// All its pieces are here, durably.
+    Here {
+        /// Payload bytes that were fetched for it.
+        fetched: u64,
+    },
+    /// Too few pieces can be had: what is missing, in words.
+    Short(String),
+    /// It could not be kept.
+    Refused(Refusal),
+}
+
+/// What became of each, in their order.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Outcomes {
+    /// One for each that was wanted.
+    pub outcomes: Vec<Rebuilt>,
+}
 
 /// Prove that a fragment is held, by a range of its payload that the asker chose at random.
 #[derive(Clone, Debug, Serialize, Deserialize)]

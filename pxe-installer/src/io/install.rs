@@ -253,7 +253,7 @@ async fn install_and_note(
         progress,
     });
     let result = run(source, &work).await;
-    let fetched = source.fetcher().report().await;
+    let fetched = source.array().report().await;
     report.lied = fetched.peers.iter().filter_map(|(node, r)| Some((*node, r.lied.clone()?))).collect();
     report.written = work.written.load(Relaxed);
     let times = result?;
@@ -389,10 +389,10 @@ async fn fetch_all(source: &Source, work: &Arc<Work>, proven: &BTreeSet<u64>) ->
                 break 'pages;
             }
             let holders = source.holders(&entry)?;
-            let (fetcher, work) = (source.fetcher().clone(), work.clone());
+            let (array, work) = (source.array().clone(), work.clone());
             tasks.spawn(async move {
                 work.progress.fetching.fetch_add(1, Relaxed);
-                let fetched = fetcher.fetch(entry.clone(), holders).await;
+                let fetched = array.fetch(entry.clone(), holders).await;
                 work.progress.fetching.fetch_sub(1, Relaxed);
                 let pieces = match fetched {
                     Ok(pieces) => pieces,

@@ -14,7 +14,6 @@ use protocol::identity::Role;
 use protocol::io::array::Array;
 use protocol::io::credentials::{Credentials, CredentialsError, file_of};
 use protocol::io::directory::{DirectoryKeeper, KeepError};
-use protocol::io::fetch::Fetcher;
 use protocol::io::link::Link;
 use protocol::io::words;
 use protocol::io::{rpc, tls};
@@ -234,12 +233,6 @@ impl Source {
     #[must_use]
     pub fn directory(&self) -> &Directory {
         self.array.directory()
-    }
-
-    /// Fetches segments.
-    #[must_use]
-    pub fn fetcher(&self) -> &Fetcher {
-        &self.array.fetcher
     }
 
     /// A page: from the controller while it is there, and from the array if it is not, or went away.

@@ -41,6 +41,9 @@ pub struct Init {
     /// How long segments of an unfinished publication are kept
     #[arg(long, default_value_t = 24, value_name = "HOURS")]
     keep_unfinished_hours: u64,
+    /// How long a stash may be away before it is not expected back, and its pieces are made anew elsewhere
+    #[arg(long, default_value_t = 14, value_name = "DAYS")]
+    gone_after_days: u64,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -81,6 +84,7 @@ impl Init {
             mass_storage: self.mass_storage,
             heartbeat_ms: self.heartbeat_ms.clamp(100, 60_000),
             keep_unfinished_s: self.keep_unfinished_hours * 3600,
+            gone_after_s: self.gone_after_days * 24 * 3600,
         };
         let folder = self.which.folder();
         let kit_file = self.kit.clone().unwrap_or_else(|| folder.path().join("recovery-kit.age"));

@@ -113,6 +113,7 @@ impl Recover {
                 mass_storage: self.mass_storage.clone().unwrap_or_else(|| "mass-storage".into()),
                 heartbeat_ms: self.heartbeat_ms.clamp(100, 60_000),
                 keep_unfinished_s: 24 * 3600,
+                gone_after_s: 14 * 24 * 3600,
             };
             folder.write(&secrets, &sealed, &settings)?;
         }

@@ -7,9 +7,11 @@ mod digest;
 mod host;
 mod images;
 mod login;
+mod node;
 mod nodes;
 mod overrule;
 mod publish;
+mod repair;
 mod rm;
 mod show;
 mod status;
@@ -41,6 +43,9 @@ enum Command {
     Show(show::Show),
     Rm(rm::Rm),
     Nodes(nodes::Nodes),
+    #[command(subcommand)]
+    Node(node::Node),
+    Repair(repair::Repair),
     Status(status::Status),
     Overrule(overrule::Overrule),
     Verify(verify::Verify),
@@ -92,6 +97,8 @@ impl Cli {
             Command::Show(args) => args.run().await,
             Command::Rm(args) => args.run().await,
             Command::Nodes(args) => args.run().await,
+            Command::Node(args) => args.run().await,
+            Command::Repair(args) => args.run().await,
             Command::Status(args) => args.run().await,
             Command::Overrule(args) => args.run().await,
             Command::Verify(args) => args.run().await,

@@ -22,12 +22,7 @@ impl Nodes {
             return Ok(());
         }
         let row = |n: &NodeInfo| {
-            let state = match (&n.lied, n.up) {
-                (Some(what), _) => format!("lied: {what}"),
-                (None, _) if n.aside.is_some() => n.aside.clone().unwrap_or_default(),
-                (None, true) => "up".into(),
-                (None, false) => "away".into(),
-            };
+            let state = n.lied.as_ref().map_or_else(|| n.state.clone(), |what| format!("lied: {what}"));
             vec![
                 n.node.clone(),
                 state,

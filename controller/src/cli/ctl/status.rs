@@ -41,6 +41,7 @@ impl Status {
                 s.pending, s.unreferenced, s.trash
             );
         }
+        s.health.lines().iter().for_each(|line| println!("{line}"));
         if s.unreadable_now > 0 {
             println!("AT RISK    {} segments cannot be read now: too many of their stashes are away", s.unreadable_now);
         }

@@ -78,6 +78,7 @@ pub(super) async fn verify(array: &Array, image: Option<&ImageName>) -> anyhow::
                     let proven = prove(array.pool(), entry.id, entry.fragments[piece], payload_len, piece as u8, node);
                     if let Err(what) = proven.await {
                         let (segment, node) = (entry.id.to_string(), Some(node.to_string()));
+                        let what = what.to_string();
                         problems.push(Problem { segment, piece: Some(piece as u8), node, what });
                     }
                 }

@@ -2,12 +2,14 @@
 //! it all.
 
 mod machines;
+mod repair;
 mod routes;
 mod tls_listener;
 
 pub use machines::{
     BootServerChange, BootServerInfo, DeployInfo, DeployRequest, HostChange, HostInfo, NewHost, Numbers,
 };
+pub use repair::{Health, MoveInfo, NodeChange, NodeChanged, RepairInfo};
 pub use routes::{
     Api, ImageDetail, ImageInfo, NodeInfo, OverruleRequest, OverruleResponse, PartitionInfo, Status, SweepResult,
     TicketRequest, TicketResponse, VerifyRequest, VerifyStarted,

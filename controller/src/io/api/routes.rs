@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{OpenApi, ToSchema};
 
 use super::machines;
+use super::repair::{self, Health};
 use super::tls_listener::Caller;
 use crate::catalog::TicketRecord;
 use crate::io::controller::{Controller, catalog_refusal};
@@ -52,7 +53,9 @@ use crate::io::verify::{Problem, Verification};
         machines::list_deployments,
         machines::deploy,
         machines::cancel,
-        machines::retry
+        machines::retry,
+        repair::get_repair,
+        repair::change_node
     ),
     components(schemas(Problem))
 )]
@@ -91,6 +94,8 @@ pub struct Status {
     pub trash: u64,
     /// Segments of which fewer than k holders are up, and that mass storage does not have.
     pub unreadable_now: u64,
+    /// How safe everything is.
+    pub health: Health,
     /// Seconds since the controller started.
     pub up_s: u64,
     /// CPU that parity took since then.
@@ -127,6 +132,10 @@ pub struct NodeInfo {
     pub fragments: Option<u64>,
     /// What it did, if it returned wrong data.
     pub lied: Option<String>,
+    /// `up`, `away`, `paused`, `metered`, `draining`, `removing`, `leaving`, `lost` or `distrusted`.
+    pub state: String,
+    /// Fragments that it holds for the array.
+    pub to_hand_over: u64,
 }
 
 /// An image in a list.
@@ -287,6 +296,8 @@ pub(super) fn router(controller: Arc<Controller>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/nodes", get(nodes))
+        .route("/v1/nodes/{node}", post(repair::change_node))
+        .route("/v1/repair", get(repair::get_repair))
         .route("/v1/images", get(list_images))
         .route("/v1/images/{name}/{tag}", get(show_image).delete(remove_image))
         .route("/v1/tickets", post(create_ticket))
@@ -359,6 +370,7 @@ async fn status(State(c): Shared) -> Answer<Status> {
         unreferenced: segments.iter().filter(|(_, s)| s.references == 0).count() as u64,
         trash: c.catalog.trash().map_err(catalog_refusal)?.len() as u64,
         unreadable_now: segments.iter().filter(|(_, s)| !s.on_mass_storage && !reachable(&s.group)).count() as u64,
+        health: c.health()?,
         up_s: c.started.elapsed().as_secs(),
         encode: Encode { bytes: encode.bytes, cpu_s: encode.cpu_s },
     }))
@@ -368,13 +380,28 @@ async fn status(State(c): Shared) -> Answer<Status> {
 #[utoipa::path(get, path = "/v1/nodes", responses((status = 200, body = [NodeInfo])))]
 async fn nodes(State(c): Shared) -> Answer<Vec<NodeInfo>> {
     let liars = c.liars.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let standings = c.catalog.standings().map_err(catalog_refusal)?;
+    let groups = c.catalog.groups().map_err(catalog_refusal)?;
     let info = |(id, record): (images::NodeId, crate::catalog::NodeRecord)| {
         let pulse = c.fleet.pulse(id);
+        let standing = standings.get(&id).cloned().unwrap_or_default();
+        let aside = pulse.and_then(|(p, _)| p.aside).map(|aside| aside.to_string());
+        let state = match () {
+            () if standing.lost => "lost",
+            () if standing.distrusted => "distrusted",
+            () if standing.leaving => "leaving",
+            () if standing.removed => "removing",
+            () if !pulse.is_some_and(|(_, up)| up) => aside.as_deref().unwrap_or("away"),
+            () if standing.draining => "draining",
+            () => "up",
+        };
         NodeInfo {
+            state: state.into(),
+            to_hand_over: groups.values().filter(|g| g.members.contains(&id)).map(|g| g.segments).sum(),
             node: id.to_string(),
             addresses: record.addresses.iter().map(ToString::to_string).collect(),
             up: pulse.is_some_and(|(_, up)| up),
-            aside: pulse.and_then(|(p, _)| p.aside).map(|aside| aside.to_string()),
+            aside: aside.clone(),
             heard_s: pulse.map(|(p, _)| p.at.elapsed().as_secs()),
             capacity: record.capacity,
             used: pulse.map(|(p, _)| p.used),

@@ -1,4 +1,4 @@
-//! Whether the owner of this machine wants the stash to step aside; it holds across a restart.
+//! What the owner of this machine wants of the stash until they want something else: to step aside, or to leave. It holds across a restart.
 
 use std::fs;
 use std::io;
@@ -7,17 +7,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use protocol::io::credentials::write_private;
 
-/// The switch.
-pub struct Pause {
+/// A switch.
+pub struct Switch {
     file: PathBuf,
     is_on: AtomicBool,
 }
 
-impl Pause {
-    /// As it was left in a stash's folder.
+impl Switch {
+    /// As it was left in a stash's folder, in a file of this name.
     #[must_use]
-    pub fn at(folder: &Path) -> Self {
-        let file = folder.join("paused");
+    pub fn at(folder: &Path, name: &str) -> Self {
+        let file = folder.join(name);
         Self { is_on: AtomicBool::new(file.exists()), file }
     }
 

@@ -1,0 +1,84 @@
+//! `coe-stash leave`
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+
+use super::Which;
+use crate::io::control::{self, Ask};
+
+/// Leave the array for good: what this stash holds goes to others first, then everything of it is removed from this machine
+#[derive(Args)]
+#[command(
+    after_help = "Example:\n  coe-stash leave\n\nIt may be interrupted: the service goes on with it. `coe-stash leave --stay` changes your mind, as long as it has \
+                  not left."
+)]
+pub struct Leave {
+    /// Do not wait: what it holds is lost to the array, which makes it anew elsewhere
+    #[arg(long)]
+    now: bool,
+    /// Stay after all
+    #[arg(long, conflicts_with = "now")]
+    stay: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    which: Which,
+}
+
+impl Leave {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let folder = self.which.folder();
+        if !folder.is_joined() {
+            bail!("{} holds no stash", folder.path().display());
+        }
+        let ask = if self.stay { Ask::Stay } else { Ask::Leave { now: self.now } };
+        let Some(live) = control::ask(folder.path(), ask)? else {
+            if !self.now {
+                bail!(
+                    "no service runs for {}: start it with `coe-stash serve`, or do without handing over with `coe-stash leave --now`",
+                    folder.path().display()
+                );
+            }
+            folder.erase().context("remove the stash")?;
+            return self.say("gone; the controller was not told: `coe-ctl node remove --lost` tells it");
+        };
+        if self.stay {
+            return self.say("stays");
+        }
+        let bar = indicatif::ProgressBar::no_length();
+        let mut first = live.to_hand_over;
+        loop {
+            match control::ask(folder.path(), Ask::Status) {
+                Ok(Some(live)) if !live.leaving => bail!("somebody made it stay"),
+                Ok(Some(live)) => {
+                    if let Some(left) = live.to_hand_over {
+                        let of = *first.get_or_insert(left);
+                        bar.set_length(of);
+                        bar.set_position(of.saturating_sub(left));
+                        bar.set_message(format!("{left} fragments must be elsewhere first"));
+                    }
+                }
+                Ok(None) if !folder.is_joined() => break,
+                Ok(None) => bail!("its service has stopped: start it again, and it goes on leaving"),
+                // It ended in the middle of an answer.
+                Err(_) if !folder.is_joined() => break,
+                Err(error) => return Err(error),
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        bar.finish_and_clear();
+        self.say("gone: nothing of it is on this machine any more")
+    }
+
+    fn say(&self, what: &str) -> anyhow::Result<()> {
+        if self.json {
+            println!("{}", serde_json::json!({ "left": !self.stay }));
+        } else {
+            println!("{what}");
+        }
+        Ok(())
+    }
+}

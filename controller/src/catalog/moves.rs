@@ -1,0 +1,277 @@
+//! Members of groups that are replaced, fragments to be made anew, and what is thought of members.
+//!
+//! A move is noted before its first byte travels, with everybody who may get one. It ends in one transaction: the new member stands in the
+//! group, and what the old one has is trash; or it is given up, and what the new one has is trash.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use images::{GroupId, NodeId, SegmentId, wire};
+use redb::{ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _};
+
+use super::records::{MoveRecord, SegmentRecord, Standing, TrashKey};
+use super::tables::{DAMAGED, GROUP_SEGMENTS, GROUPS, MOVES, NODES, SEGMENTS, STANDINGS, TRASH};
+use super::{Catalog, CatalogError, Change, Result};
+
+/// A piece of a group.
+pub type Seat = (GroupId, u8);
+
+impl Catalog {
+    /// All moves under way.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn moves(&self) -> Result<BTreeMap<Seat, MoveRecord>> {
+        let read = self.0.begin_read()?;
+        let table = read.open_table(MOVES)?;
+        let row = |row: std::result::Result<(redb::AccessGuard<'_, (u32, u8)>, redb::AccessGuard<'_, &[u8]>), _>| {
+            let (key, value) = row?;
+            let (group, piece) = key.value();
+            Ok(((GroupId(group), piece), wire::decode(value.value())?))
+        };
+        table.iter()?.map(row).collect()
+    }
+
+    /// The segments of a group.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn segments_of(&self, group: GroupId) -> Result<Vec<SegmentId>> {
+        let read = self.0.begin_read()?;
+        let table = read.open_table(GROUP_SEGMENTS)?;
+        let all = table.range((group.0, [0; 32])..=(group.0, [u8::MAX; 32]))?;
+        all.map(|row| Ok(SegmentId(row?.0.value().1))).collect()
+    }
+
+    /// Fragments to be made anew at their holders: segment and piece.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn damaged(&self) -> Result<Vec<(SegmentId, u8)>> {
+        let read = self.0.begin_read()?;
+        let table = read.open_table(DAMAGED)?;
+        let row = |(segment, piece)| (SegmentId(segment), piece);
+        table.iter()?.map(|found| Ok(row(found?.0.value()))).collect()
+    }
+
+    /// Whether something is still to be deleted.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn is_trash(&self, key: &TrashKey) -> Result<bool> {
+        Ok(self.0.begin_read()?.open_table(TRASH)?.get(key.encode())?.is_some())
+    }
+
+    /// What is thought of members.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn standings(&self) -> Result<BTreeMap<NodeId, Standing>> {
+        Ok(self.all(STANDINGS)?.into_iter().map(|(node, standing)| (NodeId(node), standing)).collect())
+    }
+
+    /// What is thought of a member.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn standing(&self, node: NodeId) -> Result<Standing> {
+        Ok(self.get(STANDINGS, node.0)?.unwrap_or_default())
+    }
+}
+
+impl Change<'_> {
+    /// Catalogs of before this table was kept.
+    pub(super) fn list_segments_of_groups(&self) -> Result<()> {
+        let mut table = self.0.open_table(GROUP_SEGMENTS)?;
+        if !table.is_empty()? {
+            return Ok(());
+        }
+        for row in self.0.open_table(SEGMENTS)?.iter()? {
+            let (id, record) = row?;
+            let record: SegmentRecord = wire::decode(record.value())?;
+            table.insert((record.group.0, id.value()), ())?;
+        }
+        Ok(())
+    }
+
+    /// What is thought of a member.
+    pub(super) fn standing(&self, node: NodeId) -> Result<Standing> {
+        let table = self.0.open_table(STANDINGS)?;
+        let found = table.get(node.0)?.map(|v| wire::decode(v.value())).transpose()?;
+        Ok(found.unwrap_or_default())
+    }
+
+    /// Change what is thought of a member.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn change_standing(&self, node: NodeId, work: impl FnOnce(&mut Standing)) -> Result<Standing> {
+        let mut standing = self.standing(node)?;
+        work(&mut standing);
+        self.0.open_table(STANDINGS)?.insert(node.0, wire::encode(&standing).as_slice())?;
+        Ok(standing)
+    }
+
+    /// A member of a group is to be replaced.
+    ///
+    /// # Errors
+    /// [`CatalogError::Conflict`] if the group is not what the plan was made for.
+    pub fn begin_move(&self, (group, piece): Seat, new: &MoveRecord) -> Result<()> {
+        let stale = || CatalogError::Conflict("the group changed meanwhile".into());
+        let members = self.group(group)?.ok_or_else(stale)?.members;
+        let mut table = self.0.open_table(MOVES)?;
+        let mut targets = BTreeSet::new();
+        for row in table.range((group.0, 0)..=(group.0, u8::MAX))? {
+            let other: MoveRecord = wire::decode(row?.1.value())?;
+            targets.insert(other.to);
+        }
+        let is_free = !members.contains(&new.to) && !targets.contains(&new.to);
+        if members.get(usize::from(piece)) != Some(&new.from)
+            || !is_free
+            || table.get((group.0, piece))?.is_some()
+            || self.0.open_table(NODES)?.get(new.to.0)?.is_none()
+        {
+            return Err(stale());
+        }
+        table.insert((group.0, piece), wire::encode(new).as_slice())?;
+        Ok(())
+    }
+
+    fn take_move(&self, (group, piece): Seat) -> Result<Option<MoveRecord>> {
+        let mut table = self.0.open_table(MOVES)?;
+        let found = table.remove((group.0, piece))?.map(|v| wire::decode(v.value())).transpose()?;
+        Ok(found)
+    }
+
+    fn segments_in(&self, group: GroupId) -> Result<Vec<SegmentId>> {
+        let table = self.0.open_table(GROUP_SEGMENTS)?;
+        let all = table.range((group.0, [0; 32])..=(group.0, [u8::MAX; 32]))?;
+        all.map(|row| Ok(SegmentId(row?.0.value().1))).collect()
+    }
+
+    /// The new member holds its piece of these segments, durably. If those are all of the group, it is its member from now on; else nothing
+    /// changes, and the answer is what is missing.
+    ///
+    /// # Errors
+    /// [`CatalogError::Conflict`] if there is no such move any more.
+    pub fn finish_move(&self, seat: Seat, has: &BTreeSet<SegmentId>) -> Result<Vec<SegmentId>> {
+        let (group_id, piece) = seat;
+        let gone = || CatalogError::Conflict("this move was given up meanwhile".into());
+        let mut group = self.group(group_id)?.ok_or_else(gone)?;
+        let segments = self.segments_in(group_id)?;
+        let missing: Vec<SegmentId> = segments.iter().filter(|id| !has.contains(id)).copied().collect();
+        if !missing.is_empty() {
+            return Ok(missing);
+        }
+        let done = self.take_move(seat)?.ok_or_else(gone)?;
+        group.members[usize::from(piece)] = done.to;
+        self.0.open_table(GROUPS)?.insert(group_id.0, wire::encode(&group).as_slice())?;
+        self.trash_piece(&segments, piece, [Some(done.from), done.via])?;
+        let mut damaged = self.0.open_table(DAMAGED)?;
+        for segment in &segments {
+            // Whatever was damaged there is whole here.
+            damaged.remove((segment.0, piece))?;
+        }
+        self.bump_epoch()?;
+        Ok(Vec::new())
+    }
+
+    /// A move is not carried on: what it put anywhere is trash.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn give_up_move(&self, seat: Seat) -> Result<()> {
+        let Some(old) = self.take_move(seat)? else { return Ok(()) };
+        self.trash_piece(&self.segments_in(seat.0)?, seat.1, [Some(old.to), old.via])
+    }
+
+    /// A piece is trash at these; at who is no member any more it is gone anyway.
+    fn trash_piece(&self, segments: &[SegmentId], piece: u8, at: [Option<NodeId>; 2]) -> Result<()> {
+        for node in at.into_iter().flatten() {
+            if self.0.open_table(NODES)?.get(node.0)?.is_some() {
+                for segment in segments {
+                    self.put_trash(&TrashKey::Fragment { node, segment: *segment, piece })?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A segment goes while its group's members are being replaced.
+    pub(super) fn trash_moved(&self, group: GroupId, segment: &SegmentId) -> Result<()> {
+        let mut found = Vec::new();
+        for row in self.0.open_table(MOVES)?.range((group.0, 0)..=(group.0, u8::MAX))? {
+            let (key, value) = row?;
+            found.push((key.value().1, wire::decode::<MoveRecord>(value.value())?));
+        }
+        found.into_iter().try_for_each(|(piece, under_way)| {
+            self.trash_piece(std::slice::from_ref(segment), piece, [Some(under_way.to), under_way.via])
+        })
+    }
+
+    /// A holder has lost a fragment. Only what it should hold counts.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn note_damage(&self, node: NodeId, segment: SegmentId, piece: u8) -> Result<bool> {
+        let record = self.0.open_table(SEGMENTS)?.get(segment.0)?.map(|v| wire::decode::<SegmentRecord>(v.value()));
+        let Some(record) = record.transpose()? else { return Ok(false) };
+        let members = self.group(record.group)?.map(|group| group.members).unwrap_or_default();
+        let is_holder = members.get(usize::from(piece)) == Some(&node);
+        if is_holder {
+            self.0.open_table(DAMAGED)?.insert((segment.0, piece), ())?;
+        }
+        Ok(is_holder)
+    }
+
+    /// A fragment is whole again.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn mend_damage(&self, segment: SegmentId, piece: u8) -> Result<()> {
+        self.0.open_table(DAMAGED)?.remove((segment.0, piece))?;
+        Ok(())
+    }
+
+    pub(super) fn forget_damage(&self, segment: &SegmentId) -> Result<()> {
+        let mut table = self.0.open_table(DAMAGED)?;
+        table.retain_in((segment.0, 0)..=(segment.0, u8::MAX), |_, ()| false)?;
+        Ok(())
+    }
+
+    /// Forget a member that no group needs. What was to be deleted there is gone with it.
+    ///
+    /// # Errors
+    /// [`CatalogError::Conflict`] if it still has a place in a group.
+    pub fn remove_node(&self, node: NodeId) -> Result<()> {
+        let mut empty = Vec::new();
+        for row in self.0.open_table(GROUPS)?.iter()? {
+            let (id, value) = row?;
+            let group: super::GroupRecord = wire::decode(value.value())?;
+            if group.members.contains(&node) {
+                if group.segments > 0 {
+                    return Err(CatalogError::Conflict(format!("{node} still holds pieces of group {}", id.value())));
+                }
+                empty.push(id.value());
+            }
+        }
+        for row in self.0.open_table(MOVES)?.iter()? {
+            let under_way: MoveRecord = wire::decode(row?.1.value())?;
+            if under_way.to == node || under_way.via == Some(node) {
+                return Err(CatalogError::Conflict(format!("{node} is getting pieces of a group")));
+            }
+        }
+        let mut groups = self.0.open_table(GROUPS)?;
+        for id in empty {
+            groups.remove(id)?;
+        }
+        let mut from = [0; 49];
+        from[..16].copy_from_slice(&node.0);
+        let mut to = [u8::MAX; 49];
+        to[..16].copy_from_slice(&node.0);
+        self.0.open_table(TRASH)?.retain_in(from..=to, |_, ()| false)?;
+        self.0.open_table(NODES)?.remove(node.0)?;
+        // A publication that is under way must not make a group with it.
+        self.change_standing(node, |standing| standing.lost = true)?;
+        self.bump_epoch()
+    }
+}

@@ -1,0 +1,120 @@
+//! `coe-ctl node`
+
+use clap::{Args, Subcommand};
+
+use super::client::Client;
+use super::{Common, table};
+use crate::io::api::{NodeChange, NodeChanged, NodeInfo};
+
+/// Send a stash away, or keep it
+#[derive(Subcommand)]
+pub enum Node {
+    Drain(Drain),
+    Keep(Keep),
+    Remove(Remove),
+}
+
+/// Move everything that a stash holds elsewhere; it stays a member
+#[derive(Args)]
+#[command(after_help = "Example:\n  coe-ctl node drain 3f9a --wait")]
+pub struct Drain {
+    #[command(flatten)]
+    which: Which,
+    /// Wait until it is empty
+    #[arg(long)]
+    wait: bool,
+}
+
+/// Have a stash be a member like any other, whatever was said or thought of it before
+#[derive(Args)]
+#[command(after_help = "Example:\n  coe-ctl node keep 3f9a")]
+pub struct Keep {
+    #[command(flatten)]
+    which: Which,
+}
+
+/// Move everything that a stash holds elsewhere; then it is no member any more
+#[derive(Args)]
+#[command(
+    after_help = "Example:\n  coe-ctl node remove 3f9a --wait\n  coe-ctl node remove 3f9a --lost    # its disk is gone: make its pieces anew at once"
+)]
+pub struct Remove {
+    #[command(flatten)]
+    which: Which,
+    /// It is not coming back: what it holds is lost, and is made anew elsewhere
+    #[arg(long)]
+    lost: bool,
+    /// Wait until it is no member any more
+    #[arg(long)]
+    wait: bool,
+}
+
+#[derive(Args)]
+struct Which {
+    /// Its id, or the beginning of it
+    node: String,
+    #[command(flatten)]
+    common: Common,
+}
+
+impl Which {
+    async fn change(&self, change: NodeChange) -> anyhow::Result<NodeChanged> {
+        Client::new(&self.common)?.post(&format!("/v1/nodes/{}", self.node), &change).await
+    }
+
+    /// Wait until it holds nothing, or is no member any more. `None`: it is none.
+    async fn wait(&self, node: &str) -> anyhow::Result<Option<NodeInfo>> {
+        let client = Client::new(&self.common)?;
+        let spinner = table::spinner("moving what it holds");
+        loop {
+            let nodes: Vec<NodeInfo> = client.get("/v1/nodes").await?;
+            let found = nodes.into_iter().find(|n| n.node == node);
+            match &found {
+                Some(info) if info.to_hand_over > 0 || info.state == "removing" || info.state == "leaving" => {
+                    spinner.set_message(format!("{} fragments to go", info.to_hand_over));
+                }
+                _ => {
+                    spinner.finish_and_clear();
+                    return Ok(found);
+                }
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        }
+    }
+
+    fn say(&self, changed: &NodeChanged, what: &str) -> anyhow::Result<()> {
+        if self.common.json {
+            println!("{}", serde_json::to_string(changed)?);
+        } else {
+            println!("{}: {what}", changed.node);
+        }
+        Ok(())
+    }
+
+    async fn send_away(&self, change: NodeChange, wait: bool, done: &str) -> anyhow::Result<()> {
+        let mut changed = self.change(change).await?;
+        if wait {
+            self.wait(&changed.node).await?;
+            changed.to_hand_over = 0;
+            return self.say(&changed, done);
+        }
+        let left = changed.to_hand_over;
+        self.say(&changed, &format!("{left} fragments go elsewhere; `coe-ctl repair` shows how far that is"))
+    }
+}
+
+impl Node {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        match self {
+            Self::Drain(args) => args.which.send_away(NodeChange::Drain, args.wait, "empty").await,
+            Self::Keep(args) => {
+                let changed = args.which.change(NodeChange::Keep).await?;
+                args.which.say(&changed, "a member like any other")
+            }
+            Self::Remove(args) => {
+                let change = if args.lost { NodeChange::Lost } else { NodeChange::Remove };
+                args.which.send_away(change, args.wait, "no member any more").await
+            }
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! `coe-ctl repair`
+
+use clap::Args;
+
+use super::client::Client;
+use super::{Common, table};
+use crate::io::api::{Health, MoveInfo, RepairInfo};
+
+/// Show what is missing, and what is done about it
+#[derive(Args)]
+#[command(after_help = "Example:\n  coe-ctl repair --wait")]
+pub struct Repair {
+    /// Wait until nothing is missing and nothing moves
+    #[arg(long)]
+    wait: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+impl Health {
+    /// Whether there is nothing to do.
+    fn is_green(&self) -> bool {
+        self.missing + self.damaged + self.moves + self.stuck == 0
+    }
+
+    /// A few lines for a person.
+    pub(super) fn lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        if self.lost_segments > 0 {
+            lines.push(format!(
+                "LOST       {} segments have too few pieces left: `coe-ctl verify` names them; publish their images again",
+                self.lost_segments
+            ));
+        }
+        let spare = match self.spare {
+            None => "nothing is stored yet".into(),
+            Some(0) => "NO further stash may be lost".into(),
+            Some(spare) => format!("any {spare} stashes may be lost"),
+        };
+        let state = match self.missing + self.damaged {
+            0 => "every piece has its holder".to_string(),
+            missing => format!("{missing} pieces are missing"),
+        };
+        lines.push(format!("health     {state}; {spare}"));
+        if self.moves > 0 {
+            let eta = self.eta_s.map_or(String::new(), |s| format!(", about {} min", s.div_ceil(60)));
+            let (moves, moved, of) = (self.moves, self.moved, self.to_move);
+            lines.push(format!("repair     {moves} holders are being replaced, {moved} of {of} pieces{eta}"));
+        }
+        if self.stuck > 0 {
+            lines.push(format!("STUCK      {} holders cannot be replaced: `coe-ctl repair`", self.stuck));
+        }
+        lines
+    }
+}
+
+impl Repair {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let client = Client::new(&self.common)?;
+        let mut info: RepairInfo = client.get("/v1/repair").await?;
+        if self.wait {
+            let spinner = table::spinner("repairing");
+            while !info.health.is_green() {
+                let health = &info.health;
+                spinner.set_message(format!("{} of {} pieces, {} missing", health.moved, health.to_move, health.missing));
+                tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+                info = client.get("/v1/repair").await?;
+            }
+            spinner.finish_and_clear();
+        }
+        if self.common.json {
+            println!("{}", serde_json::to_string(&info)?);
+            return Ok(());
+        }
+        info.health.lines().iter().for_each(|line| println!("{line}"));
+        if info.put_off > 0 {
+            println!("put off    {} holders are gone, of groups that can do without them for now", info.put_off);
+        }
+        if !info.moves.is_empty() {
+            let row = |m: &MoveInfo| {
+                vec![
+                    format!("{}/{}", m.group, m.piece),
+                    m.from.clone(),
+                    m.to.clone().unwrap_or_else(|| "nobody".into()),
+                    format!("{}/{}", m.done, m.of),
+                    table::size(m.fetched),
+                    m.problem.clone().unwrap_or_default(),
+                ]
+            };
+            let rows: Vec<_> = info.moves.iter().map(row).collect();
+            table::print(&["GROUP/PIECE", "FROM", "TO", "DONE", "FETCHED", "PROBLEM"], &rows);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,210 @@
+//! What is at risk, what is done about it, and how long it takes; and members that are sent away.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use images::{GroupId, NodeId};
+use protocol::message::Refusal;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::routes::{Answer, Shared};
+use crate::io::controller::{Controller, catalog_refusal};
+use crate::io::unix_s;
+use crate::repair::{Why, is_durable};
+
+/// How safe everything is.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct Health {
+    /// Fragments that are lost with their holders.
+    pub missing: u64,
+    /// Fragments that their holders have lost.
+    pub damaged: u64,
+    /// Segments that cannot be had any more: fewer than k pieces, and no copy on mass storage.
+    pub lost_segments: u64,
+    /// Stashes that may be lost now, whichever they are, without losing anything; none without segments.
+    pub spare: Option<u64>,
+    /// Holders that are being replaced.
+    pub moves: u64,
+    /// Pieces that the new holders have, and how many they are to have.
+    pub moved: u64,
+    /// See `moved`.
+    pub to_move: u64,
+    /// Seconds until that is done, at the speed so far.
+    pub eta_s: Option<u64>,
+    /// Holders that should be replaced, and nobody is there to replace them.
+    pub stuck: u64,
+}
+
+/// A holder that is being replaced, or should be.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct MoveInfo {
+    /// The group.
+    pub group: u32,
+    /// Number of the piece.
+    pub piece: u8,
+    /// The holder of before.
+    pub from: String,
+    /// The new one; none if there is nobody.
+    pub to: Option<String>,
+    /// Segments whose piece the new one has.
+    pub done: u64,
+    /// Segments of the group.
+    pub of: u64,
+    /// Bytes that it fetched for that.
+    pub fetched: u64,
+    /// When it began, seconds since 1970.
+    pub since_unix_s: Option<u64>,
+    /// Why it does not go on.
+    pub problem: Option<String>,
+}
+
+/// What repair is at.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RepairInfo {
+    /// In short.
+    pub health: Health,
+    /// One for each.
+    pub moves: Vec<MoveInfo>,
+    /// Missing pieces of groups of which too few are missing yet to be worth a repair.
+    pub put_off: u64,
+}
+
+/// What is to become of a stash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeChange {
+    /// Everything that it holds goes elsewhere; it stays a member.
+    Drain,
+    /// It is a member like any other, whatever was said or thought of it before.
+    Keep,
+    /// Everything goes elsewhere; then it is no member any more.
+    Remove,
+    /// The same, and what it holds is lost: it is not coming back.
+    Lost,
+}
+
+/// What it holds.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct NodeChanged {
+    /// Its id.
+    pub node: String,
+    /// Fragments that others must have before it is empty.
+    pub to_hand_over: u64,
+}
+
+impl Controller {
+    pub(super) fn health(&self) -> Result<Health, Refusal> {
+        let (nodes, groups) = self.repair_facts()?;
+        let policy = self.repair_policy();
+        let mut health = Health { damaged: self.catalog.damaged().map_err(catalog_refusal)?.len() as u64, ..Health::default() };
+        let counts: BTreeMap<GroupId, u64> =
+            self.catalog.groups().map_err(catalog_refusal)?.into_iter().map(|(id, g)| (id, g.segments)).collect();
+        for (id, group) in &groups {
+            let segments = counts.get(id).copied().unwrap_or(0);
+            let durable = group.members.iter().filter(|m| is_durable(nodes.get(m), &policy)).count();
+            health.missing += (group.members.len() - durable) as u64 * segments;
+            let spare = durable.saturating_sub(group.geometry.data()) as u64;
+            health.spare = Some(health.spare.map_or(spare, |least| least.min(spare)));
+            if durable < group.geometry.data() {
+                for segment in self.catalog.segments_of(*id).map_err(catalog_refusal)? {
+                    let record = self.catalog.segment(&segment).map_err(catalog_refusal)?;
+                    health.lost_segments += u64::from(record.is_some_and(|r| !r.on_mass_storage));
+                }
+            }
+        }
+        let now = unix_s();
+        for (seat, record) in self.catalog.moves().map_err(catalog_refusal)? {
+            let of = counts.get(&seat.0).copied().unwrap_or(0);
+            let done = (self.repairs.progress(seat).has.len() as u64).min(of);
+            health.moves += 1;
+            health.moved += done;
+            health.to_move += of;
+            if done > 0 {
+                let eta = now.saturating_sub(record.since_unix_s) * (of - done) / done;
+                health.eta_s = Some(health.eta_s.unwrap_or(0).max(eta));
+            }
+        }
+        health.stuck = self.repairs.stuck().len() as u64;
+        Ok(health)
+    }
+
+    fn node_called(&self, text: &str) -> Result<NodeId, Refusal> {
+        let all = self.catalog.nodes().map_err(catalog_refusal)?;
+        let mut meant = all.into_iter().filter(|(node, _)| !text.is_empty() && node.to_string().starts_with(text));
+        match (meant.next(), meant.next()) {
+            (Some((node, _)), None) => Ok(node),
+            (Some(_), Some(_)) => Err(Refusal::Invalid(format!("{text} is more than one stash: give more of its id"))),
+            (None, _) => Err(Refusal::NotFound(format!("stash {text}"))),
+        }
+    }
+}
+
+/// What repair is at
+#[utoipa::path(get, path = "/v1/repair", responses((status = 200, body = RepairInfo)))]
+pub(super) async fn get_repair(State(c): Shared) -> Answer<RepairInfo> {
+    let mut moves = Vec::new();
+    for (seat, record) in c.catalog.moves().map_err(catalog_refusal)? {
+        let progress = c.repairs.progress(seat);
+        moves.push(MoveInfo {
+            group: seat.0.0,
+            piece: seat.1,
+            from: record.from.to_string(),
+            to: Some(record.to.to_string()),
+            done: progress.has.len() as u64,
+            of: c.catalog.segments_of(seat.0).map_err(catalog_refusal)?.len() as u64,
+            fetched: progress.fetched,
+            since_unix_s: Some(record.since_unix_s),
+            problem: progress.problem,
+        });
+    }
+    let problem = |why: Why| {
+        format!("it {why}, and no other stash is up that has room and is not in this group already: add one, or free some space")
+    };
+    moves.extend(c.repairs.stuck().into_iter().map(|(seat, from, why)| MoveInfo {
+        group: seat.0.0,
+        piece: seat.1,
+        from: from.to_string(),
+        to: None,
+        done: 0,
+        of: 0,
+        fetched: 0,
+        since_unix_s: None,
+        problem: Some(problem(why)),
+    }));
+    Ok(Json(RepairInfo { health: c.health()?, moves, put_off: c.repairs.put_off() as u64 }))
+}
+
+/// Send a stash away, or keep it
+#[utoipa::path(post, path = "/v1/nodes/{node}", params(("node" = String, Path)), request_body = NodeChange,
+    responses((status = 200, body = NodeChanged), (status = 404)))]
+pub(super) async fn change_node(
+    State(c): Shared,
+    Path(text): Path<String>,
+    Json(ask): Json<NodeChange>,
+) -> Answer<NodeChanged> {
+    let node = c.node_called(&text)?;
+    if ask == NodeChange::Lost && c.fleet.is_heard(node) {
+        return Err(Refusal::Invalid(format!(
+            "stash {node} is there, so nothing of it is lost: `coe-ctl node remove` moves what it holds first"
+        ))
+        .into());
+    }
+    let change = c.committer.change(move |change| {
+        let changed = change.change_standing(node, |standing| match ask {
+            NodeChange::Drain => standing.draining = true,
+            NodeChange::Keep => {
+                (standing.draining, standing.leaving, standing.removed) = (false, false, false);
+                (standing.lost, standing.distrusted) = (false, false);
+            }
+            NodeChange::Remove => standing.removed = true,
+            NodeChange::Lost => (standing.removed, standing.lost) = (true, true),
+        });
+        changed.map(drop)
+    });
+    change.await.map_err(catalog_refusal)?;
+    tracing::info!(%node, ?ask, "an admin said");
+    c.repairs.wake.notify_one();
+    Ok(Json(NodeChanged { node: node.to_string(), to_hand_over: c.to_hand_over(node)? }))
+}

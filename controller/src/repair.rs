@@ -1,0 +1,336 @@
+//! Which members of groups are to be replaced, and by whom. Pure: facts in, decisions out.
+//!
+//! A member that its owner or an admin sends away is replaced while it is still there: its pieces are copied. One that is lost is replaced
+//! by making its pieces anew from k others. That costs k reads for each segment, so it is put off until several are missing, and those
+//! are made from one read: the first new member makes the others' pieces along with its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use images::parity::Geometry;
+use images::{GroupId, NodeId};
+
+use crate::catalog::{MoveRecord, Seat, Standing};
+use crate::placement::{Candidate, choose};
+
+/// When something is done.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// A member that was not heard for so many seconds is not expected back.
+    pub gone_after_s: u64,
+    /// Moves that may be under way.
+    pub together: usize,
+}
+
+/// A member.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// Whether it is up, and does not stand aside.
+    pub is_up: bool,
+    /// Seconds since it was heard.
+    pub silent_s: u64,
+    /// Bytes that it could still take.
+    pub free: u64,
+    /// Bytes that it wants to be rid of.
+    pub too_much: u64,
+    /// What is thought of it.
+    pub standing: Standing,
+}
+
+/// A group.
+#[derive(Clone, Debug)]
+pub struct Whole {
+    /// k + m.
+    pub geometry: Geometry,
+    /// Holder of each piece.
+    pub members: Vec<NodeId>,
+    /// Bytes of all its segments at one member.
+    pub bytes: u64,
+}
+
+/// Why a member is replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// What it held is lost.
+    Lost,
+    /// It is to be empty.
+    Leaves,
+    /// It has less room than it had.
+    Less,
+}
+
+impl std::fmt::Display for Why {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Lost => "is lost",
+            Self::Leaves => "leaves",
+            Self::Less => "has less room",
+        })
+    }
+}
+
+/// What to do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Moves to begin, those that others copy from first.
+    pub begin: Vec<(Seat, MoveRecord, Why)>,
+    /// Moves to give up: whoever was to have the piece is not to have anything any more.
+    pub give_up: Vec<Seat>,
+    /// Members that should be replaced, and nobody is there to replace them.
+    pub stuck: Vec<(Seat, NodeId, Why)>,
+    /// Pieces of groups that are missing, and too few yet to be worth a read of k others.
+    pub put_off: usize,
+}
+
+/// Missing pieces at which a group is repaired: half of what it can do without. Waiting for the second halves what repair reads, and a
+/// machine that was only away for long costs nothing when it comes back.
+#[must_use]
+pub fn threshold(geometry: Geometry) -> usize {
+    geometry.parity().div_ceil(2).max(1)
+}
+
+/// Whether what a member holds counts.
+#[must_use]
+pub fn is_durable(node: Option<&Seen>, policy: &Policy) -> bool {
+    node.is_some_and(|seen| seen.standing.is_durable() && (seen.is_up || seen.silent_s <= policy.gone_after_s))
+}
+
+struct Planner<'a> {
+    policy: &'a Policy,
+    nodes: &'a BTreeMap<NodeId, Seen>,
+    groups: &'a BTreeMap<GroupId, Whole>,
+    /// Number of groups of each member, those that it is about to be in included.
+    loads: BTreeMap<NodeId, u32>,
+    /// Bytes that are on their way to a member.
+    promised: BTreeMap<NodeId, u64>,
+    /// New members of each group.
+    coming: BTreeMap<GroupId, BTreeSet<NodeId>>,
+    plan: Plan,
+}
+
+/// Decide.
+#[must_use]
+pub fn plan(
+    policy: &Policy,
+    nodes: &BTreeMap<NodeId, Seen>,
+    groups: &BTreeMap<GroupId, Whole>,
+    under_way: &BTreeMap<Seat, MoveRecord>,
+    now_unix_s: u64,
+) -> Plan {
+    let mut loads: BTreeMap<NodeId, u32> = BTreeMap::new();
+    groups.values().flat_map(|g| &g.members).for_each(|node| *loads.entry(*node).or_default() += 1);
+    let mut planner = Planner {
+        policy,
+        nodes,
+        groups,
+        loads,
+        promised: BTreeMap::new(),
+        coming: BTreeMap::new(),
+        plan: Plan::default(),
+    };
+    let mut kept = BTreeMap::new();
+    for (seat, record) in under_way {
+        let is_good = |node: &NodeId| nodes.get(node).is_some_and(|n| n.standing.may_take() && n.too_much == 0);
+        let group = groups.get(&seat.0);
+        let is_due = group.is_some_and(|g| g.members.get(usize::from(seat.1)) == Some(&record.from));
+        if is_due && is_good(&record.to) && is_durable(nodes.get(&record.to), policy) {
+            planner.promise(seat.0, record.to);
+            kept.insert(*seat, record.clone());
+        } else {
+            planner.plan.give_up.push(*seat);
+        }
+    }
+    let rooms = policy.together.saturating_sub(kept.len());
+    planner.replace(&kept, rooms, now_unix_s);
+    planner.plan
+}
+
+impl Planner<'_> {
+    fn promise(&mut self, group: GroupId, to: NodeId) {
+        let bytes = self.groups.get(&group).map_or(0, |g| g.bytes);
+        *self.loads.entry(to).or_default() += 1;
+        *self.promised.entry(to).or_default() += bytes;
+        self.coming.entry(group).or_default().insert(to);
+    }
+
+    /// Seats whose member must be replaced, the most urgent first.
+    fn needs(&mut self, kept: &BTreeMap<Seat, MoveRecord>) -> Vec<(Seat, NodeId, Why)> {
+        let mut lost: Vec<(usize, Vec<(Seat, NodeId, Why)>)> = Vec::new();
+        let mut others = Vec::new();
+        // What is on its way from a member with too little room counts.
+        let mut too_much: BTreeMap<NodeId, u64> =
+            self.nodes.iter().filter(|(_, n)| n.too_much > 0).map(|(id, n)| (*id, n.too_much)).collect();
+        for (seat, record) in kept {
+            if let (Some(left), Some(group)) = (too_much.get_mut(&record.from), self.groups.get(&seat.0)) {
+                *left = left.saturating_sub(group.bytes);
+            }
+        }
+        let mut could_go: BTreeMap<NodeId, Vec<(u64, Seat)>> = BTreeMap::new();
+        for (id, group) in self.groups {
+            let mut missing = Vec::new();
+            for (piece, node) in group.members.iter().enumerate() {
+                let (seat, seen) = ((*id, piece as u8), self.nodes.get(node));
+                if !is_durable(seen, self.policy) {
+                    missing.push((seat, *node, Why::Lost));
+                } else if seen.is_some_and(|n| n.standing.is_sent_away()) {
+                    others.push((seat, *node, Why::Leaves));
+                } else if too_much.contains_key(node) && !kept.contains_key(&seat) {
+                    could_go.entry(*node).or_default().push((group.bytes, seat));
+                }
+            }
+            let is_said = |(_, node, _): &(Seat, NodeId, Why)| {
+                self.nodes.get(node).is_none_or(|n| !n.standing.is_durable())
+            };
+            if missing.len() >= threshold(group.geometry) || missing.iter().any(is_said) {
+                let margin = (group.members.len() - missing.len()).saturating_sub(group.geometry.data());
+                lost.push((margin, missing));
+            } else {
+                self.plan.put_off += missing.len();
+            }
+        }
+        lost.sort_by_key(|(margin, missing)| (*margin, missing.first().map(|(seat, ..)| *seat)));
+        let mut needs: Vec<_> = lost.into_iter().flat_map(|(_, missing)| missing).collect();
+        needs.extend(others);
+        for (node, mut seats) in could_go {
+            seats.sort_unstable();
+            let mut left = too_much.get(&node).copied().unwrap_or(0);
+            while left > 0 {
+                // The smallest that is enough; else the largest.
+                let enough = seats.iter().position(|(bytes, _)| *bytes >= left);
+                let Some((bytes, seat)) = enough.map(|at| seats.remove(at)).or_else(|| seats.pop()) else { break };
+                left = left.saturating_sub(bytes.max(1));
+                needs.push((seat, node, Why::Less));
+            }
+        }
+        needs.retain(|(seat, ..)| !kept.contains_key(seat));
+        needs
+    }
+
+    fn replace(&mut self, kept: &BTreeMap<Seat, MoveRecord>, rooms: usize, since_unix_s: u64) {
+        let needs = self.needs(kept);
+        // Of each group, who makes pieces for others, of those that begin now.
+        let mut makers: BTreeMap<GroupId, NodeId> = BTreeMap::new();
+        for (seat, from, why) in needs {
+            if self.plan.begin.len() >= rooms {
+                return;
+            }
+            let Some(to) = self.target(seat.0) else {
+                self.plan.stuck.push((seat, from, why));
+                continue;
+            };
+            let via = (why == Why::Lost).then(|| makers.get(&seat.0).copied()).flatten();
+            if why == Why::Lost && via.is_none() {
+                makers.insert(seat.0, to);
+            }
+            self.promise(seat.0, to);
+            if let Some(via) = via {
+                *self.promised.entry(via).or_default() += self.groups.get(&seat.0).map_or(0, |g| g.bytes);
+            }
+            self.plan.begin.push((seat, MoveRecord { from, to, via, since_unix_s }, why));
+        }
+    }
+
+    /// Who could have a piece of a group: the one with the fewest groups for its room.
+    fn target(&self, group: GroupId) -> Option<NodeId> {
+        let whole = self.groups.get(&group)?;
+        let coming = self.coming.get(&group);
+        let fits = |(id, seen): &(&NodeId, &Seen)| {
+            let is_in = whole.members.contains(id) || coming.is_some_and(|c| c.contains(id));
+            seen.is_up && seen.standing.may_take() && seen.too_much == 0 && !is_in
+        };
+        let candidate = |(id, seen): (&NodeId, &Seen)| Candidate {
+            node: *id,
+            free: seen.free.saturating_sub(self.promised.get(id).copied().unwrap_or(0)),
+            groups: self.loads.get(id).copied().unwrap_or(0),
+        };
+        choose(self.nodes.iter().filter(fits).map(candidate).collect(), whole.bytes).into_iter().next()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLICY: Policy = Policy { gone_after_s: 1000, together: 16 };
+
+    fn id(i: u8) -> NodeId {
+        NodeId([i; 16])
+    }
+
+    fn fleet(count: u8) -> BTreeMap<NodeId, Seen> {
+        (0..count).map(|i| (id(i), Seen { is_up: true, free: 1000, ..Seen::default() })).collect()
+    }
+
+    fn group(number: u32, k: u8, m: u8, members: &[u8], bytes: u64) -> (GroupId, Whole) {
+        let geometry = Geometry::new(k, m).unwrap();
+        (GroupId(number), Whole { geometry, members: members.iter().map(|i| id(*i)).collect(), bytes })
+    }
+
+    fn moves(plan: &Plan) -> Vec<(u32, u8, NodeId, NodeId, Option<NodeId>)> {
+        plan.begin.iter().map(|(seat, r, _)| (seat.0.0, seat.1, r.from, r.to, r.via)).collect()
+    }
+
+    #[test]
+    fn who_leaves_is_replaced_at_once_and_who_is_away_is_waited_for() {
+        let groups = BTreeMap::from([group(1, 2, 2, &[0, 1, 2, 3], 10)]);
+        let mut nodes = fleet(6);
+        assert_eq!(plan(&POLICY, &nodes, &groups, &BTreeMap::new(), 7), Plan::default());
+        let away = nodes.get_mut(&id(0)).unwrap();
+        (away.is_up, away.silent_s) = (false, 1000);
+        assert_eq!(plan(&POLICY, &nodes, &groups, &BTreeMap::new(), 7), Plan::default());
+        nodes.get_mut(&id(1)).unwrap().standing.draining = true;
+        let planned = plan(&POLICY, &nodes, &groups, &BTreeMap::new(), 7);
+        assert_eq!(moves(&planned), [(1, 1, id(1), id(4), None)]);
+        // While it is under way, nothing is planned twice; when its target is to be empty, too, it is given up.
+        let under_way = BTreeMap::from([(planned.begin[0].0, planned.begin[0].1.clone())]);
+        assert_eq!(plan(&POLICY, &nodes, &groups, &under_way, 8), Plan::default());
+        nodes.get_mut(&id(4)).unwrap().standing.leaving = true;
+        let planned = plan(&POLICY, &nodes, &groups, &under_way, 8);
+        assert_eq!(planned.give_up, [(GroupId(1), 1)]);
+    }
+
+    #[test]
+    fn losses_are_gathered_and_made_from_one_read() {
+        let groups = BTreeMap::from([group(1, 4, 4, &[0, 1, 2, 3, 4, 5, 6, 7], 10)]);
+        let mut nodes = fleet(11);
+        let gone = |nodes: &mut BTreeMap<NodeId, Seen>, i| {
+            let node = nodes.get_mut(&id(i)).unwrap();
+            (node.is_up, node.silent_s) = (false, 1001);
+        };
+        gone(&mut nodes, 2);
+        let planned = plan(&POLICY, &nodes, &groups, &BTreeMap::new(), 7);
+        assert_eq!((planned.begin.len(), planned.put_off), (0, 1));
+        gone(&mut nodes, 6);
+        let planned = plan(&POLICY, &nodes, &groups, &BTreeMap::new(), 7);
+        assert_eq!(moves(&planned), [(1, 2, id(2), id(8), None), (1, 6, id(6), id(9), Some(id(8)))]);
+        // Said by a person, one is enough.
+        let mut nodes = fleet(9);
+        nodes.get_mut(&id(2)).unwrap().standing.lost = true;
+        assert_eq!(moves(&plan(&POLICY, &nodes, &groups, &BTreeMap::new(), 7)), [(1, 2, id(2), id(8), None)]);
+        nodes.get_mut(&id(8)).unwrap().free = 10;
+        let planned = plan(&POLICY, &nodes, &groups, &BTreeMap::new(), 7);
+        assert_eq!(planned.stuck, [((GroupId(1), 2), id(2), Why::Lost)], "nobody has room");
+    }
+
+    #[test]
+    fn what_is_weakest_comes_first() {
+        let groups = BTreeMap::from([group(1, 2, 2, &[0, 1, 2, 3], 10), group(2, 2, 2, &[0, 1, 4, 5], 10)]);
+        let mut nodes = fleet(8);
+        for i in [0, 4, 5] {
+            nodes.get_mut(&id(i)).unwrap().standing.lost = true;
+        }
+        let planned = plan(&Policy { together: 2, ..POLICY }, &nodes, &groups, &BTreeMap::new(), 7);
+        assert!(planned.begin.iter().all(|(seat, ..)| seat.0 == GroupId(2)), "{planned:?}");
+    }
+
+    #[test]
+    fn a_member_with_less_room_gives_what_is_enough() {
+        let groups: BTreeMap<_, _> =
+            [(1, 30), (2, 50), (3, 80)].map(|(i, bytes)| group(i, 2, 1, &[0, 1, 2], bytes)).into_iter().collect();
+        let mut nodes = fleet(5);
+        for (too_much, want) in [(1, vec![1]), (40, vec![2]), (81, vec![3, 1]), (1000, vec![3, 2, 1])] {
+            nodes.get_mut(&id(0)).unwrap().too_much = too_much;
+            let planned = plan(&POLICY, &nodes, &groups, &BTreeMap::new(), 7);
+            assert_eq!(planned.begin.iter().map(|(seat, ..)| seat.0.0).collect::<Vec<_>>(), want, "{too_much}");
+        }
+    }
+}

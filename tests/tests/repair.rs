@@ -1,0 +1,177 @@
+//! Stashes that leave, are sent away, are lost and lose things: the array repairs itself, and everything stays installable.
+
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+
+use serde_json::Value;
+use tests::fleet::{TestFleet, start};
+use xtask::fleet::wait_for;
+use xtask::sample;
+
+const LEN: usize = 12_000_000;
+
+fn publish(t: &TestFleet, name: &str, seed: u64) -> std::path::PathBuf {
+    let image = t.file(name);
+    fs::write(&image, sample::noise(seed, LEN)).unwrap();
+    t.fleet.publish(&image, &["--name", name, "--data", "3", "--parity", "2"]).unwrap();
+    image
+}
+
+fn installs(t: &TestFleet, name: &str, image: &Path) {
+    let target = t.file("target");
+    t.fleet.install(name, &target, LEN as u64).unwrap();
+    assert!(fs::read(&target).unwrap() == fs::read(image).unwrap(), "{name} is installed");
+    fs::remove_file(&target).unwrap();
+}
+
+fn node(t: &TestFleet, stash: usize) -> Option<Value> {
+    let nodes = t.fleet.ctl(&["nodes"]).unwrap();
+    nodes.as_array().unwrap().iter().find(|n| n["node"] == t.fleet.stashes[stash].node.as_str()).cloned()
+}
+
+fn health(t: &TestFleet) -> Value {
+    t.fleet.ctl(&["status"]).unwrap()["health"].clone()
+}
+
+fn is_green(health: &Value) -> bool {
+    ["missing", "damaged", "moves", "stuck", "lost_segments"].iter().all(|what| health[what] == 0)
+}
+
+fn wait_until_green(t: &TestFleet) {
+    wait_for("everything to have its holder", || is_green(&health(t))).unwrap();
+    // A stash that was killed did not say goodbye: the controller's old connection to it has to end first.
+    wait_for("all pieces to be proven", || t.fleet.ctl(&["verify"]).is_ok()).unwrap();
+}
+
+fn coe_stash(t: &TestFleet, stash: usize, args: &[&str]) -> Output {
+    let mut command = t.fleet.command("coe-stash");
+    command.args(args).arg("--json").env("COE_STASH_DIR", &t.fleet.stashes[stash].dir).output().unwrap()
+}
+
+#[test]
+fn stashes_come_and_go_and_nothing_is_lost() {
+    let mut t = start(8);
+    let one = publish(&t, "one", 1);
+    let first = health(&t);
+    assert!(is_green(&first) && first["spare"] == 2, "{first}");
+
+    // Sent away by an admin: it is empty, and still a member.
+    let id = t.fleet.stashes[0].node.clone();
+    let drained = t.fleet.ctl(&["node", "drain", &id[..6], "--wait"]).unwrap();
+    assert_eq!(drained["to_hand_over"], 0);
+    let info = node(&t, 0).unwrap();
+    assert_eq!((&info["to_hand_over"], &info["state"]), (&0.into(), &"draining".into()));
+    wait_until_green(&t);
+    wait_for("its pieces to be deleted there", || t.fleet.stash_status(0).unwrap()["live"]["fragments"] == 0).unwrap();
+    // Nothing new goes there.
+    let two = publish(&t, "two", 2);
+    assert_eq!(node(&t, 0).unwrap()["to_hand_over"], 0);
+    t.fleet.ctl(&["node", "keep", &id]).unwrap();
+    assert_eq!(node(&t, 0).unwrap()["state"], "up");
+
+    // Its owner wants it gone: it hands over, and nothing of it stays.
+    let folder = t.fleet.stashes[1].dir.clone();
+    let out = coe_stash(&t, 1, &["leave"]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(!folder.exists(), "{:?}", fs::read_dir(&folder).map(|all| all.flatten().map(|e| e.path()).collect::<Vec<_>>()));
+    assert!(node(&t, 1).is_none());
+    wait_until_green(&t);
+    // At once: what it held is made anew from the others.
+    let out = coe_stash(&t, 2, &["leave", "--now"]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    wait_for("it to be no member", || node(&t, 2).is_none()).unwrap();
+    wait_until_green(&t);
+    installs(&t, "one", &one);
+
+    // Its disk is gone. It is away and nothing happens, until an admin says so.
+    t.fleet.kill_stash(3);
+    let id = t.fleet.stashes[3].node.clone();
+    let there = t.fleet.ctl(&["node", "remove", &t.fleet.stashes[4].node.clone(), "--lost"]).unwrap_err();
+    assert!(there.to_string().contains("is there"), "{there}");
+    wait_for("it to be away", || node(&t, 3).unwrap()["state"] == "away").unwrap();
+    assert_eq!(health(&t)["missing"], 0, "a stash that is away has lost nothing");
+    t.fleet.ctl(&["node", "remove", &id, "--lost", "--wait"]).unwrap();
+    wait_until_green(&t);
+    assert!(node(&t, 3).is_none());
+
+    // Five are left, which is what the images need: one that is lost now cannot be replaced, and that is said.
+    t.fleet.kill_stash(4);
+    wait_for("it to be away", || node(&t, 4).unwrap()["state"] == "away").unwrap();
+    let id = t.fleet.stashes[4].node.clone();
+    t.fleet.ctl(&["node", "remove", &id, "--lost"]).unwrap();
+    wait_for("it to be said", || health(&t)["stuck"].as_u64() > Some(0)).unwrap();
+    let short = health(&t);
+    assert!(short["missing"].as_u64() > Some(0) && short["spare"] == 1 && short["lost_segments"] == 0, "{short}");
+    let repair = t.fleet.ctl(&["repair"]).unwrap();
+    assert!(repair["moves"][0]["problem"].as_str().unwrap().contains("no other stash"), "{repair}");
+    installs(&t, "two", &two);
+    // A new one takes its place, by itself.
+    t.fleet.add_stash("1GiB").unwrap();
+    wait_until_green(&t);
+    assert!(node(&t, 4).is_none());
+    installs(&t, "one", &one);
+    installs(&t, "two", &two);
+}
+
+#[test]
+fn what_a_stash_loses_is_made_anew() {
+    let mut t = start(5);
+    let image = publish(&t, "one", 3);
+    // All of it: the folder is there, and the file is a new one, as after a reinstallation that kept the folder.
+    let pieces = t.fleet.stash_status(0).unwrap()["live"]["fragments"].as_u64().unwrap();
+    t.fleet.kill_stash(0);
+    let file = fs::File::options().write(true).open(t.fleet.stashes[0].dir.join(".stash")).unwrap();
+    // The first region, with all that lies in it; the file's own header stays.
+    std::os::unix::fs::FileExt::write_all_at(&file, &vec![0; 64 << 20], 1 << 20).unwrap();
+    t.fleet.bring_back_stash(0).unwrap();
+    assert!(t.fleet.stash_status(0).unwrap()["live"]["fragments"].as_u64() < Some(pieces));
+    // Nobody has noticed yet; a verification does, and what is gone is made anew where it was.
+    wait_for("a verification to say so", || {
+        let found = t.fleet.command("coe-ctl").args(["verify", "--json"]).output().unwrap();
+        String::from_utf8_lossy(&found.stdout).contains("its holder does not have it")
+    })
+    .unwrap();
+    wait_until_green(&t);
+    assert_eq!(t.fleet.stash_status(0).unwrap()["live"]["fragments"].as_u64(), Some(pieces));
+    for stash in [1, 2] {
+        t.fleet.kill_stash(stash);
+    }
+    installs(&t, "one", &image);
+}
+
+#[test]
+fn a_controller_that_is_killed_goes_on_where_it_was() {
+    let mut t = start(7);
+    let image = publish(&t, "one", 4);
+    let id = t.fleet.stashes[0].node.clone();
+    t.fleet.ctl(&["node", "remove", &id]).unwrap();
+    for _ in 0..3 {
+        t.fleet.kill_controller();
+        t.fleet.start_controller().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(700));
+    }
+    wait_for("it to be no member", || t.fleet.ctl(&["nodes"]).is_ok() && node(&t, 0).is_none()).unwrap();
+    t.fleet.kill_stash(0);
+    wait_until_green(&t);
+    installs(&t, "one", &image);
+}
+
+#[test]
+fn a_smaller_stash_gives_away_what_is_too_much() {
+    let mut t = start(6);
+    for seed in 0..3 {
+        let name = format!("image-{seed}");
+        let image = t.file(&name);
+        fs::write(&image, sample::noise(seed, 300_000_000)).unwrap();
+        t.fleet.publish(&image, &["--name", &name, "--data", "2", "--parity", "1"]).unwrap();
+    }
+    let used = t.fleet.stash_status(0).unwrap()["live"]["used"].as_u64().unwrap();
+    assert!(used > 192 << 20, "{used}");
+    let out = coe_stash(&t, 0, &["resize", "256MiB"]);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let len = fs::metadata(t.fleet.stashes[0].dir.join(".stash")).unwrap().len();
+    assert_eq!(len, 257 << 20);
+    wait_until_green(&t);
+    t.fleet.kill_stash(0);
+}
