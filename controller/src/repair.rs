@@ -32,6 +32,8 @@ pub struct Seen {
     pub free: u64,
     /// Bytes that it wants to be rid of.
     pub too_much: u64,
+    /// And at once.
+    pub is_urgent: bool,
     /// What is thought of it.
     pub standing: Standing,
 }
@@ -43,6 +45,8 @@ pub struct Whole {
     pub geometry: Geometry,
     /// Holder of each piece.
     pub members: Vec<NodeId>,
+    /// Pieces that their holders were allowed to drop.
+    pub vacant: BTreeSet<u8>,
     /// Bytes of all its segments at one member.
     pub bytes: u64,
 }
@@ -73,6 +77,8 @@ impl std::fmt::Display for Why {
 pub struct Plan {
     /// Moves to begin, those that others copy from first.
     pub begin: Vec<(Seat, MoveRecord, Why)>,
+    /// Pieces that their holder may drop before anybody else has them.
+    pub vacate: Vec<Seat>,
     /// Moves to give up: whoever was to have the piece is not to have anything any more.
     pub give_up: Vec<Seat>,
     /// Members that should be replaced, and nobody is there to replace them.
@@ -169,7 +175,7 @@ impl Planner<'_> {
             let mut missing = Vec::new();
             for (piece, node) in group.members.iter().enumerate() {
                 let (seat, seen) = ((*id, piece as u8), self.nodes.get(node));
-                if !is_durable(seen, self.policy) {
+                if group.vacant.contains(&seat.1) || !is_durable(seen, self.policy) {
                     missing.push((seat, *node, Why::Lost));
                 } else if seen.is_some_and(|n| n.standing.is_sent_away()) {
                     others.push((seat, *node, Why::Leaves));
@@ -177,8 +183,8 @@ impl Planner<'_> {
                     could_go.entry(*node).or_default().push((group.bytes, seat));
                 }
             }
-            let is_said = |(_, node, _): &(Seat, NodeId, Why)| {
-                self.nodes.get(node).is_none_or(|n| !n.standing.is_durable())
+            let is_said = |(seat, node, _): &(Seat, NodeId, Why)| {
+                group.vacant.contains(&seat.1) || self.nodes.get(node).is_none_or(|n| !n.standing.is_durable())
             };
             if missing.len() >= threshold(group.geometry) || missing.iter().any(is_said) {
                 let margin = (group.members.len() - missing.len()).saturating_sub(group.geometry.data());
@@ -190,6 +196,7 @@ impl Planner<'_> {
         lost.sort_by_key(|(margin, missing)| (*margin, missing.first().map(|(seat, ..)| *seat)));
         let mut needs: Vec<_> = lost.into_iter().flat_map(|(_, missing)| missing).collect();
         needs.extend(others);
+        let mut vacated: BTreeMap<GroupId, usize> = BTreeMap::new();
         for (node, mut seats) in could_go {
             seats.sort_unstable();
             let mut left = too_much.get(&node).copied().unwrap_or(0);
@@ -198,11 +205,29 @@ impl Planner<'_> {
                 let enough = seats.iter().position(|(bytes, _)| *bytes >= left);
                 let Some((bytes, seat)) = enough.map(|at| seats.remove(at)).or_else(|| seats.pop()) else { break };
                 left = left.saturating_sub(bytes.max(1));
-                needs.push((seat, node, Why::Less));
+                if self.nodes.get(&node).is_some_and(|n| n.is_urgent) && self.can_do_without(seat, &mut vacated) {
+                    self.plan.vacate.push(seat);
+                } else {
+                    needs.push((seat, node, Why::Less));
+                }
             }
         }
         needs.retain(|(seat, ..)| !kept.contains_key(seat));
         needs
+    }
+
+    /// Whether more pieces than k are there and stay, without this one and those that were vacated before it.
+    fn can_do_without(&self, seat: Seat, vacated: &mut BTreeMap<GroupId, usize>) -> bool {
+        let Some(group) = self.groups.get(&seat.0) else { return false };
+        let gone = vacated.entry(seat.0).or_default();
+        let is_there = |(piece, node): (usize, &NodeId)| {
+            let seen = self.nodes.get(node).filter(|n| n.is_up && n.standing.is_durable());
+            !group.vacant.contains(&(piece as u8)) && seen.is_some()
+        };
+        let there = group.members.iter().enumerate().filter(|(piece, node)| is_there((*piece, *node))).count();
+        let can = there.saturating_sub(1 + *gone) > group.geometry.data();
+        *gone += usize::from(can);
+        can
     }
 
     fn replace(&mut self, kept: &BTreeMap<Seat, MoveRecord>, rooms: usize, since_unix_s: u64) {
@@ -262,7 +287,8 @@ mod tests {
 
     fn group(number: u32, k: u8, m: u8, members: &[u8], bytes: u64) -> (GroupId, Whole) {
         let geometry = Geometry::new(k, m).unwrap();
-        (GroupId(number), Whole { geometry, members: members.iter().map(|i| id(*i)).collect(), bytes })
+        let members = members.iter().map(|i| id(*i)).collect();
+        (GroupId(number), Whole { geometry, members, vacant: BTreeSet::new(), bytes })
     }
 
     fn moves(plan: &Plan) -> Vec<(u32, u8, NodeId, NodeId, Option<NodeId>)> {
@@ -320,6 +346,32 @@ mod tests {
         }
         let planned = plan(&Policy { together: 2, ..POLICY }, &nodes, &groups, &BTreeMap::new(), 7);
         assert!(planned.begin.iter().all(|(seat, ..)| seat.0 == GroupId(2)), "{planned:?}");
+    }
+
+    #[test]
+    fn a_full_disk_is_emptied_at_once_where_others_can_do_without() {
+        let mut groups = BTreeMap::from([group(1, 2, 2, &[0, 1, 2, 3], 10), group(2, 2, 1, &[0, 1, 2], 10)]);
+        let mut nodes = fleet(4);
+        let full = nodes.get_mut(&id(0)).unwrap();
+        (full.too_much, full.is_urgent) = (100, true);
+        let planned = plan(&POLICY, &nodes, &groups, &BTreeMap::new(), 7);
+        assert_eq!(planned.vacate, [(GroupId(1), 0)], "of the other group no further one could be lost");
+        assert_eq!(moves(&planned), [(2, 0, id(0), id(3), None)]);
+        groups.get_mut(&GroupId(1)).unwrap().vacant.insert(0);
+        let planned = plan(&POLICY, &nodes, &groups, &BTreeMap::new(), 7);
+        assert!(planned.vacate.is_empty());
+        assert_eq!(planned.stuck, [((GroupId(1), 0), id(0), Why::Lost)], "nobody else is there");
+        nodes.insert(id(9), Seen { is_up: true, free: 1000, ..Seen::default() });
+        let planned = plan(&POLICY, &nodes, &groups, &BTreeMap::new(), 7);
+        assert!(moves(&planned).contains(&(1, 0, id(0), id(9), None)), "{planned:?}");
+        // Two of the same group at the same time: only one may.
+        let mut nodes = fleet(4);
+        for i in [0, 1] {
+            let full = nodes.get_mut(&id(i)).unwrap();
+            (full.too_much, full.is_urgent) = (100, true);
+        }
+        groups.get_mut(&GroupId(1)).unwrap().vacant.clear();
+        assert_eq!(plan(&POLICY, &nodes, &groups, &BTreeMap::new(), 7).vacate.len(), 1);
     }
 
     #[test]

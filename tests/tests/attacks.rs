@@ -379,6 +379,7 @@ async fn a_stash_cannot_make_the_controller_stand_down() {
         directory: Some(forged.mark()),
         lost: Vec::new(),
         aside: None,
+        wish: None,
     };
     rpc::call(&controller, beat, &[]).await.unwrap();
     tokio::time::timeout(std::time::Duration::from_secs(30), shown.notified()).await.expect("the controller looks");

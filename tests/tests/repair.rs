@@ -74,7 +74,11 @@ fn stashes_come_and_go_and_nothing_is_lost() {
     let folder = t.fleet.stashes[1].dir.clone();
     let out = coe_stash(&t, 1, &["leave"]);
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    assert!(!folder.exists(), "{:?}", fs::read_dir(&folder).map(|all| all.flatten().map(|e| e.path()).collect::<Vec<_>>()));
+    assert!(
+        !folder.exists(),
+        "{:?}",
+        fs::read_dir(&folder).map(|all| all.flatten().map(|e| e.path()).collect::<Vec<_>>())
+    );
     assert!(node(&t, 1).is_none());
     wait_until_green(&t);
     // At once: what it held is made anew from the others.

@@ -39,7 +39,10 @@ impl Resize {
         while live.resizing.is_some() || live.too_much > 0 {
             bar.set_message(match live.resizing {
                 Some(resizing) => format!("{} regions to empty", resizing.left),
-                None => format!("{} MiB must be elsewhere in the array first; it goes on without this command", live.too_much >> 20),
+                None => format!(
+                    "{} MiB must be elsewhere in the array first; it goes on without this command",
+                    live.too_much >> 20
+                ),
             });
             bar.tick();
             std::thread::sleep(Duration::from_millis(200));

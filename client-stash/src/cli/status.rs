@@ -85,7 +85,10 @@ impl Status {
                 println!("resizing    to {:.1} GiB, {} regions to empty", gib(resizing.to), resizing.left);
             }
             if live.too_much > 0 {
-                println!("too much    {:.1} GiB must be elsewhere in the array before it can be smaller", gib(live.too_much));
+                println!(
+                    "too much    {:.1} GiB must be elsewhere in the array before it can be smaller",
+                    gib(live.too_much)
+                );
             }
             for (owner, part) in &live.partitions {
                 let name = if *owner == OWNER_IMAGES.0 { "images".into() } else { format!("owner {owner}") };

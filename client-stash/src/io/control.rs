@@ -16,8 +16,8 @@ use tokio::net::UnixListener;
 
 use super::folder::Folder;
 use super::leave::Leave;
-use super::switch::Switch;
 use super::scrub::{Scrubbed, Scrubber};
+use super::switch::Switch;
 use super::watch::{Manners, Seen};
 use super::writer::{Resizing, Writer};
 use crate::limits::{REGION_LEN, REGIONS_MAX, REGIONS_MIN};

@@ -14,9 +14,9 @@ use protocol::io::directory::DirectoryKeeper;
 use serde::{Deserialize, Serialize};
 
 use super::file::FileStorage;
-use super::switch::Switch;
 use super::reports::ReportKeeper;
 use super::shares::ShareKeeper;
+use super::switch::Switch;
 use super::words::WordKeeper;
 use crate::limits::{REGION_LEN, REGIONS_MAX, REGIONS_MIN};
 use crate::manners::{Floors, Limit};

@@ -106,7 +106,7 @@ impl Heart {
             directory: self.directory.mark(),
             lost: lost.iter().take(LOST_TOGETHER).copied().collect(),
             aside: self.manners.aside(self.pause.is_on()),
-            wish: self.leave.wish().or_else(|| Some(self.manners.too_much()).filter(|n| *n > 0).map(member::Wish::Less)),
+            wish: self.leave.wish().or_else(|| self.manners.wish()),
         };
         let call = rpc::call(&link, beat, &[]);
         let (ack, _) = tokio::time::timeout(ANSWER_WITHIN, call).await.context("wait for the controller")??;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::Timelike as _;
-use protocol::message::member::Aside;
+use protocol::message::member::{Aside, Wish};
 use serde::{Deserialize, Serialize};
 
 use super::file::FileStorage;
@@ -114,6 +114,16 @@ impl Manners {
     #[must_use]
     pub fn too_much(&self) -> u64 {
         self.too_much.load(Ordering::Relaxed)
+    }
+
+    /// What the controller is told of that.
+    #[must_use]
+    pub fn wish(&self) -> Option<Wish> {
+        match self.too_much() {
+            0 => None,
+            bytes if self.seen().level == Level::Drop => Some(Wish::LessNow(bytes)),
+            bytes => Some(Wish::Less(bytes)),
+        }
     }
 
     /// So many bytes must go elsewhere.

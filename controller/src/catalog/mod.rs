@@ -26,7 +26,8 @@ use protocol::message::publish::ChunkPlace;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, WriteTransaction};
 
 use tables::{
-    CHUNKS, DIRECTORY, GROUP_SEGMENTS, GROUPS, IMAGES, META, NODES, PAGES, PENDING, REPORTS, SEGMENT_CHUNKS, SEGMENTS, TICKETS, TRASH,
+    CHUNKS, DIRECTORY, GROUP_SEGMENTS, GROUPS, IMAGES, META, NODES, PAGES, PENDING, REPORTS, SEGMENT_CHUNKS, SEGMENTS,
+    TICKETS, TRASH,
 };
 
 /// Why the catalog does not answer.
@@ -205,7 +206,8 @@ impl Catalog {
             None => table.first()?,
             Some(row) => Some(row?),
         };
-        let row = found.map(|(id, record)| Ok::<_, CatalogError>((SegmentId(id.value()), wire::decode(record.value())?)));
+        let row =
+            found.map(|(id, record)| Ok::<_, CatalogError>((SegmentId(id.value()), wire::decode(record.value())?)));
         row.transpose()
     }
 

@@ -9,7 +9,7 @@ use images::{GroupId, NodeId, SegmentId, wire};
 use redb::{ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _};
 
 use super::records::{MoveRecord, SegmentRecord, Standing, TrashKey};
-use super::tables::{DAMAGED, GROUP_SEGMENTS, GROUPS, MOVES, NODES, SEGMENTS, STANDINGS, TRASH};
+use super::tables::{DAMAGED, GROUP_SEGMENTS, GROUPS, MOVES, NODES, SEGMENTS, STANDINGS, TRASH, VACANT};
 use super::{Catalog, CatalogError, Change, Result};
 
 /// A piece of a group.
@@ -29,6 +29,17 @@ impl Catalog {
             Ok(((GroupId(group), piece), wire::decode(value.value())?))
         };
         table.iter()?.map(row).collect()
+    }
+
+    /// Pieces of groups that their holders were allowed to drop.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn vacant(&self) -> Result<BTreeSet<Seat>> {
+        let read = self.0.begin_read()?;
+        let table = read.open_table(VACANT)?;
+        let seat = |(group, piece)| (GroupId(group), piece);
+        table.iter()?.map(|row| Ok(seat(row?.0.value()))).collect()
     }
 
     /// The segments of a group.
@@ -166,6 +177,7 @@ impl Change<'_> {
         group.members[usize::from(piece)] = done.to;
         self.0.open_table(GROUPS)?.insert(group_id.0, wire::encode(&group).as_slice())?;
         self.trash_piece(&segments, piece, [Some(done.from), done.via])?;
+        self.0.open_table(VACANT)?.remove((group_id.0, piece))?;
         let mut damaged = self.0.open_table(DAMAGED)?;
         for segment in &segments {
             // Whatever was damaged there is whole here.
@@ -173,6 +185,18 @@ impl Change<'_> {
         }
         self.bump_epoch()?;
         Ok(Vec::new())
+    }
+
+    /// A holder may drop its piece of a group before anybody else has it.
+    ///
+    /// # Errors
+    /// [`CatalogError::Conflict`] if the group is not there any more.
+    pub fn vacate(&self, (group, piece): Seat) -> Result<()> {
+        let members = self.group(group)?.map(|g| g.members).unwrap_or_default();
+        let gone = || CatalogError::Conflict("the group is gone".into());
+        let node = *members.get(usize::from(piece)).ok_or_else(gone)?;
+        self.0.open_table(VACANT)?.insert((group.0, piece), ())?;
+        self.trash_piece(&self.segments_in(group)?, piece, [Some(node), None])
     }
 
     /// A move is not carried on: what it put anywhere is trash.
@@ -216,7 +240,8 @@ impl Change<'_> {
         let record = self.0.open_table(SEGMENTS)?.get(segment.0)?.map(|v| wire::decode::<SegmentRecord>(v.value()));
         let Some(record) = record.transpose()? else { return Ok(false) };
         let members = self.group(record.group)?.map(|group| group.members).unwrap_or_default();
-        let is_holder = members.get(usize::from(piece)) == Some(&node);
+        let is_vacant = self.0.open_table(VACANT)?.get((record.group.0, piece))?.is_some();
+        let is_holder = !is_vacant && members.get(usize::from(piece)) == Some(&node);
         if is_holder {
             self.0.open_table(DAMAGED)?.insert((segment.0, piece), ())?;
         }
@@ -263,6 +288,7 @@ impl Change<'_> {
         let mut groups = self.0.open_table(GROUPS)?;
         for id in empty {
             groups.remove(id)?;
+            self.0.open_table(VACANT)?.retain_in((id, 0)..=(id, u8::MAX), |_, ()| false)?;
         }
         let mut from = [0; 49];
         from[..16].copy_from_slice(&node.0);

@@ -28,6 +28,8 @@ pub(super) const TRASH: TableDefinition<'_, [u8; 49], ()> = TableDefinition::new
 pub(super) const GROUP_SEGMENTS: TableDefinition<'_, (u32, [u8; 32]), ()> = TableDefinition::new("group-segments1");
 /// Group and piece: members that are being replaced.
 pub(super) const MOVES: TableDefinition<'_, (u32, u8), &[u8]> = TableDefinition::new("moves1");
+/// Group and piece: those that their holder was allowed to drop.
+pub(super) const VACANT: TableDefinition<'_, (u32, u8), ()> = TableDefinition::new("vacant1");
 /// Segment and piece: fragments that their holders have lost, and that are to be made anew there.
 pub(super) const DAMAGED: TableDefinition<'_, ([u8; 32], u8), ()> = TableDefinition::new("damaged1");
 /// Node: what is thought of a member.
@@ -52,6 +54,7 @@ pub(super) fn create_all(transaction: &WriteTransaction) -> Result<(), CatalogEr
     transaction.open_table(TICKETS)?;
     transaction.open_table(TRASH)?;
     transaction.open_table(MOVES)?;
+    transaction.open_table(VACANT)?;
     transaction.open_table(DAMAGED)?;
     transaction.open_table(STANDINGS)?;
     transaction.open_table(GROUP_SEGMENTS)?;

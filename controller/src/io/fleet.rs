@@ -23,6 +23,8 @@ pub struct Pulse {
     pub aside: Option<Aside>,
     /// Bytes that it wants to be rid of.
     pub too_much: u64,
+    /// And at once.
+    pub is_urgent: bool,
 }
 
 impl Pulse {
@@ -46,7 +48,11 @@ impl Fleet {
     /// A fleet that reports every `heartbeat`: three missed reports make a stash away.
     #[must_use]
     pub fn new(heartbeat: Duration) -> Self {
-        Self { patience: heartbeat * 3 + Duration::from_secs(1), pulses: Mutex::default(), boot_servers: Mutex::default() }
+        Self {
+            patience: heartbeat * 3 + Duration::from_secs(1),
+            pulses: Mutex::default(),
+            boot_servers: Mutex::default(),
+        }
     }
 
     fn pulses(&self) -> std::sync::MutexGuard<'_, BTreeMap<NodeId, Pulse>> {

@@ -169,8 +169,12 @@ impl Controller {
         }
         self.pool.learn_one(node, addresses);
         let (capacity, used, fragments) = (beat.capacity, beat.used, beat.fragments);
-        let too_much = if let Some(member::Wish::Less(bytes)) = beat.wish { bytes } else { 0 };
-        let pulse = Pulse { at: Instant::now(), capacity, used, fragments, aside: beat.aside, too_much };
+        let (too_much, is_urgent) = match beat.wish {
+            Some(member::Wish::Less(bytes)) => (bytes, false),
+            Some(member::Wish::LessNow(bytes)) => (bytes, true),
+            _ => (0, false),
+        };
+        let pulse = Pulse { at: Instant::now(), capacity, used, fragments, aside: beat.aside, too_much, is_urgent };
         self.fleet.heard(node, pulse);
         let directory = self.directory().map_err(catalog_refusal)?.update_for(beat.directory);
         let leaves = matches!(beat.wish, Some(member::Wish::Leave | member::Wish::LeaveNow));

@@ -1,6 +1,7 @@
 //! Carries out what [the plan](crate::repair) says: pieces are copied or made anew on their new holders, which do the work.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -57,6 +58,8 @@ pub struct Repairs {
     moves: Mutex<BTreeMap<Seat, Progress>>,
     stuck: Mutex<Vec<(Seat, NodeId, Why)>>,
     put_off: Mutex<usize>,
+    fetched: AtomicU64,
+    kept: AtomicU64,
     /// There is something to do.
     pub wake: Notify,
 }
@@ -76,6 +79,19 @@ impl Repairs {
     #[must_use]
     pub fn stuck(&self) -> Vec<(Seat, NodeId, Why)> {
         lock(&self.stuck).clone()
+    }
+
+    fn count(&self, fetched: u64, kept: u64) {
+        if fetched > 0 {
+            self.fetched.fetch_add(fetched, Relaxed);
+            self.kept.fetch_add(kept, Relaxed);
+        }
+    }
+
+    /// Bytes that new holders fetched since this controller started, and bytes of the pieces that they kept.
+    #[must_use]
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.fetched.load(Relaxed), self.kept.load(Relaxed))
     }
 
     /// Missing pieces of groups that are put off.
@@ -162,7 +178,8 @@ impl Controller {
     /// The catalog's.
     pub fn takers(&self) -> Result<BTreeMap<NodeId, u64>, Refusal> {
         let standings = self.catalog.standings().map_err(catalog_refusal)?;
-        let may_take = |node: &NodeId| standings.get(node).is_none_or(Standing::may_take);
+        let has_room = |node: &NodeId| self.fleet.pulse(*node).is_none_or(|(pulse, _)| pulse.too_much == 0);
+        let may_take = |node: &NodeId| standings.get(node).is_none_or(Standing::may_take) && has_room(node);
         Ok(self.fleet.up().into_iter().filter(|(node, _)| may_take(node)).collect())
     }
 
@@ -170,26 +187,39 @@ impl Controller {
     pub(super) fn repair_facts(&self) -> Result<(BTreeMap<NodeId, Seen>, BTreeMap<GroupId, Whole>), Refusal> {
         let standings = self.catalog.standings().map_err(catalog_refusal)?;
         let up = self.fleet.up();
-        let nodes: BTreeMap<NodeId, Seen> = self.catalog.nodes().map_err(catalog_refusal)?.into_iter().map(|(node, _)| {
-            let standing = standings.get(&node).cloned().unwrap_or_default();
-            let seen = Seen {
-                is_up: up.contains_key(&node),
-                silent_s: if self.fleet.is_heard(node) { 0 } else { standing.silent_s },
-                free: up.get(&node).copied().unwrap_or(0),
-                too_much: self.fleet.pulse(node).map_or(0, |(pulse, _)| pulse.too_much),
-                standing,
-            };
-            (node, seen)
-        }).collect();
+        let nodes: BTreeMap<NodeId, Seen> = self
+            .catalog
+            .nodes()
+            .map_err(catalog_refusal)?
+            .into_iter()
+            .map(|(node, _)| {
+                let standing = standings.get(&node).cloned().unwrap_or_default();
+                let seen = Seen {
+                    is_up: up.contains_key(&node),
+                    silent_s: if self.fleet.is_heard(node) { 0 } else { standing.silent_s },
+                    free: up.get(&node).copied().unwrap_or(0),
+                    too_much: self.fleet.pulse(node).map_or(0, |(pulse, _)| pulse.too_much),
+                    is_urgent: self.fleet.pulse(node).is_some_and(|(pulse, _)| pulse.is_urgent),
+                    standing,
+                };
+                (node, seen)
+            })
+            .collect();
         let policy = self.repair_policy();
         let is_fine = |node: &NodeId| {
             repair::is_durable(nodes.get(node), &policy)
                 && nodes.get(node).is_some_and(|n| n.standing.may_take() && n.too_much == 0)
         };
+        let mut all_vacant: BTreeMap<GroupId, BTreeSet<u8>> = BTreeMap::new();
+        for (group, piece) in self.catalog.vacant().map_err(catalog_refusal)? {
+            all_vacant.entry(group).or_default().insert(piece);
+        }
         let mut groups = BTreeMap::new();
         for (id, group) in self.catalog.groups().map_err(catalog_refusal)?.into_iter().filter(|(_, g)| g.segments > 0) {
-            let bytes = if group.members.iter().all(is_fine) { 0 } else { self.bytes_of(id, &group)? };
-            groups.insert(id, Whole { geometry: group.geometry, members: group.members, bytes });
+            let vacant = all_vacant.remove(&id).unwrap_or_default();
+            let is_well = vacant.is_empty() && group.members.iter().all(is_fine);
+            let bytes = if is_well { 0 } else { self.bytes_of(id, &group)? };
+            groups.insert(id, Whole { geometry: group.geometry, members: group.members, vacant, bytes });
         }
         Ok((nodes, groups))
     }
@@ -211,12 +241,23 @@ impl Controller {
     async fn repair_once(self: &Arc<Self>, slots: &Arc<Semaphore>) -> Result<(), Refusal> {
         let (nodes, groups) = self.repair_facts()?;
         let under_way = self.catalog.moves().map_err(catalog_refusal)?;
+        let mut is_trash = false;
         let plan = repair::plan(&self.repair_policy(), &nodes, &groups, &under_way, unix_s());
         for seat in plan.give_up {
             tracing::info!(group = seat.0.0, piece = seat.1, "the new holder of a piece is not to have it any more");
             let given_up = self.committer.change(move |change| change.give_up_move(seat));
             given_up.await.map_err(catalog_refusal)?;
             lock(&self.repairs.moves).remove(&seat);
+        }
+        for seat in plan.vacate {
+            tracing::info!(
+                group = seat.0.0,
+                piece = seat.1,
+                "its holder may drop a piece: its disk is full, and others can do without"
+            );
+            let vacated = self.committer.change(move |change| change.vacate(seat));
+            vacated.await.or_else(conflict_only)?;
+            is_trash |= true;
         }
         for (seat, record, why) in plan.begin {
             tracing::info!(group = seat.0.0, piece = seat.1, from = %record.from, to = %record.to, %why, "a holder is replaced");
@@ -251,7 +292,11 @@ impl Controller {
             });
         }
         self.mend_damaged().await?;
-        self.let_go().await
+        self.let_go().await?;
+        if is_trash {
+            self.empty_trash().await;
+        }
+        Ok(())
     }
 
     /// Have a new member hold its piece of all segments of its group, and make it a member.
@@ -311,15 +356,20 @@ impl Controller {
             let from = from.filter(|_| pieces.len() == 1);
             asked.push((*id, wanted(*id, &record, &group, pieces.to_vec(), from), record));
         }
-        let outcomes = self.rebuild_at(under_way.to, asked.iter().map(|(_, wanted, _)| wanted.clone()).collect()).await?;
+        let outcomes =
+            self.rebuild_at(under_way.to, asked.iter().map(|(_, wanted, _)| wanted.clone()).collect()).await?;
         let (mut first, mut bytes) = (None, 0);
         for ((id, _, record), outcome) in asked.iter().zip(outcomes) {
             let outcome = match outcome {
-                Rebuilt::Short(_) if record.on_mass_storage => self.put_from_copy(under_way.to, *id, &group, pieces).await,
+                Rebuilt::Short(_) if record.on_mass_storage => {
+                    self.put_from_copy(under_way.to, *id, &group, pieces).await
+                }
                 other => other,
             };
             match outcome {
                 Rebuilt::Here { fetched } => {
+                    let kept = group.geometry.piece_len(record.sealed_len as usize) * pieces.len();
+                    self.repairs.count(fetched, kept as u64);
                     bytes += u64::from(fetched > 0) * group.geometry.piece_len(record.sealed_len as usize) as u64;
                     self.repairs.update(seat, |p| {
                         p.has.insert(*id);
@@ -361,7 +411,8 @@ impl Controller {
             CallError::Refused(refusal) => refusal,
             other => Refusal::Unavailable(format!("stash {node}: {other}")),
         };
-        let (answer, _) = answer.map_err(|_| Refusal::Unavailable(format!("stash {node} does not answer")))?.map_err(failed)?;
+        let (answer, _) =
+            answer.map_err(|_| Refusal::Unavailable(format!("stash {node} does not answer")))?.map_err(failed)?;
         if answer.outcomes.len() != count {
             return Err(Refusal::Failed(format!("stash {node} answered something else")));
         }
@@ -376,7 +427,7 @@ impl Controller {
         if SegmentId::of(&sealed) != id {
             return Rebuilt::Short("and its copy on mass storage is damaged".into());
         }
-        let (geometry, sealed) = (group.geometry, bytes::Bytes::from(sealed));
+        let (geometry, sealed) = (group.geometry, sealed);
         let made = tokio::task::spawn_blocking(move || fragment::split(&Codec::new(geometry), id, &sealed)).await;
         let mut fetched = 0;
         for (header, payload) in made.unwrap_or_default().into_iter().filter(|(h, _)| pieces.contains(&h.id.piece)) {
@@ -442,12 +493,17 @@ impl Controller {
                         distrust.await.map_err(catalog_refusal)?;
                         continue;
                     }
+                    self.repairs.count(fetched, len);
                     let mended = self.committer.change(move |change| change.mend_damage(id, piece));
                     mended.await.map_err(catalog_refusal)?;
                     tracing::info!(%node, segment = %id, piece, fetched, "a lost fragment was made anew");
                 }
-                Rebuilt::Short(what) => tracing::error!(%node, segment = %id, piece, what, "a lost fragment cannot be made anew now"),
-                Rebuilt::Refused(why) => tracing::warn!(%node, segment = %id, piece, %why, "a lost fragment is not made anew yet"),
+                Rebuilt::Short(what) => {
+                    tracing::error!(%node, segment = %id, piece, what, "a lost fragment cannot be made anew now")
+                }
+                Rebuilt::Refused(why) => {
+                    tracing::warn!(%node, segment = %id, piece, %why, "a lost fragment is not made anew yet")
+                }
             }
         }
         Ok(())
@@ -458,8 +514,13 @@ impl Controller {
     /// # Errors
     /// The catalog's.
     pub fn to_hand_over(&self, node: NodeId) -> Result<u64, Refusal> {
-        let groups = self.catalog.groups().map_err(catalog_refusal)?;
-        Ok(groups.values().filter(|g| g.members.contains(&node)).map(|g| g.segments).sum())
+        let (groups, vacant) =
+            (self.catalog.groups().map_err(catalog_refusal)?, self.catalog.vacant().map_err(catalog_refusal)?);
+        let holds = |(id, group): &(&GroupId, &GroupRecord)| {
+            let seat = group.members.iter().position(|member| *member == node);
+            seat.is_some_and(|piece| !vacant.contains(&(**id, piece as u8)))
+        };
+        Ok(groups.iter().filter(holds).map(|(_, group)| group.segments).sum())
     }
 
     /// Members that leave, and that nobody needs any more, are members no longer.
@@ -487,7 +548,8 @@ impl Controller {
     pub async fn remove_member(&self, node: NodeId) -> Result<(), Refusal> {
         let _images = self.images.lock().await;
         for (name, image) in self.catalog.images().map_err(catalog_refusal)? {
-            let shares = image.offline.as_ref().filter(|shares| shares.holders.iter().any(|(holder, _)| *holder == node));
+            let shares =
+                image.offline.as_ref().filter(|shares| shares.holders.iter().any(|(holder, _)| *holder == node));
             let Some(_) = shares else { continue };
             let geometry = self.geometry_of_root(&image)?;
             let offline = self.split_key(image.manifest, &image.key, geometry).await?;

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
-use images::{GroupId, NodeId};
 use images::keys::ManifestKey;
 use images::manifest::{ImageName, PageRef, Root, SegmentEntry, Signed};
 use images::shares::{self, KeyShare, Order};
 use images::wire;
+use images::{GroupId, NodeId};
 use quinn::{Connection, Endpoint};
 use tokio::task::JoinSet;
 

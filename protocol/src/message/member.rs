@@ -34,6 +34,8 @@ pub enum Wish {
     LeaveNow,
     /// So many bytes: its disk is needed for something else.
     Less(u64),
+    /// So many bytes, at once: its disk is full. What others can make anew is dropped before they have.
+    LessNow(u64),
 }
 
 /// Why a stash stands aside.

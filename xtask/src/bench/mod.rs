@@ -3,6 +3,7 @@
 mod boot;
 mod delta;
 mod pipeline;
+mod repair;
 mod stash;
 
 use clap::Subcommand;
@@ -18,6 +19,8 @@ pub enum Bench {
     Boot(boot::Boot),
     /// Bytes and spreading of the directory
     Directory,
+    /// Bytes and seconds of replacing stashes
+    Repair(repair::Repair),
     /// Speed, memory and wear of a stash file, against plain files
     Stash(stash::Stash),
 }
@@ -32,6 +35,7 @@ impl Bench {
             Self::Pipeline(args) => args.run(),
             Self::Delta(args) => args.run(),
             Self::Boot(args) => args.run(),
+            Self::Repair(args) => args.run(),
             Self::Stash(args) => args.run(),
             Self::Directory => crate::shell::run(&mut crate::shell::cargo(&[
                 "run",

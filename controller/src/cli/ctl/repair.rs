@@ -62,7 +62,8 @@ impl Repair {
             let spinner = table::spinner("repairing");
             while !info.health.is_green() {
                 let health = &info.health;
-                spinner.set_message(format!("{} of {} pieces, {} missing", health.moved, health.to_move, health.missing));
+                spinner
+                    .set_message(format!("{} of {} pieces, {} missing", health.moved, health.to_move, health.missing));
                 tokio::time::sleep(std::time::Duration::from_millis(500)).await;
                 info = client.get("/v1/repair").await?;
             }

@@ -69,6 +69,10 @@ pub struct RepairInfo {
     pub moves: Vec<MoveInfo>,
     /// Missing pieces of groups of which too few are missing yet to be worth a repair.
     pub put_off: u64,
+    /// Bytes that new holders fetched since the controller started.
+    pub fetched: u64,
+    /// Bytes of the pieces that they kept of it.
+    pub kept: u64,
 }
 
 /// What is to become of a stash.
@@ -98,12 +102,16 @@ impl Controller {
     pub(super) fn health(&self) -> Result<Health, Refusal> {
         let (nodes, groups) = self.repair_facts()?;
         let policy = self.repair_policy();
-        let mut health = Health { damaged: self.catalog.damaged().map_err(catalog_refusal)?.len() as u64, ..Health::default() };
+        let mut health =
+            Health { damaged: self.catalog.damaged().map_err(catalog_refusal)?.len() as u64, ..Health::default() };
         let counts: BTreeMap<GroupId, u64> =
             self.catalog.groups().map_err(catalog_refusal)?.into_iter().map(|(id, g)| (id, g.segments)).collect();
         for (id, group) in &groups {
             let segments = counts.get(id).copied().unwrap_or(0);
-            let durable = group.members.iter().filter(|m| is_durable(nodes.get(m), &policy)).count();
+            let is_there = |(piece, node): &(usize, &NodeId)| {
+                !group.vacant.contains(&(*piece as u8)) && is_durable(nodes.get(node), &policy)
+            };
+            let durable = group.members.iter().enumerate().filter(is_there).count();
             health.missing += (group.members.len() - durable) as u64 * segments;
             let spare = durable.saturating_sub(group.geometry.data()) as u64;
             health.spare = Some(health.spare.map_or(spare, |least| least.min(spare)));
@@ -121,10 +129,8 @@ impl Controller {
             health.moves += 1;
             health.moved += done;
             health.to_move += of;
-            if done > 0 {
-                let eta = now.saturating_sub(record.since_unix_s) * (of - done) / done;
-                health.eta_s = Some(health.eta_s.unwrap_or(0).max(eta));
-            }
+            let eta = (now.saturating_sub(record.since_unix_s) * (of - done)).checked_div(done);
+            health.eta_s = health.eta_s.max(eta);
         }
         health.stuck = self.repairs.stuck().len() as u64;
         Ok(health)
@@ -160,7 +166,9 @@ pub(super) async fn get_repair(State(c): Shared) -> Answer<RepairInfo> {
         });
     }
     let problem = |why: Why| {
-        format!("it {why}, and no other stash is up that has room and is not in this group already: add one, or free some space")
+        format!(
+            "it {why}, and no other stash is up that has room and is not in this group already: add one, or free some space"
+        )
     };
     moves.extend(c.repairs.stuck().into_iter().map(|(seat, from, why)| MoveInfo {
         group: seat.0.0,
@@ -173,7 +181,8 @@ pub(super) async fn get_repair(State(c): Shared) -> Answer<RepairInfo> {
         since_unix_s: None,
         problem: Some(problem(why)),
     }));
-    Ok(Json(RepairInfo { health: c.health()?, moves, put_off: c.repairs.put_off() as u64 }))
+    let (fetched, kept) = c.repairs.bytes();
+    Ok(Json(RepairInfo { health: c.health()?, moves, put_off: c.repairs.put_off() as u64, fetched, kept }))
 }
 
 /// Send a stash away, or keep it

@@ -381,7 +381,6 @@ async fn status(State(c): Shared) -> Answer<Status> {
 async fn nodes(State(c): Shared) -> Answer<Vec<NodeInfo>> {
     let liars = c.liars.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let standings = c.catalog.standings().map_err(catalog_refusal)?;
-    let groups = c.catalog.groups().map_err(catalog_refusal)?;
     let info = |(id, record): (images::NodeId, crate::catalog::NodeRecord)| {
         let pulse = c.fleet.pulse(id);
         let standing = standings.get(&id).cloned().unwrap_or_default();
@@ -397,7 +396,7 @@ async fn nodes(State(c): Shared) -> Answer<Vec<NodeInfo>> {
         };
         NodeInfo {
             state: state.into(),
-            to_hand_over: groups.values().filter(|g| g.members.contains(&id)).map(|g| g.segments).sum(),
+            to_hand_over: c.to_hand_over(id).unwrap_or(0),
             node: id.to_string(),
             addresses: record.addresses.iter().map(ToString::to_string).collect(),
             up: pulse.is_some_and(|(_, up)| up),

@@ -1,0 +1,118 @@
+//! `cargo xtask bench repair`: bytes that repair moves against the bytes that were lost, its speed, and what an installation that runs
+//! meanwhile loses.
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context as _, ensure};
+use clap::Args;
+
+use super::median;
+use crate::fleet::{Fleet, Plan, wait_for};
+use crate::{sample, shell};
+
+/// Bytes and seconds of replacing stashes, and an installation beside it
+#[derive(Args)]
+pub struct Repair {
+    /// Megabytes of noise in the image
+    #[arg(long, default_value_t = 400)]
+    size_mb: u64,
+    /// k
+    #[arg(long, default_value_t = 4)]
+    data: u8,
+    /// m
+    #[arg(long, default_value_t = 4)]
+    parity: u8,
+    /// Stashes; each case takes some away
+    #[arg(long, default_value_t = 16)]
+    stashes: usize,
+    /// Installations beside a repair, and without one
+    #[arg(long, default_value_t = 3)]
+    installs: usize,
+}
+
+/// Bytes of pieces that new holders fetched, and that they kept.
+fn bytes(fleet: &Fleet) -> anyhow::Result<(f64, f64)> {
+    let info = fleet.ctl(&["repair"])?;
+    let number = |what: &str| info[what].as_f64().context("a number");
+    Ok((number("fetched")?, number("kept")?))
+}
+
+fn install(fleet: &Fleet, target: &Path, len: u64) -> anyhow::Result<f64> {
+    let start = Instant::now();
+    fleet.install("noise", target, len)?;
+    let took = start.elapsed().as_secs_f64();
+    std::fs::remove_file(target)?;
+    Ok(took)
+}
+
+impl Repair {
+    pub(super) fn run(&self) -> anyhow::Result<()> {
+        let bin = shell::build(true)?;
+        let dir = tempfile::tempdir()?;
+        let plan = Plan { stashes: self.stashes, size: "1GiB".into(), heartbeat_ms: 500, ..Plan::default() };
+        let mut fleet = Fleet::start(&bin, &dir.path().join("array"), &plan)?;
+        let (image, target) = (dir.path().join("image"), dir.path().join("target"));
+        let len = self.size_mb * 1_000_000;
+        std::fs::write(&image, sample::noise(7, len as usize))?;
+        let (data, parity) = (self.data.to_string(), self.parity.to_string());
+        fleet.publish(&image, &["--name", "noise", "--layout", "clients", "--data", &data, "--parity", &parity])?;
+        println!("{} MB of noise as {data} + {parity} on {} stashes, one host, one disk", self.size_mb, self.stashes);
+        let alone: Vec<f64> = (0..self.installs).map(|_| install(&fleet, &target, len)).collect::<Result<_, _>>()?;
+        let alone = median(alone);
+        println!("an installation alone: {alone:.1} s");
+        println!(
+            "{:<44} {:>10} {:>10} {:>7} {:>8} {:>10}",
+            "case", "lost MB", "moved MB", "ratio", "MB/s", "install s"
+        );
+        let mut next = 0;
+        for (what, count, lost) in [
+            ("one is drained: its pieces are copied", 1, false),
+            ("one is lost", 1, true),
+            ("two are lost at the same time", 2, true),
+            ("three are lost at the same time", 3, true),
+        ] {
+            let (fetched, kept) = bytes(&fleet)?;
+            let nodes: Vec<String> = (next..next + count).map(|i| fleet.stashes[i].node.clone()).collect();
+            if lost {
+                (next..next + count).for_each(|i| fleet.kill_stash(i));
+                wait_for("them to be away", || {
+                    fleet.ctl(&["status"]).is_ok_and(|s| s["stashes_up"] == self.stashes - next - count)
+                })?;
+            }
+            next += count;
+            let start = Instant::now();
+            for node in &nodes {
+                let how: &[&str] = if lost { &["--lost"] } else { &[] };
+                fleet.ctl(&[&["node", "remove", node], how].concat())?;
+            }
+            let beside = install(&fleet, &target, len)?;
+            let is_done = || {
+                let done = fleet.ctl(&["repair"]).ok()?;
+                Some(done["health"]["missing"] == 0 && done["health"]["moves"] == 0)
+            };
+            while is_done() != Some(true) {
+                ensure!(start.elapsed().as_secs() < 600, "not repaired in ten minutes");
+                std::thread::sleep(std::time::Duration::from_millis(100));
+            }
+            let took = start.elapsed().as_secs_f64();
+            let (fetched, kept) = {
+                let now = bytes(&fleet)?;
+                ((now.0 - fetched) / 1e6, (now.1 - kept) / 1e6)
+            };
+            println!(
+                "{what:<44} {kept:>10.1} {fetched:>10.1} {:>7.2} {:>8.1} {beside:>10.1}",
+                fetched / kept,
+                kept / took
+            );
+        }
+        let ratio = |r: usize| (usize::from(self.data) + r - 1) as f64 / r as f64;
+        println!(
+            "least possible, where all of them are in a group: {:.2}, {:.2}, {:.2} for one, two, three",
+            ratio(1),
+            ratio(2),
+            ratio(3)
+        );
+        fleet.ctl(&["verify"]).map(drop)
+    }
+}
