@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::limits::REGIONS_MIN;
+
 /// Bytes of the disk that its owner wants free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Floors {
@@ -91,8 +93,8 @@ pub fn wanted(free: u64, floors: &Floors, sizes: &Sizes) -> u32 {
 /// Regions of fragments that must go elsewhere, before a stash can be as small as its owner or the disk wants.
 #[must_use]
 pub fn too_many(free: u64, floors: &Floors, sizes: &Sizes) -> u32 {
-    let smallest = Sizes { least: 1, ..*sizes };
-    sizes.least.saturating_sub(wanted(free, floors, &smallest).max(1))
+    let smallest = Sizes { least: REGIONS_MIN, ..*sizes };
+    sizes.least.saturating_sub(wanted(free, floors, &smallest).max(REGIONS_MIN))
 }
 
 /// Bytes a second, at certain hours.

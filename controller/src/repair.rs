@@ -10,7 +10,6 @@ use images::parity::Geometry;
 use images::{GroupId, NodeId};
 
 use crate::catalog::{MoveRecord, Seat, Standing};
-use crate::placement::{Candidate, choose};
 
 /// When something is done.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +33,8 @@ pub struct Seen {
     pub too_much: u64,
     /// And at once.
     pub is_urgent: bool,
+    /// What it was told to delete is still there: how much is too much is known when that is gone.
+    pub is_clearing: bool,
     /// What is thought of it.
     pub standing: Standing,
 }
@@ -78,7 +79,7 @@ pub struct Plan {
     /// Moves to begin, those that others copy from first.
     pub begin: Vec<(Seat, MoveRecord, Why)>,
     /// Pieces that their holder may drop before anybody else has them.
-    pub vacate: Vec<Seat>,
+    pub vacate: Vec<(Seat, NodeId)>,
     /// Moves to give up: whoever was to have the piece is not to have anything any more.
     pub give_up: Vec<Seat>,
     /// Members that should be replaced, and nobody is there to replace them.
@@ -104,10 +105,10 @@ struct Planner<'a> {
     policy: &'a Policy,
     nodes: &'a BTreeMap<NodeId, Seen>,
     groups: &'a BTreeMap<GroupId, Whole>,
-    /// Number of groups of each member, those that it is about to be in included.
-    loads: BTreeMap<NodeId, u32>,
-    /// Bytes that are on their way to a member.
-    promised: BTreeMap<NodeId, u64>,
+    /// Number of groups of each member that could take more, those that it is about to be in included, and bytes that it could still take.
+    takers: BTreeMap<NodeId, (u32, u64)>,
+    /// The same members, those with the fewest groups for their room first.
+    ranked: BTreeSet<(u128, NodeId)>,
     /// New members of each group.
     coming: BTreeMap<GroupId, BTreeSet<NodeId>>,
     plan: Plan,
@@ -122,17 +123,16 @@ pub fn plan(
     under_way: &BTreeMap<Seat, MoveRecord>,
     now_unix_s: u64,
 ) -> Plan {
-    let mut loads: BTreeMap<NodeId, u32> = BTreeMap::new();
-    groups.values().flat_map(|g| &g.members).for_each(|node| *loads.entry(*node).or_default() += 1);
-    let mut planner = Planner {
-        policy,
-        nodes,
-        groups,
-        loads,
-        promised: BTreeMap::new(),
-        coming: BTreeMap::new(),
-        plan: Plan::default(),
-    };
+    let could_take = |seen: &&Seen| seen.is_up && seen.standing.may_take() && seen.too_much == 0;
+    let mut takers: BTreeMap<NodeId, (u32, u64)> =
+        nodes.iter().filter(|(_, seen)| could_take(seen)).map(|(id, seen)| (*id, (0, seen.free))).collect();
+    for node in groups.values().flat_map(|g| &g.members) {
+        if let Some((load, _)) = takers.get_mut(node) {
+            *load += 1;
+        }
+    }
+    let ranked = takers.iter().map(|(id, taker)| (rank(*taker), *id)).collect();
+    let mut planner = Planner { policy, nodes, groups, takers, ranked, coming: BTreeMap::new(), plan: Plan::default() };
     let mut kept = BTreeMap::new();
     for (seat, record) in under_way {
         let is_good = |node: &NodeId| nodes.get(node).is_some_and(|n| n.standing.may_take() && n.too_much == 0);
@@ -152,10 +152,18 @@ pub fn plan(
 
 impl Planner<'_> {
     fn promise(&mut self, group: GroupId, to: NodeId) {
-        let bytes = self.groups.get(&group).map_or(0, |g| g.bytes);
-        *self.loads.entry(to).or_default() += 1;
-        *self.promised.entry(to).or_default() += bytes;
+        self.fill(group, to);
         self.coming.entry(group).or_default().insert(to);
+    }
+
+    /// Bytes of a group are on their way to a member.
+    fn fill(&mut self, group: GroupId, to: NodeId) {
+        let bytes = self.groups.get(&group).map_or(0, |g| g.bytes);
+        if let Some(taker) = self.takers.get_mut(&to) {
+            self.ranked.remove(&(rank(*taker), to));
+            *taker = (taker.0 + 1, taker.1.saturating_sub(bytes));
+            self.ranked.insert((rank(*taker), to));
+        }
     }
 
     /// Seats whose member must be replaced, the most urgent first.
@@ -179,7 +187,10 @@ impl Planner<'_> {
                     missing.push((seat, *node, Why::Lost));
                 } else if seen.is_some_and(|n| n.standing.is_sent_away()) {
                     others.push((seat, *node, Why::Leaves));
-                } else if too_much.contains_key(node) && !kept.contains_key(&seat) {
+                } else if too_much.contains_key(node)
+                    && !seen.is_some_and(|n| n.is_clearing)
+                    && !kept.contains_key(&seat)
+                {
                     could_go.entry(*node).or_default().push((group.bytes, seat));
                 }
             }
@@ -187,8 +198,9 @@ impl Planner<'_> {
                 group.vacant.contains(&seat.1) || self.nodes.get(node).is_none_or(|n| !n.standing.is_durable())
             };
             if missing.len() >= threshold(group.geometry) || missing.iter().any(is_said) {
-                let margin = (group.members.len() - missing.len()).saturating_sub(group.geometry.data());
-                lost.push((margin, missing));
+                // What cannot be made anew must not keep what can be waiting.
+                let margin = (group.members.len() - missing.len()).checked_sub(group.geometry.data());
+                lost.push((margin.unwrap_or(usize::MAX), missing));
             } else {
                 self.plan.put_off += missing.len();
             }
@@ -206,7 +218,7 @@ impl Planner<'_> {
                 let Some((bytes, seat)) = enough.map(|at| seats.remove(at)).or_else(|| seats.pop()) else { break };
                 left = left.saturating_sub(bytes.max(1));
                 if self.nodes.get(&node).is_some_and(|n| n.is_urgent) && self.can_do_without(seat, &mut vacated) {
-                    self.plan.vacate.push(seat);
+                    self.plan.vacate.push((seat, node));
                 } else {
                     needs.push((seat, node, Why::Less));
                 }
@@ -248,7 +260,7 @@ impl Planner<'_> {
             }
             self.promise(seat.0, to);
             if let Some(via) = via {
-                *self.promised.entry(via).or_default() += self.groups.get(&seat.0).map_or(0, |g| g.bytes);
+                self.fill(seat.0, via);
             }
             self.plan.begin.push((seat, MoveRecord { from, to, via, since_unix_s }, why));
         }
@@ -258,17 +270,17 @@ impl Planner<'_> {
     fn target(&self, group: GroupId) -> Option<NodeId> {
         let whole = self.groups.get(&group)?;
         let coming = self.coming.get(&group);
-        let fits = |(id, seen): &(&NodeId, &Seen)| {
-            let is_in = whole.members.contains(id) || coming.is_some_and(|c| c.contains(id));
-            seen.is_up && seen.standing.may_take() && seen.too_much == 0 && !is_in
+        let fits = |node: &NodeId| {
+            let is_in = whole.members.contains(node) || coming.is_some_and(|c| c.contains(node));
+            !is_in && self.takers.get(node).is_some_and(|(_, free)| *free > whole.bytes)
         };
-        let candidate = |(id, seen): (&NodeId, &Seen)| Candidate {
-            node: *id,
-            free: seen.free.saturating_sub(self.promised.get(id).copied().unwrap_or(0)),
-            groups: self.loads.get(id).copied().unwrap_or(0),
-        };
-        choose(self.nodes.iter().filter(fits).map(candidate).collect(), whole.bytes).into_iter().next()
+        self.ranked.iter().map(|(_, node)| *node).find(fits)
     }
+}
+
+/// Groups for each byte of room, as a number to order by.
+fn rank((groups, free): (u32, u64)) -> u128 {
+    (u128::from(groups + 1) << 64) / u128::from(free.max(1))
 }
 
 #[cfg(test)]
@@ -339,13 +351,15 @@ mod tests {
 
     #[test]
     fn what_is_weakest_comes_first() {
-        let groups = BTreeMap::from([group(1, 2, 2, &[0, 1, 2, 3], 10), group(2, 2, 2, &[0, 1, 4, 5], 10)]);
-        let mut nodes = fleet(8);
-        for i in [0, 4, 5] {
+        let of = |number, members: &[u8]| group(number, 2, 2, members, 10);
+        let groups = BTreeMap::from([of(1, &[0, 1, 2, 3]), of(2, &[0, 4, 5, 6]), of(3, &[0, 1, 2, 4])]);
+        let mut nodes = fleet(12);
+        for i in [4, 5, 6, 0] {
             nodes.get_mut(&id(i)).unwrap().standing.lost = true;
         }
-        let planned = plan(&Policy { together: 2, ..POLICY }, &nodes, &groups, &BTreeMap::new(), 7);
-        assert!(planned.begin.iter().all(|(seat, ..)| seat.0 == GroupId(2)), "{planned:?}");
+        let planned = plan(&Policy { together: 3, ..POLICY }, &nodes, &groups, &BTreeMap::new(), 7);
+        let order: Vec<u32> = planned.begin.iter().map(|(seat, ..)| seat.0.0).collect();
+        assert_eq!(order, [3, 3, 1], "of group 2 nothing can be made any more: it must not keep others waiting");
     }
 
     #[test]
@@ -355,7 +369,7 @@ mod tests {
         let full = nodes.get_mut(&id(0)).unwrap();
         (full.too_much, full.is_urgent) = (100, true);
         let planned = plan(&POLICY, &nodes, &groups, &BTreeMap::new(), 7);
-        assert_eq!(planned.vacate, [(GroupId(1), 0)], "of the other group no further one could be lost");
+        assert_eq!(planned.vacate, [((GroupId(1), 0), id(0))], "of the other group no further one could be lost");
         assert_eq!(moves(&planned), [(2, 0, id(0), id(3), None)]);
         groups.get_mut(&GroupId(1)).unwrap().vacant.insert(0);
         let planned = plan(&POLICY, &nodes, &groups, &BTreeMap::new(), 7);

@@ -1,7 +1,9 @@
 //! The seeded worlds ([`world`]), a writer that is killed ([`killed`]), what tests with real processes share ([`hostile`], [`fleet`]),
-//! and what fuzzers run ([`fuzz`]).
+//! years of a large fleet
+//! ([`fleet_model`]), and what fuzzers run ([`fuzz`]).
 
 pub mod fleet;
+pub mod fleet_model;
 pub mod fuzz;
 pub mod gpt_4096;
 pub mod hostile;

@@ -37,7 +37,16 @@ fn begin() -> publish::Begin {
 }
 
 fn heartbeat() -> member::Heartbeat {
-    member::Heartbeat { port: 1, capacity: 1, used: 0, fragments: 0, directory: None, lost: Vec::new(), aside: None, wish: None }
+    member::Heartbeat {
+        port: 1,
+        capacity: 1,
+        used: 0,
+        fragments: 0,
+        directory: None,
+        lost: Vec::new(),
+        aside: None,
+        wish: None,
+    }
 }
 
 fn put() -> store::PutFragment {

@@ -272,14 +272,22 @@ impl Fleet {
         Ok(serde_json::from_str(&text)?)
     }
 
-    /// Wait until every stash and every boot server has the controller's newest directory.
+    /// Wait until every stash has the controller's newest directory.
     ///
     /// # Errors
     /// If one does not in a minute.
     pub fn wait_until_told(&self) -> anyhow::Result<()> {
         let epoch = self.ctl(&["status"])?["epoch"].as_u64();
         let has = |number| self.stash_status(number).is_ok_and(|status| status["epoch"].as_u64() >= epoch);
-        wait_for("the newest directory at every stash", || (0..self.stashes.len()).all(has))?;
+        wait_for("the newest directory at every stash", || (0..self.stashes.len()).all(has))
+    }
+
+    /// The same of every boot server that joined.
+    ///
+    /// # Errors
+    /// If one does not in a minute.
+    pub fn wait_until_boot_servers_are_told(&self) -> anyhow::Result<()> {
+        let epoch = self.ctl(&["status"])?["epoch"].as_u64();
         let boot_servers = || self.ctl(&["boot", "servers"]).ok()?.as_array().cloned();
         let have = |servers: Vec<Value>| servers.iter().all(|server| server["epoch"].as_u64() >= epoch);
         wait_for("the newest directory at every boot server", || boot_servers().is_some_and(have))

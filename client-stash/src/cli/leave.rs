@@ -8,6 +8,9 @@ use clap::Args;
 use super::Which;
 use crate::io::control::{self, Ask};
 
+/// How long a service may take to remove its files.
+const GONE_WITHIN: Duration = Duration::from_secs(30);
+
 /// Leave the array for good: what this stash holds goes to others first, then everything of it is removed from this machine
 #[derive(Args)]
 #[command(
@@ -36,24 +39,41 @@ impl Leave {
         }
         let ask = if self.stay { Ask::Stay } else { Ask::Leave { now: self.now } };
         let Some(live) = control::ask(folder.path(), ask)? else {
+            if self.stay {
+                folder.leave().set(false)?;
+                folder.leave_at_once().set(false)?;
+                return self.say("stays");
+            }
             if !self.now {
                 bail!(
                     "no service runs for {}: start it with `coe-stash serve`, or do without handing over with `coe-stash leave --now`",
                     folder.path().display()
                 );
             }
-            folder.erase().context("remove the stash")?;
+            // Whoever holds its lock has it to itself: a service that does not listen must not lose it under its feet.
+            drop(
+                folder
+                    .open_store(&folder.credentials()?)
+                    .context("have the stash file to itself, and see that it is this stash's")?,
+            );
+            folder.erase(true).context("remove the stash")?;
             return self.say("gone; the controller was not told: `coe-ctl node remove --lost` tells it");
         };
         if self.stay {
             return self.say("stays");
         }
         let bar = indicatif::ProgressBar::no_length();
-        let mut first = live.to_hand_over;
+        let (mut first, mut problem) = (live.to_hand_over, None);
         loop {
             match control::ask(folder.path(), Ask::Status) {
                 Ok(Some(live)) if !live.leaving => bail!("somebody made it stay"),
                 Ok(Some(live)) => {
+                    if live.controller_problem != problem {
+                        problem.clone_from(&live.controller_problem);
+                        if let Some(why) = &problem {
+                            eprintln!("the controller is not reached: {why}");
+                        }
+                    }
                     if let Some(left) = live.to_hand_over {
                         let of = *first.get_or_insert(left);
                         bar.set_length(of);
@@ -61,8 +81,19 @@ impl Leave {
                         bar.set_message(format!("{left} fragments must be elsewhere first"));
                     }
                 }
-                Ok(None) if !folder.is_joined() => break,
-                Ok(None) => bail!("its service has stopped: start it again, and it goes on leaving"),
+                Ok(None) => {
+                    // It may be removing the last files.
+                    let start = std::time::Instant::now();
+                    while folder.is_joined() {
+                        if start.elapsed() > GONE_WITHIN {
+                            bail!(
+                                "its service has stopped, and its log says why: start it again, and it goes on leaving"
+                            );
+                        }
+                        std::thread::sleep(Duration::from_millis(100));
+                    }
+                    break;
+                }
                 // It ended in the middle of an answer.
                 Err(_) if !folder.is_joined() => break,
                 Err(error) => return Err(error),

@@ -100,6 +100,9 @@ impl Status {
                     gib(part.dead)
                 );
             }
+            if let Some(why) = &live.controller_problem {
+                println!("not reached the controller: {why}");
+            }
             println!("scrub       {}", scrubbed(&live.scrub));
             println!("machine     {}", machine(&live.machine));
             if live.unreadable_regions > 0 {

@@ -78,6 +78,9 @@ pub struct Live {
     /// Fragments that others must have before it may leave, as the controller said last.
     #[serde(default)]
     pub to_hand_over: Option<u64>,
+    /// Why the controller was not reached last.
+    #[serde(default)]
+    pub controller_problem: Option<String>,
     /// What it sees of its machine.
     pub machine: Seen,
     /// Times that the disk failed to write, since the service started.
@@ -168,6 +171,7 @@ impl Control {
             too_much: self.manners.too_much(),
             leaving: self.leave.is_on(),
             to_hand_over: self.leave.to_hand_over(),
+            controller_problem: self.leave.problem(),
             machine: self.manners.seen(),
             failures: usage.failures,
             unreadable_regions: usage.unreadable_regions,
@@ -189,11 +193,11 @@ impl Control {
         settings.size = u64::from(regions) * REGION_LEN;
         self.folder.save_settings(&settings).map_err(|e| format!("{e:#}"))?;
         let report = self.writer.report().await;
-        if regions < report.least_regions {
-            // As small as it can be; and what is too much goes elsewhere, before it can be smaller still.
-            self.manners.has_too_much(u64::from(report.least_regions - regions) * REGION_LEN);
-        }
+        // As small as it can be; and what is too much goes elsewhere, before it can be smaller still.
         let begun = self.writer.resize(regions.max(report.least_regions.min(report.regions))).await;
+        if begun.is_ok() {
+            self.manners.has_too_much(u64::from(report.least_regions.saturating_sub(regions)) * REGION_LEN);
+        }
         if begun.is_err() {
             self.folder.save_settings(&before).map_err(|e| format!("{e:#}"))?;
         }

@@ -55,8 +55,16 @@ impl Settings {
 
 const PAUSED: &str = "paused";
 const LEAVING: &str = "leaving";
+const LEAVING_AT_ONCE: &str = "leaving-at-once";
+/// Says that a stash was here and left; the unit of its service does not start with it.
+const LEFT: &str = "left";
 /// What a stash keeps beside its file and its credentials.
-const OWN_FILES: [&str; 11] = [
+const OWN_FILES: [&str; 16] = [
+    "audit.log",
+    "audit.log.1",
+    "refused.log",
+    "refused.log.1",
+    LEAVING_AT_ONCE,
     ".ballast",
     ".control",
     ".trackerignore",
@@ -163,6 +171,22 @@ impl Folder {
             bail!("a stash has {} MiB to 16 TiB", (u64::from(REGIONS_MIN) * REGION_LEN) >> 20);
         }
         credentials::create_private_dir(&self.0).with_context(|| format!("create {}", self.0.display()))?;
+        // Everything in it is removed one day.
+        let is_own = |name: &std::ffi::OsStr| {
+            [LEFT, ".stash", "lost+found"].iter().any(|own| name == *own) || OWN_FILES.iter().any(|own| name == *own)
+        };
+        let mut there = fs::read_dir(&self.0)?.flatten().map(|entry| entry.file_name());
+        if let Some(name) = there.find(|name| !is_own(name)) {
+            bail!(
+                "{} has other things in it ({}): choose a folder of its own with --dir",
+                self.0.display(),
+                name.display()
+            );
+        }
+        match fs::remove_file(self.0.join(LEFT)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
         let own = self.own_stash_file();
         let path = file.unwrap_or(&own);
         let on = path.parent().unwrap_or(Path::new("/"));
@@ -328,15 +352,38 @@ impl Folder {
         Switch::at(&self.0, LEAVING)
     }
 
-    /// Remove the stash file, and everything else that a stash keeps in its folder. What somebody else put there stays.
+    /// Whether nobody shall wait for what it holds.
+    #[must_use]
+    pub fn leave_at_once(&self) -> Switch {
+        Switch::at(&self.0, LEAVING_AT_ONCE)
+    }
+
+    /// Whether it has left the array, and what is still here is to be removed.
+    #[must_use]
+    pub fn has_left(&self) -> bool {
+        self.0.join(LEFT).exists() && self.is_joined()
+    }
+
+    /// Remove the stash file, if it is this stash's, and everything else that a stash keeps in its folder. What somebody else put there
+    /// stays. Where the folder itself cannot be removed, a note stays that a stash was here and left.
     ///
     /// # Errors
-    /// The file system's; then it can be tried again.
-    pub fn erase(&self) -> io::Result<()> {
+    /// The file system's, or if the stash file is away; then it can be tried again.
+    pub fn erase(&self, is_own_file: bool) -> anyhow::Result<()> {
+        // Half of it would wait for its file for ever.
+        credentials::write_private(&self.0.join(LEFT), b"")?;
         let gone = |removed: io::Result<()>| match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         };
+        let file = self.settings().ok().and_then(|settings| settings.file);
+        if let Some(file) = file.filter(|file| !is_own_file || !file.exists()) {
+            bail!(
+                "{} is away, or is not this stash's: plug its medium in, or remove it yourself and then {}",
+                file.display(),
+                self.0.display()
+            );
+        }
         gone(fs::remove_file(self.stash_file()))?;
         for name in OWN_FOLDERS {
             gone(fs::remove_dir_all(self.0.join(name)))?;
@@ -346,7 +393,10 @@ impl Folder {
         }
         // Last: without credentials nobody has joined here. A service's own user may not remove the folder itself.
         gone(fs::remove_file(self.credentials_file()))?;
-        let _ = fs::remove_dir(&self.0);
+        gone(fs::remove_file(self.0.join(LEFT)))?;
+        if fs::remove_dir(&self.0).is_err() {
+            credentials::write_private(&self.0.join(LEFT), b"")?;
+        }
         Ok(())
     }
 

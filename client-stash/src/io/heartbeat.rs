@@ -21,6 +21,7 @@ use super::leave::Leave;
 use super::switch::Switch;
 use super::watch::Manners;
 use super::writer::{Event, Writer};
+use crate::manners::Level;
 use crate::store::Reader;
 
 /// A certificate with less than this left is renewed, once in a month: half a year without a controller is survived, until it is recovered.
@@ -46,6 +47,7 @@ pub(super) struct Heart {
     pub(super) pause: Arc<Switch>,
     pub(super) manners: Arc<Manners>,
     pub(super) leave: Arc<Leave>,
+    pub(super) storage: Arc<FileStorage>,
 }
 
 impl Heart {
@@ -56,8 +58,11 @@ impl Heart {
         let mut was_away = false;
         loop {
             lost.extend(self.reader.take_damaged());
+            let mut told = None;
             let pause = match self.beat(&mut connection, &lost).await {
-                Ok(pause) => {
+                Ok((pause, wish)) => {
+                    told = wish;
+                    self.leave.reached(None);
                     if std::mem::take(&mut was_away) {
                         tracing::info!("controller is back");
                     }
@@ -69,15 +74,16 @@ impl Heart {
                 }
                 Err(error) => {
                     connection = None;
+                    self.leave.reached(Some(format!("{error:#}")));
                     if !std::mem::replace(&mut was_away, true) {
                         tracing::warn!(error = format!("{error:#}"), "controller is away, serving goes on");
                     }
                     RETRY
                 }
             };
-            if self.leave.may_go(connection.is_some()) {
+            if self.leave.may_go(told) {
                 self.endpoint.close(0u32.into(), b"leaving");
-                self.leave.go();
+                self.leave.go(&self.storage);
             }
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
@@ -86,7 +92,12 @@ impl Heart {
         }
     }
 
-    async fn beat(&mut self, connection: &mut Option<Connection>, lost: &[FragmentId]) -> anyhow::Result<Duration> {
+    /// Report. The answer is when to do so again, and what the controller that is in charge was told of wishes.
+    async fn beat(
+        &mut self,
+        connection: &mut Option<Connection>,
+        lost: &[FragmentId],
+    ) -> anyhow::Result<(Duration, Option<member::Wish>)> {
         let link = match connection.as_ref().filter(|c| c.close_reason().is_none()) {
             Some(link) => link.clone(),
             None => {
@@ -98,15 +109,18 @@ impl Heart {
         };
         *connection = Some(link.clone());
         let usage = self.writer.report().await.usage;
+        let wish = self.leave.wish().or_else(|| self.manners.wish());
+        // Where nothing new is taken, there is no room.
+        let used = if self.manners.seen().level == Level::Fine { usage.used } else { usage.capacity };
         let beat = member::Heartbeat {
             port: self.endpoint.local_addr()?.port(),
             capacity: usage.capacity,
-            used: usage.used,
+            used,
             fragments: usage.fragments,
             directory: self.directory.mark(),
             lost: lost.iter().take(LOST_TOGETHER).copied().collect(),
             aside: self.manners.aside(self.pause.is_on()),
-            wish: self.leave.wish().or_else(|| self.manners.wish()),
+            wish,
         };
         let call = rpc::call(&link, beat, &[]);
         let (ack, _) = tokio::time::timeout(ANSWER_WITHIN, call).await.context("wait for the controller")??;
@@ -126,7 +140,7 @@ impl Heart {
         if let Err(error) = self.pass_reports(&link).await {
             tracing::warn!(error = format!("{error:#}"), "reports were not passed on");
         }
-        Ok(Duration::from_millis(ack.again_ms.into()))
+        Ok((Duration::from_millis(ack.again_ms.into()), wish))
     }
 
     /// Pass on what installers left here while the controller was away.

@@ -3,11 +3,12 @@
 use std::io;
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use protocol::message::member::Wish;
 use tokio::sync::Notify;
 
+use super::file::FileStorage;
 use super::folder::Folder;
 use super::switch::Switch;
 
@@ -15,19 +16,25 @@ use super::switch::Switch;
 pub struct Leave {
     folder: Folder,
     wanted: Switch,
-    at_once: AtomicBool,
+    at_once: Switch,
     to_hand_over: Mutex<Option<u64>>,
+    problem: Mutex<Option<String>>,
+    /// Tries to reach the controller that failed, one after the other.
+    unheard: AtomicU32,
     /// Somebody wants it, now.
     pub(super) asked: Notify,
 }
+
+/// Nobody who wants it at once waits longer for a controller that is away.
+const TRIES: u32 = 5;
 
 impl Leave {
     /// As it was left in a stash's folder.
     #[must_use]
     pub fn of(folder: Folder) -> Self {
-        let wanted = folder.leave();
-        let (at_once, to_hand_over, asked) = (AtomicBool::new(false), Mutex::default(), Notify::new());
-        Self { folder, wanted, at_once, to_hand_over, asked }
+        let (wanted, at_once) = (folder.leave(), folder.leave_at_once());
+        let (to_hand_over, problem, asked) = (Mutex::default(), Mutex::default(), Notify::new());
+        Self { folder, wanted, at_once, to_hand_over, problem, unheard: AtomicU32::new(0), asked }
     }
 
     /// Whether its owner wants it.
@@ -47,8 +54,8 @@ impl Leave {
     /// # Errors
     /// The file system's; then nothing changed.
     pub fn begin(&self, at_once: bool) -> io::Result<()> {
+        self.at_once.set(at_once)?;
         self.wanted.set(true)?;
-        self.at_once.store(at_once, Ordering::Relaxed);
         self.asked.notify_one();
         Ok(())
     }
@@ -59,6 +66,7 @@ impl Leave {
     /// The file system's; then nothing changed.
     pub fn stop(&self) -> io::Result<()> {
         self.wanted.set(false)?;
+        self.at_once.set(false)?;
         self.hear(None);
         self.asked.notify_one();
         Ok(())
@@ -67,8 +75,7 @@ impl Leave {
     /// What the controller is told.
     #[must_use]
     pub fn wish(&self) -> Option<Wish> {
-        let at_once = self.at_once.load(Ordering::Relaxed);
-        self.is_on().then_some(if at_once { Wish::LeaveNow } else { Wish::Leave })
+        self.is_on().then_some(if self.at_once.is_on() { Wish::LeaveNow } else { Wish::Leave })
     }
 
     /// What the controller said of it.
@@ -76,20 +83,43 @@ impl Leave {
         *self.to_hand_over.lock().unwrap_or_else(PoisonError::into_inner) = to_hand_over;
     }
 
-    /// Whether nothing keeps it here; `heard`: whether the controller was reached just now.
+    /// Whether nothing keeps it here; `told`: what the controller that is in charge has just been told, and understood.
     #[must_use]
-    pub fn may_go(&self, heard: bool) -> bool {
-        self.is_on() && (self.at_once.load(Ordering::Relaxed) || heard && self.to_hand_over() == Some(0))
+    pub fn may_go(&self, told: Option<Wish>) -> bool {
+        match self.wish() {
+            Some(Wish::LeaveNow) => told == Some(Wish::LeaveNow) || self.unheard.load(Ordering::Relaxed) >= TRIES,
+            Some(Wish::Leave) => told == Some(Wish::Leave) && self.to_hand_over() == Some(0),
+            _ => false,
+        }
     }
 
-    /// End this process, with nothing of the stash left. If files cannot be removed, its owner hears of it and may do so.
-    pub fn go(&self) -> ! {
-        match self.folder.erase() {
-            Ok(()) => tracing::info!("this stash has left the array; nothing of it is here any more"),
-            Err(error) => {
-                tracing::error!(%error, folder = %self.folder.path().display(), "this stash has left the array; remove its folder");
-            }
+    /// Whether the controller was reached, and if not, why.
+    pub fn reached(&self, problem: Option<String>) {
+        let unheard = if problem.is_some() { self.unheard.load(Ordering::Relaxed) + 1 } else { 0 };
+        self.unheard.store(unheard, Ordering::Relaxed);
+        *self.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+
+    /// Why the controller was not reached last.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// End this process, with nothing of the stash left. If something cannot be removed, its owner hears of it, and starting the service
+    /// again tries again.
+    pub fn go(&self, storage: &FileStorage) -> ! {
+        if self.problem().is_some() {
+            tracing::warn!("the controller was not told: `coe-ctl node remove --lost` tells it");
         }
-        std::process::exit(0)
+        let erased = self.folder.erase(self.folder.is_stash_file(storage));
+        match &erased {
+            Ok(()) => tracing::info!("this stash has left the array; nothing of it is here any more"),
+            Err(error) => tracing::error!(
+                error = format!("{error:#}"),
+                "this stash has left the array, and not all of it could be removed"
+            ),
+        }
+        std::process::exit(i32::from(erased.is_err()))
     }
 }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use images::fragment::{FragmentHeader, FragmentId, assemble, split};
+use images::NodeId;
+use images::fragment::{FragmentHeader, assemble, split};
 use images::parity::Codec;
-use images::{NodeId, SegmentId};
 use protocol::directory::Epoch;
 use protocol::getter::{Patience, Shortfall};
 use protocol::io::directory::DirectoryKeeper;
@@ -84,7 +84,7 @@ impl Rebuilder {
     }
 
     async fn have(&self, owner: Owner, wanted: &Wanted, fetcher: Fetcher) -> Rebuilt {
-        let missing = match self.missing(wanted.segment, &wanted.pieces).await {
+        let missing = match self.missing(wanted).await {
             Ok(missing) if missing.is_empty() => return Rebuilt::Here { fetched: 0 },
             Ok(pieces) => Wanted { pieces, ..wanted.clone() },
             Err(refusal) => return Rebuilt::Refused(refusal),
@@ -120,11 +120,15 @@ impl Rebuilder {
     }
 
     /// Those that are not here, or cannot be read any more.
-    async fn missing(&self, segment: SegmentId, pieces: &[u8]) -> Result<Vec<u8>, Refusal> {
-        let (reader, pieces) = (self.reader.clone(), pieces.to_vec());
+    async fn missing(&self, wanted: &Wanted) -> Result<Vec<u8>, Refusal> {
+        let (reader, pieces, entry) = (self.reader.clone(), wanted.pieces.clone(), wanted.entry());
         let look = move || {
-            let is_missing = |piece: &u8| reader.examine(FragmentId { segment, piece: *piece }).is_err();
-            pieces.into_iter().filter(is_missing).collect()
+            // One of the same name may be left over from another geometry.
+            let is_here = |piece: u8| {
+                let header = entry.fragment(piece);
+                reader.examine(header.id).is_ok_and(|(found, _)| found == header)
+            };
+            pieces.into_iter().filter(|piece| !is_here(*piece)).collect()
         };
         tokio::task::spawn_blocking(look).await.map_err(|_| Refusal::Failed("looking for fragments".into()))
     }

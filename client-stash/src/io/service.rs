@@ -58,6 +58,11 @@ struct Service {
 /// # Errors
 /// If the folder, the file or the port cannot be had.
 pub async fn run(folder: Folder, is_same_machine: bool) -> anyhow::Result<()> {
+    if folder.has_left() {
+        folder.erase(true).context("remove what is left of this stash")?;
+        tracing::info!("this stash has left the array; nothing of it is here any more");
+        return Ok(());
+    }
     let member = folder.credentials()?;
     folder.settings()?;
     folder.wait_for_stash_file().await;
@@ -74,7 +79,7 @@ pub async fn run(folder: Folder, is_same_machine: bool) -> anyhow::Result<()> {
     let words = Arc::new(folder.words());
     let pause = Arc::new(folder.pause());
     let leave = Arc::new(Leave::of(folder.clone()));
-    tokio::spawn(watch::watch(folder.clone(), manners.clone(), writer.clone(), storage));
+    tokio::spawn(watch::watch(folder.clone(), manners.clone(), writer.clone(), storage.clone()));
     let scrubber = Scrubber::new(reader.clone(), pause.clone(), manners.clone(), folder.scrub_file());
     scrubber.start();
     let control = Control {
@@ -133,6 +138,7 @@ pub async fn run(folder: Folder, is_same_machine: bool) -> anyhow::Result<()> {
         pause,
         manners,
         leave,
+        storage,
     };
     tokio::spawn(heart.run());
     tokio::spawn(gossip.run());

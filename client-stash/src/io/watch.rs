@@ -289,7 +289,10 @@ async fn fit(folder: &Folder, manners: &Manners, writer: &Writer, free: u64) {
     let wish = u32::try_from(size / REGION_LEN).unwrap_or(u32::MAX);
     let sizes = Sizes { now: report.regions, wish, least: report.least_regions, region_len: REGION_LEN };
     let wanted = manners::wanted(free, &floors, &sizes);
-    manners.has_too_much(u64::from(manners::too_many(free, &floors, &sizes)) * REGION_LEN);
+    let too_much = u64::from(manners::too_many(free, &floors, &sizes)) * REGION_LEN;
+    if wanted == sizes.now {
+        manners.has_too_much(too_much);
+    }
     if wanted == sizes.now {
         return;
     }
@@ -297,4 +300,5 @@ async fn fit(folder: &Folder, manners: &Manners, writer: &Writer, free: u64) {
     if let Err(why) = writer.resize(wanted).await {
         tracing::warn!(why, "the stash has the size that it had");
     }
+    manners.has_too_much(too_much);
 }

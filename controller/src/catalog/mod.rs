@@ -512,6 +512,13 @@ impl Change<'_> {
     /// # Errors
     /// [`CatalogError`].
     pub fn put_trash(&self, key: &TrashKey) -> Result<()> {
+        // What a member that left may still have is nobody's business.
+        if let TrashKey::Fragment { node, .. } = key
+            && self.standing(*node)?.lost
+            && !self.is_member(*node)?
+        {
+            return Ok(());
+        }
         self.0.open_table(TRASH)?.insert(key.encode(), ())?;
         Ok(())
     }

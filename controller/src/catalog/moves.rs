@@ -64,6 +64,17 @@ impl Catalog {
         table.iter()?.map(|found| Ok(row(found?.0.value()))).collect()
     }
 
+    /// Whether anything is still to be deleted at a member.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn has_trash(&self, node: NodeId) -> Result<bool> {
+        let (mut from, mut to) = ([0; 49], [u8::MAX; 49]);
+        from[..16].copy_from_slice(&node.0);
+        to[..16].copy_from_slice(&node.0);
+        Ok(self.0.begin_read()?.open_table(TRASH)?.range(from..=to)?.next().is_some())
+    }
+
     /// Whether something is still to be deleted.
     ///
     /// # Errors
@@ -164,16 +175,20 @@ impl Change<'_> {
     ///
     /// # Errors
     /// [`CatalogError::Conflict`] if there is no such move any more.
-    pub fn finish_move(&self, seat: Seat, has: &BTreeSet<SegmentId>) -> Result<Vec<SegmentId>> {
+    pub fn finish_move(&self, seat: Seat, done: &MoveRecord, has: &BTreeSet<SegmentId>) -> Result<Vec<SegmentId>> {
         let (group_id, piece) = seat;
         let gone = || CatalogError::Conflict("this move was given up meanwhile".into());
+        let stored = self.0.open_table(MOVES)?.get((group_id.0, piece))?.map(|v| wire::decode::<MoveRecord>(v.value()));
+        if stored.transpose()?.as_ref() != Some(done) || !self.standing(done.to)?.is_durable() {
+            return Err(gone());
+        }
         let mut group = self.group(group_id)?.ok_or_else(gone)?;
         let segments = self.segments_in(group_id)?;
         let missing: Vec<SegmentId> = segments.iter().filter(|id| !has.contains(id)).copied().collect();
         if !missing.is_empty() {
             return Ok(missing);
         }
-        let done = self.take_move(seat)?.ok_or_else(gone)?;
+        self.take_move(seat)?;
         group.members[usize::from(piece)] = done.to;
         self.0.open_table(GROUPS)?.insert(group_id.0, wire::encode(&group).as_slice())?;
         self.trash_piece(&segments, piece, [Some(done.from), done.via])?;
@@ -190,13 +205,35 @@ impl Change<'_> {
     /// A holder may drop its piece of a group before anybody else has it.
     ///
     /// # Errors
-    /// [`CatalogError::Conflict`] if the group is not there any more.
-    pub fn vacate(&self, (group, piece): Seat) -> Result<()> {
+    /// [`CatalogError::Conflict`] if somebody else holds it by now, or another piece of the group is damaged.
+    pub fn vacate(&self, (group, piece): Seat, node: NodeId) -> Result<()> {
         let members = self.group(group)?.map(|g| g.members).unwrap_or_default();
-        let gone = || CatalogError::Conflict("the group is gone".into());
-        let node = *members.get(usize::from(piece)).ok_or_else(gone)?;
+        if members.get(usize::from(piece)) != Some(&node) {
+            return Err(CatalogError::Conflict("the group changed meanwhile".into()));
+        }
+        let segments = self.segments_in(group)?;
+        let mut damaged = self.0.open_table(DAMAGED)?;
+        for segment in &segments {
+            damaged.remove((segment.0, piece))?;
+            if damaged.range((segment.0, 0)..=(segment.0, u8::MAX))?.next().is_some() {
+                return Err(CatalogError::Conflict("another piece of the group is damaged".into()));
+            }
+        }
+        drop(damaged);
         self.0.open_table(VACANT)?.insert((group.0, piece), ())?;
-        self.trash_piece(&self.segments_in(group)?, piece, [Some(node), None])
+        self.trash_piece(&segments, piece, [Some(node), None])
+    }
+
+    /// A holder that was allowed to drop its piece has room for it again, and is to have it again.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn occupy(&self, (group, piece): Seat) -> Result<()> {
+        if self.0.open_table(VACANT)?.remove((group.0, piece))?.is_none() {
+            return Ok(());
+        }
+        let mut damaged = self.0.open_table(DAMAGED)?;
+        self.segments_in(group)?.iter().try_for_each(|segment| Ok(damaged.insert((segment.0, piece), ()).map(drop)?))
     }
 
     /// A move is not carried on: what it put anywhere is trash.
@@ -211,7 +248,7 @@ impl Change<'_> {
     /// A piece is trash at these; at who is no member any more it is gone anyway.
     fn trash_piece(&self, segments: &[SegmentId], piece: u8, at: [Option<NodeId>; 2]) -> Result<()> {
         for node in at.into_iter().flatten() {
-            if self.0.open_table(NODES)?.get(node.0)?.is_some() {
+            if self.is_member(node)? {
                 for segment in segments {
                     self.put_trash(&TrashKey::Fragment { node, segment: *segment, piece })?;
                 }
@@ -248,13 +285,27 @@ impl Change<'_> {
         Ok(is_holder)
     }
 
-    /// A fragment is whole again.
+    /// A holder was asked to make a fragment anew, and has proven it, or has failed to although it says that it has it. Says whether it is
+    /// still its holder: if not, that says nothing of it.
     ///
     /// # Errors
     /// [`CatalogError`].
-    pub fn mend_damage(&self, segment: SegmentId, piece: u8) -> Result<()> {
-        self.0.open_table(DAMAGED)?.remove((segment.0, piece))?;
+    pub fn mend_damage(&self, node: NodeId, segment: SegmentId, piece: u8, is_proven: bool) -> Result<()> {
+        let is_holder = self.note_damage(node, segment, piece)?;
+        if is_holder && is_proven {
+            self.0.open_table(DAMAGED)?.remove((segment.0, piece))?;
+        } else if is_holder {
+            self.change_standing(node, |standing| standing.distrusted = true)?;
+        }
         Ok(())
+    }
+
+    /// Whether a member is known.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn is_member(&self, node: NodeId) -> Result<bool> {
+        Ok(self.0.open_table(NODES)?.get(node.0)?.is_some())
     }
 
     pub(super) fn forget_damage(&self, segment: &SegmentId) -> Result<()> {

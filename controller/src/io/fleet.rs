@@ -109,6 +109,13 @@ impl Fleet {
         self.pulses().get(&node).is_some_and(|pulse| pulse.at.elapsed() <= self.patience)
     }
 
+    /// A stash got rid of bytes: do not wait for its next report to know.
+    pub fn gave(&self, node: NodeId, bytes: u64) {
+        if let Some(pulse) = self.pulses().get_mut(&node) {
+            pulse.too_much = pulse.too_much.saturating_sub(bytes);
+        }
+    }
+
     /// It is no member any more.
     pub fn forget(&self, node: NodeId) {
         self.pulses().remove(&node);

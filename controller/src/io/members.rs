@@ -129,9 +129,10 @@ impl Controller {
             Ok(member::HeartbeatAck { directory, again_ms, to_hand_over, in_charge })
         };
         let standing = self.catalog.standing(node).map_err(catalog_refusal)?;
+        let leaves = matches!(beat.wish, Some(member::Wish::Leave | member::Wish::LeaveNow));
         let Some(known) = self.catalog.node(node).map_err(catalog_refusal)? else {
-            // It may not have heard that it could go.
-            if standing.lost && standing.leaving && beat.wish.is_some() {
+            // It may not have heard that it could go. Who knows less than it does must not say so.
+            if standing.lost && leaves && self.check_in_charge().is_ok() && !self.is_strange(beat.directory)? {
                 return ack(None, true, Some(0));
             }
             return Err(Refusal::NotAdmitted("this stash was removed from the array".into()));
@@ -147,6 +148,7 @@ impl Controller {
             for fragment in &beat.lost {
                 tracing::warn!(%node, segment = %fragment.segment, piece = fragment.piece, "stash lost a fragment");
             }
+            self.repairs.forget_lost(node, &beat.lost);
             self.repairs.wake.notify_one();
         }
         if !self.disbelieves(node) && self.is_strange(beat.directory)? {
@@ -162,8 +164,12 @@ impl Controller {
         if known.addresses != addresses || known.capacity != beat.capacity {
             let record = NodeRecord { addresses: addresses.clone(), capacity: beat.capacity, ..known };
             let change = self.committer.change(move |change| {
-                change.put_node(node, &record)?;
-                change.bump_epoch()
+                // It may have been let go meanwhile.
+                if change.is_member(node)? {
+                    change.put_node(node, &record)?;
+                    change.bump_epoch()?;
+                }
+                Ok(())
             });
             change.await.map_err(catalog_refusal)?;
         }
@@ -177,7 +183,6 @@ impl Controller {
         let pulse = Pulse { at: Instant::now(), capacity, used, fragments, aside: beat.aside, too_much, is_urgent };
         self.fleet.heard(node, pulse);
         let directory = self.directory().map_err(catalog_refusal)?.update_for(beat.directory);
-        let leaves = matches!(beat.wish, Some(member::Wish::Leave | member::Wish::LeaveNow));
         // Not nothing before it is no member any more: its shares of keys go to others, too.
         let to_hand_over = leaves.then(|| self.to_hand_over(node).map(|left| left.max(1))).transpose()?;
         ack(directory, true, to_hand_over)
@@ -192,7 +197,10 @@ impl Controller {
         }
         tracing::info!(%node, leaving, at_once = lost, "its owner said");
         let change = self.committer.change(move |change| {
-            change.change_standing(node, |s| (s.leaving, s.lost) = (leaving, s.lost || lost)).map(drop)
+            if change.is_member(node)? {
+                change.change_standing(node, |s| (s.leaving, s.lost) = (leaving, s.lost || lost))?;
+            }
+            Ok(())
         });
         change.await.map_err(catalog_refusal)?;
         self.repairs.wake.notify_one();

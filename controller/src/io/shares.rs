@@ -12,7 +12,8 @@ use protocol::io::rpc::{self, CallError};
 use protocol::limits::SHARES_MAX;
 use protocol::message::{Refusal, store};
 
-use super::controller::Controller;
+use super::controller::{Controller, catalog_refusal};
+use crate::catalog::Standing;
 
 /// How long a stash may take to keep a share.
 const KEEP_WITHIN: Duration = Duration::from_secs(10);
@@ -78,6 +79,27 @@ impl Controller {
             return Ok(None);
         }
         Ok(Some(Shares { threshold, holders }))
+    }
+
+    /// Split a key anew, because a holder of a share leaves. If too few are up for that, it is tried again later; with a fleet that is too
+    /// small for it, the controller alone has the key.
+    ///
+    /// # Errors
+    /// If too few are up.
+    pub(super) async fn split_key_again(
+        &self,
+        manifest: ManifestId,
+        key: &ManifestKey,
+        geometry: Geometry,
+    ) -> Result<Option<Shares>, Refusal> {
+        let split = self.split_key(manifest, key, geometry).await?;
+        let standings = self.catalog.standings().map_err(catalog_refusal)?;
+        let nodes = self.catalog.nodes().map_err(catalog_refusal)?;
+        let stay = nodes.iter().filter(|(node, _)| standings.get(node).is_none_or(Standing::may_take)).count();
+        if split.is_none() && plan(geometry, stay).is_some() {
+            return Err(Refusal::Unavailable("too few stashes are up to share the key of an image".into()));
+        }
+        Ok(split)
     }
 
     async fn put_share(&self, node: NodeId, put: store::PutShare) -> Result<(), CallError> {

@@ -73,6 +73,7 @@ impl Controller {
                 abandon.await.map_err(catalog_refusal)?;
             }
             for some in unused.chunks(CHANGE_TOGETHER) {
+                self.repairs.forget_segments(some);
                 let some = some.to_vec();
                 let reclaim =
                     self.committer.change(move |change| some.iter().try_for_each(|id| change.reclaim(id).map(drop)));

@@ -180,6 +180,7 @@ impl Lab {
     /// If a stash does not hear of it.
     pub fn lose_controller(&self) -> anyhow::Result<(PathBuf, String)> {
         self.fleet().wait_until_told()?;
+        self.fleet().wait_until_boot_servers_are_told()?;
         let listens = self.fleet().controller_listens()?;
         Ok((self.fleet_mut().lose_controller()?, listens))
     }

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 
 use super::client::Client;
 use super::{Common, table};
-use crate::io::api::{NodeChange, NodeChanged, NodeInfo};
+use crate::io::api::{NodeChange, NodeChanged, NodeInfo, RepairInfo};
 
 /// Send a stash away, or keep it
 #[derive(Subcommand)]
@@ -62,21 +62,27 @@ impl Which {
         Client::new(&self.common)?.post(&format!("/v1/nodes/{}", self.node), &change).await
     }
 
-    /// Wait until it holds nothing, or is no member any more. `None`: it is none.
-    async fn wait(&self, node: &str) -> anyhow::Result<Option<NodeInfo>> {
+    /// Wait until it holds nothing; or, if it `goes`, until it is no member any more.
+    async fn wait(&self, node: &str, goes: bool) -> anyhow::Result<()> {
         let client = Client::new(&self.common)?;
         let spinner = table::spinner("moving what it holds");
         loop {
             let nodes: Vec<NodeInfo> = client.get("/v1/nodes").await?;
-            let found = nodes.into_iter().find(|n| n.node == node);
-            match &found {
-                Some(info) if info.to_hand_over > 0 || info.state == "removing" || info.state == "leaving" => {
+            match nodes.into_iter().find(|n| n.node == node) {
+                Some(info) if goes || info.to_hand_over > 0 => {
                     spinner.set_message(format!("{} fragments to go", info.to_hand_over));
                 }
                 _ => {
                     spinner.finish_and_clear();
-                    return Ok(found);
+                    return Ok(());
                 }
+            }
+            let repair: RepairInfo = client.get("/v1/repair").await?;
+            let (of_it, mut others) = (repair.moves.iter().filter(|m| m.from == node), repair.moves.iter());
+            let stuck = of_it.clone().find(|m| m.to.is_none());
+            if let Some(stuck) = stuck.filter(|_| !others.any(|m| m.from == node && m.to.is_some())) {
+                spinner.finish_and_clear();
+                anyhow::bail!("{node} cannot be replaced: {}", stuck.problem.as_deref().unwrap_or("nobody is there"));
             }
             tokio::time::sleep(std::time::Duration::from_millis(500)).await;
         }
@@ -94,7 +100,7 @@ impl Which {
     async fn send_away(&self, change: NodeChange, wait: bool, done: &str) -> anyhow::Result<()> {
         let mut changed = self.change(change).await?;
         if wait {
-            self.wait(&changed.node).await?;
+            self.wait(&changed.node, change != NodeChange::Drain).await?;
             changed.to_hand_over = 0;
             return self.say(&changed, done);
         }

@@ -10,7 +10,7 @@ use crate::io::api::{Health, MoveInfo, RepairInfo};
 #[derive(Args)]
 #[command(after_help = "Example:\n  coe-ctl repair --wait")]
 pub struct Repair {
-    /// Wait until nothing is missing and nothing moves
+    /// Wait until nothing moves, and nothing is missing that can be made now; exit code 1 if somebody cannot be replaced
     #[arg(long)]
     wait: bool,
     #[command(flatten)]
@@ -54,13 +54,20 @@ impl Health {
     }
 }
 
+impl RepairInfo {
+    /// Whether nothing moves, and what is missing waits for something else.
+    fn is_all_that_can_be(&self) -> bool {
+        self.health.moves == 0 && self.health.stuck + self.put_off > 0
+    }
+}
+
 impl Repair {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let client = Client::new(&self.common)?;
         let mut info: RepairInfo = client.get("/v1/repair").await?;
         if self.wait {
             let spinner = table::spinner("repairing");
-            while !info.health.is_green() {
+            while !info.health.is_green() && !info.is_all_that_can_be() {
                 let health = &info.health;
                 spinner
                     .set_message(format!("{} of {} pieces, {} missing", health.moved, health.to_move, health.missing));
@@ -69,8 +76,16 @@ impl Repair {
             }
             spinner.finish_and_clear();
         }
+        self.show(&info)?;
+        if self.wait && info.health.stuck > 0 {
+            anyhow::bail!("{} holders cannot be replaced", info.health.stuck);
+        }
+        Ok(())
+    }
+
+    fn show(&self, info: &RepairInfo) -> anyhow::Result<()> {
         if self.common.json {
-            println!("{}", serde_json::to_string(&info)?);
+            println!("{}", serde_json::to_string(info)?);
             return Ok(());
         }
         info.health.lines().iter().for_each(|line| println!("{line}"));

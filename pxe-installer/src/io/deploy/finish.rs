@@ -111,6 +111,7 @@ const STASH_UNIT: &str = "[Unit]
 Description=Stash of the array
 Wants=network-online.target
 After=network-online.target
+ConditionPathExists=!/var/lib/coe-stash/left
 
 [Service]
 EnvironmentFile=/etc/coe-stash/join.env

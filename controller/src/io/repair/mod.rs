@@ -1,0 +1,409 @@
+//! Carries out what [the plan](crate::repair) says: pieces are copied or made anew on their new holders, which do the work.
+
+mod mend;
+mod moves;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use images::fragment::FragmentId;
+use images::parity::Geometry;
+use images::{GroupId, NodeId, SegmentId};
+use protocol::message::Refusal;
+use tokio::sync::{Notify, Semaphore};
+
+use super::controller::{Controller, catalog_refusal};
+use super::unix_s;
+use crate::catalog::{CatalogError, GroupRecord, ImageRecord, MoveRecord, Seat, Standing};
+use crate::repair::{self, Policy, Seen, Whole, Why};
+use moves::Task;
+
+/// How often it is looked whether something is to be done; sooner when somebody says so.
+const EVERY: Duration = Duration::from_secs(5);
+/// How often the absence of members is counted up.
+const COUNT_EVERY: Duration = Duration::from_secs(60);
+/// In that time one piece of so many stashes is proven: each of them reads a fragment or so in ten minutes.
+const STASHES_AN_AUDIT: usize = 10;
+/// Members whose groups' pieces travel at the same time.
+const MOVES_TOGETHER: usize = 4;
+/// Moves that are planned ahead.
+const PLANNED_TOGETHER: usize = 1024;
+/// A new holder that cannot take its pieces for so long is given up, and another one is found; and for so long it is not chosen again.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(600);
+
+/// How far a move is.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// Segments whose piece the new member holds.
+    pub has: BTreeSet<SegmentId>,
+    /// Payload bytes that the new member fetched.
+    pub fetched: u64,
+    /// Why it does not go on.
+    pub problem: Option<String>,
+}
+
+/// What repair is at.
+#[derive(Default)]
+pub struct Repairs {
+    tasks: Mutex<BTreeMap<Seat, Arc<Task>>>,
+    stuck: Mutex<Vec<(Seat, NodeId, Why)>>,
+    put_off: Mutex<usize>,
+    /// Members that could not take what they were to have, and when.
+    avoided: Mutex<BTreeMap<NodeId, Instant>>,
+    fetched: AtomicU64,
+    kept: AtomicU64,
+    /// There is something to do.
+    pub wake: Notify,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Repairs {
+    /// How far a move is.
+    #[must_use]
+    pub fn progress(&self, seat: Seat) -> Progress {
+        lock(&self.tasks).get(&seat).map(|task| task.progress()).unwrap_or_default()
+    }
+
+    /// Members that should be replaced, and by nobody can be.
+    #[must_use]
+    pub fn stuck(&self) -> Vec<(Seat, NodeId, Why)> {
+        lock(&self.stuck).clone()
+    }
+
+    /// Missing pieces of groups that are put off.
+    #[must_use]
+    pub fn put_off(&self) -> usize {
+        *lock(&self.put_off)
+    }
+
+    /// Bytes that new holders fetched since this controller started, and bytes of the pieces that they kept.
+    #[must_use]
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.fetched.load(Relaxed), self.kept.load(Relaxed))
+    }
+
+    /// A member has lost fragments: what it has of its moves is less than was thought.
+    pub fn forget_lost(&self, node: NodeId, fragments: &[FragmentId]) {
+        let of_node = |task: &&Arc<Task>| task.record.to == node || task.record.via == Some(node);
+        for task in lock(&self.tasks).values().filter(of_node) {
+            task.forget(fragments.iter().map(|fragment| fragment.segment));
+        }
+    }
+
+    /// Segments are being deleted; what comes under the same name later is to be put there again.
+    pub fn forget_segments(&self, segments: &[SegmentId]) {
+        lock(&self.tasks).values().for_each(|task| task.forget(segments.iter().copied()));
+    }
+
+    fn count(&self, fetched: u64, kept: u64) {
+        if fetched > 0 {
+            self.fetched.fetch_add(fetched, Relaxed);
+            self.kept.fetch_add(kept, Relaxed);
+        }
+    }
+
+    fn is_avoided(&self, node: NodeId) -> bool {
+        lock(&self.avoided).get(&node).is_some_and(|since| since.elapsed() < GIVE_UP_AFTER)
+    }
+
+    /// The tasks of these moves; those of others are forgotten. A move that began anew begins from nothing.
+    fn tasks_of(&self, under_way: &BTreeMap<Seat, MoveRecord>) -> Vec<Arc<Task>> {
+        let mut tasks = lock(&self.tasks);
+        tasks.retain(|seat, task| under_way.get(seat) == Some(&task.record));
+        let task = |(seat, record): (&Seat, &MoveRecord)| {
+            tasks.entry(*seat).or_insert_with(|| Arc::new(Task::new(*seat, record.clone()))).clone()
+        };
+        under_way.iter().map(task).collect()
+    }
+}
+
+fn conflict_only(error: CatalogError) -> Result<(), Refusal> {
+    match error {
+        CatalogError::Conflict(_) => Ok(()),
+        other => Err(catalog_refusal(other)),
+    }
+}
+
+impl Controller {
+    /// Repair for ever.
+    pub async fn repair_regularly(self: Arc<Self>) {
+        let slots = Arc::new(Semaphore::new(MOVES_TOGETHER));
+        loop {
+            let _ = tokio::time::timeout(EVERY, self.repairs.wake.notified()).await;
+            if !self.may_repair() {
+                continue;
+            }
+            if let Err(error) = self.repair_once(&slots).await {
+                tracing::warn!(%error, "repair failed");
+            }
+        }
+    }
+
+    /// Look after members for ever: who is silent, and who has what it should have.
+    pub async fn look_after_regularly(self: Arc<Self>) {
+        let mut counted = Instant::now();
+        loop {
+            tokio::time::sleep(EVERY).await;
+            if !self.may_repair() {
+                continue;
+            }
+            if let Err(error) = self.mend_damaged().await {
+                tracing::warn!(%error, "lost fragments were not made anew");
+            }
+            if counted.elapsed() < COUNT_EVERY {
+                continue;
+            }
+            counted = Instant::now();
+            if let Err(error) = self.audit(self.fleet.up().len().div_ceil(STASHES_AN_AUDIT)).await {
+                tracing::warn!(%error, "nobody was audited");
+            }
+            if let Err(error) = self.count_absence().await {
+                tracing::warn!(%error, "absence not counted");
+            }
+        }
+    }
+
+    /// Right after a start nobody has been heard yet, and what this catalog thinks may be out of date.
+    fn may_repair(&self) -> bool {
+        self.check_in_charge().is_ok() && self.started.elapsed() >= self.fleet.patience()
+    }
+
+    /// Those that are silent while most are heard are counted as away for longer. If most are silent, it is this controller that is cut off,
+    /// or the holidays.
+    async fn count_absence(&self) -> Result<(), Refusal> {
+        let known = self.catalog.nodes().map_err(catalog_refusal)?;
+        let standings = self.catalog.standings().map_err(catalog_refusal)?;
+        let is_heard = |node: NodeId| self.fleet.is_heard(node);
+        if known.iter().filter(|(node, _)| is_heard(*node)).count() * 2 < known.len() {
+            return Ok(());
+        }
+        let silent = |node: &NodeId| standings.get(node).map_or(0, |s| s.silent_s);
+        let changes: Vec<(NodeId, u64)> = known
+            .iter()
+            .map(|(node, _)| (*node, if is_heard(*node) { 0 } else { silent(node) + COUNT_EVERY.as_secs() }))
+            .filter(|(node, now)| silent(node) != *now)
+            .collect();
+        let change = self.committer.change(move |change| {
+            changes.iter().try_for_each(|(node, now)| change.change_standing(*node, |s| s.silent_s = *now).map(drop))
+        });
+        change.await.map_err(catalog_refusal)
+    }
+
+    /// Free bytes of each stash that is up and that new pieces may go to.
+    ///
+    /// # Errors
+    /// The catalog's.
+    pub fn takers(&self) -> Result<BTreeMap<NodeId, u64>, Refusal> {
+        let standings = self.catalog.standings().map_err(catalog_refusal)?;
+        let has_room = |node: &NodeId| self.fleet.pulse(*node).is_none_or(|(pulse, _)| pulse.too_much == 0);
+        let may_take = |node: &NodeId| standings.get(node).is_none_or(Standing::may_take) && has_room(node);
+        Ok(self.fleet.up().into_iter().filter(|(node, _)| may_take(node)).collect())
+    }
+
+    /// The facts that decisions are made from. Only groups that something may have to be done for have a size.
+    pub(super) fn repair_facts(&self) -> Result<(BTreeMap<NodeId, Seen>, BTreeMap<GroupId, Whole>), Refusal> {
+        let standings = self.catalog.standings().map_err(catalog_refusal)?;
+        let up = self.fleet.up();
+        let mut nodes: BTreeMap<NodeId, Seen> = BTreeMap::new();
+        for (node, _) in self.catalog.nodes().map_err(catalog_refusal)? {
+            let standing = standings.get(&node).cloned().unwrap_or_default();
+            // What a member said long ago is not what it wants now.
+            let pulse = self.fleet.pulse(node).map(|(pulse, _)| pulse).filter(|_| self.fleet.is_heard(node));
+            let too_much = pulse.map_or(0, |pulse| pulse.too_much);
+            let seen = Seen {
+                is_up: up.contains_key(&node),
+                silent_s: if pulse.is_some() { 0 } else { standing.silent_s },
+                free: up.get(&node).copied().filter(|_| !self.repairs.is_avoided(node)).unwrap_or(0),
+                too_much,
+                is_urgent: pulse.is_some_and(|pulse| pulse.is_urgent),
+                is_clearing: too_much > 0 && self.catalog.has_trash(node).map_err(catalog_refusal)?,
+                standing,
+            };
+            nodes.insert(node, seen);
+        }
+        let policy = self.repair_policy();
+        let is_fine = |node: &NodeId| {
+            repair::is_durable(nodes.get(node), &policy)
+                && nodes.get(node).is_some_and(|n| n.standing.may_take() && n.too_much == 0)
+        };
+        let mut all_vacant: BTreeMap<GroupId, BTreeSet<u8>> = BTreeMap::new();
+        for (group, piece) in self.catalog.vacant().map_err(catalog_refusal)? {
+            all_vacant.entry(group).or_default().insert(piece);
+        }
+        let mut groups = BTreeMap::new();
+        for (id, group) in self.catalog.groups().map_err(catalog_refusal)?.into_iter().filter(|(_, g)| g.segments > 0) {
+            let vacant = all_vacant.remove(&id).unwrap_or_default();
+            let is_well = vacant.is_empty() && group.members.iter().all(is_fine);
+            let bytes = if is_well { 0 } else { self.bytes_of(id, &group)? };
+            groups.insert(id, Whole { geometry: group.geometry, members: group.members, vacant, bytes });
+        }
+        Ok((nodes, groups))
+    }
+
+    fn bytes_of(&self, id: GroupId, group: &GroupRecord) -> Result<u64, Refusal> {
+        let mut bytes = 0;
+        for segment in self.catalog.segments_of(id).map_err(catalog_refusal)? {
+            if let Some(record) = self.catalog.segment(&segment).map_err(catalog_refusal)? {
+                bytes += group.geometry.piece_len(record.sealed_len as usize) as u64;
+            }
+        }
+        Ok(bytes)
+    }
+
+    pub(super) fn repair_policy(&self) -> Policy {
+        Policy { gone_after_s: self.settings.gone_after_s, together: PLANNED_TOGETHER }
+    }
+
+    async fn repair_once(self: &Arc<Self>, slots: &Arc<Semaphore>) -> Result<(), Refusal> {
+        // First what is under way: a move that ends in between looks unfinished, not undone.
+        let under_way = self.catalog.moves().map_err(catalog_refusal)?;
+        let (nodes, groups) = self.repair_facts()?;
+        let mut plan = repair::plan(&self.repair_policy(), &nodes, &groups, &under_way, unix_s());
+        for task in self.repairs.tasks_of(&under_way) {
+            if task.is_hopeless() {
+                lock(&self.repairs.avoided).insert(task.record.to, Instant::now());
+                plan.give_up.push(task.seat);
+            }
+        }
+        for seat in plan.give_up {
+            tracing::info!(group = seat.0.0, piece = seat.1, "the new holder of a piece is not to have it any more");
+            let given_up = self.committer.change(move |change| change.give_up_move(seat));
+            given_up.await.map_err(catalog_refusal)?;
+        }
+        let mut is_trash = false;
+        for (seat, node) in plan.vacate {
+            tracing::info!(group = seat.0.0, piece = seat.1, %node, "a holder may drop its piece: its disk is full, and others can do without");
+            let vacated = self.committer.change(move |change| change.vacate(seat, node));
+            vacated.await.or_else(conflict_only)?;
+            self.fleet.gave(node, groups.get(&seat.0).map_or(0, |g| g.bytes));
+            is_trash = true;
+        }
+        for (seat, record, why) in plan.begin {
+            tracing::info!(group = seat.0.0, piece = seat.1, from = %record.from, to = %record.to, %why, "a holder is replaced");
+            let begun = self.committer.change(move |change| change.begin_move(seat, &record));
+            begun.await.or_else(conflict_only)?;
+        }
+        for (seat, node, _) in &plan.stuck {
+            let (seat, whole) = (*seat, groups.get(&seat.0));
+            let is_vacant = whole.is_some_and(|g| g.vacant.contains(&seat.1));
+            let has_room = |n: &Seen| n.is_up && n.standing.may_take() && n.too_much == 0 && !n.is_clearing;
+            let fits = |n: &&Seen| has_room(n) && n.free > whole.map_or(0, |g| g.bytes);
+            if is_vacant && nodes.get(node).filter(fits).is_some() {
+                tracing::info!(group = seat.0.0, piece = seat.1, %node, "a holder has room for its piece again");
+                let occupied = self.committer.change(move |change| change.occupy(seat));
+                occupied.await.map_err(catalog_refusal)?;
+            }
+        }
+        *lock(&self.repairs.stuck) = plan.stuck;
+        *lock(&self.repairs.put_off) = plan.put_off;
+        self.start_moves(slots)?;
+        self.let_go().await?;
+        if is_trash {
+            self.empty_trash().await;
+        }
+        Ok(())
+    }
+
+    /// Carry on the moves that were not tried for longest.
+    fn start_moves(self: &Arc<Self>, slots: &Arc<Semaphore>) -> Result<(), Refusal> {
+        let under_way = self.catalog.moves().map_err(catalog_refusal)?;
+        let is_made_first = |task: &Arc<Task>| {
+            let maker =
+                |(other, made): (&Seat, &MoveRecord)| other.0 == task.seat.0 && Some(made.to) == task.record.via;
+            under_way.iter().any(maker)
+        };
+        let mut tasks = self.repairs.tasks_of(&under_way);
+        tasks.retain(|task| task.may_start() && !is_made_first(task));
+        tasks.sort_by_key(|task| (task.tried(), task.seat));
+        for task in tasks {
+            let Ok(slot) = slots.clone().try_acquire_owned() else { break };
+            let running = task.start();
+            let controller = self.clone();
+            tokio::spawn(async move {
+                let done = controller.carry_out(&running.0).await;
+                drop(slot);
+                running.0.ended(done.as_ref().err());
+                drop(running);
+                if done.is_ok() {
+                    // Who gave it away is not asked for more before that is gone.
+                    controller.empty_trash().await;
+                }
+                controller.repairs.wake.notify_one();
+            });
+        }
+        Ok(())
+    }
+
+    /// Fragments that a member must still hold: nobody else holds them for the array yet.
+    ///
+    /// # Errors
+    /// The catalog's.
+    pub fn to_hand_over(&self, node: NodeId) -> Result<u64, Refusal> {
+        let (groups, vacant) =
+            (self.catalog.groups().map_err(catalog_refusal)?, self.catalog.vacant().map_err(catalog_refusal)?);
+        let holds = |(id, group): &(&GroupId, &GroupRecord)| {
+            let seat = group.members.iter().position(|member| *member == node);
+            seat.is_some_and(|piece| !vacant.contains(&(**id, piece as u8)))
+        };
+        Ok(groups.iter().filter(holds).map(|(_, group)| group.segments).sum())
+    }
+
+    /// Members that leave, and that nobody needs any more, are members no longer.
+    async fn let_go(&self) -> Result<(), Refusal> {
+        let standings = self.catalog.standings().map_err(catalog_refusal)?;
+        for (node, _) in standings.into_iter().filter(|(_, s)| s.leaving || s.removed) {
+            if self.catalog.node(node).map_err(catalog_refusal)?.is_some() && !self.is_needed(node)? {
+                // One that cannot go yet keeps nobody else.
+                if let Err(why) = self.remove_member(node).await {
+                    tracing::info!(%node, %why, "a stash that leaves is kept for now");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a member has a seat in a group, or makes pieces for one.
+    fn is_needed(&self, node: NodeId) -> Result<bool, Refusal> {
+        let groups = self.catalog.groups().map_err(catalog_refusal)?;
+        let moves = self.catalog.moves().map_err(catalog_refusal)?;
+        let sits = groups.values().any(|g| g.segments > 0 && g.members.contains(&node));
+        Ok(sits || moves.values().any(|m| m.to == node || m.via == Some(node)))
+    }
+
+    fn geometry_of_root(&self, image: &ImageRecord) -> Result<Geometry, Refusal> {
+        let root = self.catalog.segment(&SegmentId(image.root.digest)).map_err(catalog_refusal)?;
+        let groups = self.catalog.groups().map_err(catalog_refusal)?;
+        let group = root.and_then(|record| groups.get(&record.group));
+        Ok(group.ok_or_else(|| Refusal::NotFound("the group of a manifest".into()))?.geometry)
+    }
+
+    /// Forget a member that holds nothing for the array. Shares of keys that it has are given to others first.
+    ///
+    /// # Errors
+    /// If it still holds something.
+    pub async fn remove_member(&self, node: NodeId) -> Result<(), Refusal> {
+        let _images = self.images.lock().await;
+        for (name, image) in self.catalog.images().map_err(catalog_refusal)? {
+            let shares =
+                image.offline.as_ref().filter(|shares| shares.holders.iter().any(|(holder, _)| *holder == node));
+            let Some(_) = shares else { continue };
+            let geometry = self.geometry_of_root(&image)?;
+            let offline = self.split_key_again(image.manifest, &image.key, geometry).await?;
+            if offline.is_none() {
+                tracing::warn!(image = %name, "too few stashes are left to share its key: it cannot be installed without this controller");
+            }
+            let change = self.committer.change(move |change| change.put_shares(&name, offline.clone()));
+            change.await.map_err(catalog_refusal)?;
+        }
+        let removed = self.committer.change(move |change| change.remove_node(node));
+        removed.await.map_err(catalog_refusal)?;
+        self.fleet.forget(node);
+        tracing::info!(%node, "a stash left the array");
+        Ok(())
+    }
+}

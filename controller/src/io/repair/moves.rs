@@ -1,0 +1,327 @@
+//! One member of a group is replaced.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use images::fragment;
+use images::parity::Codec;
+use images::{NodeId, SegmentId};
+use protocol::io::rpc::{self, CallError};
+use protocol::limits::REBUILD_TOGETHER;
+use protocol::message::Refusal;
+use protocol::message::store::{self, OWNER_IMAGES, Rebuild, Rebuilt, Wanted};
+
+use super::{EVERY, GIVE_UP_AFTER, Progress, lock};
+use crate::catalog::{GroupRecord, MoveRecord, Seat, SegmentRecord, TrashKey};
+use crate::io::controller::{Controller, catalog_refusal};
+use crate::io::rival::tell;
+
+/// How long a stash may take for [`REBUILD_TOGETHER`] segments. Deletions wait for it.
+const REBUILT_WITHIN: Duration = Duration::from_secs(30);
+/// How long it may take to be reached, and to take the directory.
+const REACHED_WITHIN: Duration = Duration::from_secs(10);
+/// Characters that are remembered of a problem.
+const WHY_MAX: usize = 500;
+
+/// Why a move does not go on.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// Its new holder cannot take its pieces.
+    Target(String),
+    /// Its new holder has no room.
+    Full,
+    /// Anything else; another holder would not help.
+    Other(String),
+}
+
+impl From<Refusal> for Trouble {
+    fn from(refusal: Refusal) -> Self {
+        Self::Other(refusal.to_string())
+    }
+}
+
+/// A move that is carried out.
+pub(super) struct Task {
+    pub(super) seat: Seat,
+    pub(super) record: MoveRecord,
+    progress: Mutex<Progress>,
+    is_running: AtomicBool,
+    tried: Mutex<Option<Instant>>,
+    /// Since when its new holder cannot take its pieces.
+    refused_since: Mutex<Option<Instant>>,
+    is_full: AtomicBool,
+}
+
+/// It is carried out as long as this lives.
+pub(super) struct Running(pub(super) Arc<Task>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.is_running.store(false, SeqCst);
+    }
+}
+
+impl Task {
+    pub(super) fn new(seat: Seat, record: MoveRecord) -> Self {
+        Self {
+            seat,
+            record,
+            progress: Mutex::default(),
+            is_running: AtomicBool::new(false),
+            tried: Mutex::default(),
+            refused_since: Mutex::default(),
+            is_full: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn progress(&self) -> Progress {
+        lock(&self.progress).clone()
+    }
+
+    pub(super) fn forget(&self, segments: impl Iterator<Item = SegmentId>) {
+        let mut progress = lock(&self.progress);
+        for segment in segments {
+            progress.has.remove(&segment);
+        }
+    }
+
+    pub(super) fn tried(&self) -> Option<Instant> {
+        *lock(&self.tried)
+    }
+
+    /// Not at once again.
+    pub(super) fn may_start(&self) -> bool {
+        !self.is_running.load(SeqCst) && self.tried().is_none_or(|at| at.elapsed() >= EVERY)
+    }
+
+    pub(super) fn start(self: &Arc<Self>) -> Running {
+        self.is_running.store(true, SeqCst);
+        Running(self.clone())
+    }
+
+    pub(super) fn is_hopeless(&self) -> bool {
+        self.is_full.load(SeqCst) || lock(&self.refused_since).is_some_and(|since| since.elapsed() >= GIVE_UP_AFTER)
+    }
+
+    pub(super) fn ended(&self, trouble: Option<&Trouble>) {
+        *lock(&self.tried) = Some(Instant::now());
+        let why = match trouble {
+            None => None,
+            Some(Trouble::Full) => {
+                self.is_full.store(true, SeqCst);
+                Some("the new holder has no room".to_string())
+            }
+            Some(Trouble::Target(why)) => {
+                lock(&self.refused_since).get_or_insert_with(Instant::now);
+                Some(why.clone())
+            }
+            Some(Trouble::Other(why)) => Some(why.clone()),
+        };
+        if !matches!(trouble, Some(Trouble::Target(_))) {
+            *lock(&self.refused_since) = None;
+        }
+        let why = why.map(|why| why.chars().take(WHY_MAX).collect::<String>());
+        if let Some(why) = &why {
+            tracing::warn!(group = self.seat.0.0, piece = self.seat.1, to = %self.record.to, why, "a piece waits");
+        }
+        lock(&self.progress).problem = why;
+    }
+}
+
+/// What a stash needs to know to make pieces of a segment.
+pub(super) fn wanted(
+    segment: SegmentId,
+    record: &SegmentRecord,
+    group: &GroupRecord,
+    pieces: Vec<u8>,
+    from: Option<NodeId>,
+) -> Wanted {
+    Wanted {
+        segment,
+        geometry: group.geometry,
+        sealed_len: record.sealed_len,
+        fragments: record.fragments.clone(),
+        holders: group.members.clone(),
+        pieces,
+        from,
+    }
+}
+
+impl Controller {
+    /// Have a new member hold its piece of all segments of its group, and make it a member.
+    pub(super) async fn carry_out(&self, task: &Task) -> Result<(), Trouble> {
+        let (seat, to) = (task.seat, task.record.to);
+        if !self.fleet.up().contains_key(&to) {
+            return Err(Trouble::Target(format!("stash {to} is away")));
+        }
+        let mut todo = self.catalog.segments_of(seat.0).map_err(catalog_refusal)?;
+        loop {
+            let has = task.progress().has;
+            todo.retain(|id| !has.contains(id));
+            let mut first = None;
+            for some in todo.chunks(REBUILD_TOGETHER) {
+                match self.have_some(task, some).await {
+                    Ok(()) => {}
+                    // What cannot be had now must not keep the rest waiting.
+                    Err(trouble @ Trouble::Other(_)) => drop(first.get_or_insert(trouble)),
+                    Err(trouble) => return Err(trouble),
+                }
+            }
+            if let Some(trouble) = first {
+                return Err(trouble);
+            }
+            let (has, record) = (task.progress().has, task.record.clone());
+            let missing = Arc::new(Mutex::new(Vec::new()));
+            let seen = missing.clone();
+            let finished = self.committer.change(move |change| {
+                *lock(&seen) = change.finish_move(seat, &record, &has)?;
+                Ok(())
+            });
+            finished.await.map_err(catalog_refusal)?;
+            todo = std::mem::take(&mut *lock(&missing));
+            if todo.is_empty() {
+                break;
+            }
+        }
+        let bytes =
+            self.catalog.groups().map_err(catalog_refusal)?.get(&seat.0).map(|group| self.bytes_of(seat.0, group));
+        self.fleet.gave(task.record.from, bytes.transpose()?.unwrap_or(0));
+        tracing::info!(group = seat.0.0, piece = seat.1, from = %task.record.from, %to, "a holder was replaced");
+        Ok(())
+    }
+
+    async fn have_some(&self, task: &Task, some: &[SegmentId]) -> Result<(), Trouble> {
+        let (seat, to) = (task.seat, task.record.to);
+        // What is deleted meanwhile must not come back.
+        let _alive = self.deleting.read().await;
+        self.check_in_charge()?;
+        let under_way = self.catalog.moves().map_err(catalog_refusal)?;
+        if under_way.get(&seat) != Some(&task.record) {
+            return Err(Trouble::Other("it was given up meanwhile".into()));
+        }
+        // It makes the pieces of those, too, who copy them from it afterwards.
+        let others = under_way.iter().filter(|(other, made)| other.0 == seat.0 && made.via == Some(to));
+        let pieces: Vec<u8> = std::iter::once(seat.1).chain(others.map(|(other, _)| other.1)).collect();
+        let group = self.catalog.groups().map_err(catalog_refusal)?.remove(&seat.0);
+        let group = group.ok_or_else(|| Trouble::Other("its group is gone".into()))?;
+        let up = self.fleet.up();
+        let from = [task.record.via, Some(task.record.from)].into_iter().flatten().find(|node| up.contains_key(node));
+        // Whoever makes others' pieces does not find them all at one member.
+        let from = from.filter(|_| pieces.len() == 1);
+        let mut asked = Vec::new();
+        for id in some {
+            let Some(record) = self.catalog.segment(id).map_err(catalog_refusal)? else { continue };
+            for piece in &pieces {
+                let key = TrashKey::Fragment { node: to, segment: *id, piece: *piece };
+                if self.catalog.is_trash(&key).map_err(catalog_refusal)? {
+                    return Err(Trouble::Other("what is still to be deleted there goes first".into()));
+                }
+            }
+            asked.push((*id, wanted(*id, &record, &group, pieces.clone(), from), record));
+        }
+        let outcomes = self.rebuild_at(to, asked.iter().map(|(_, wanted, _)| wanted.clone()).collect()).await;
+        let outcomes = outcomes.map_err(|refusal| match refusal {
+            Refusal::Full => Trouble::Full,
+            other => Trouble::Target(other.to_string()),
+        })?;
+        let (mut first, mut taken) = (None, 0);
+        for ((id, _, record), outcome) in asked.iter().zip(outcomes) {
+            let outcome = match outcome {
+                Rebuilt::Short(_) if record.on_mass_storage => self.put_from_copy(to, *id, &group, &pieces).await,
+                other => other,
+            };
+            match outcome {
+                Rebuilt::Here { fetched } => {
+                    let kept = (group.geometry.piece_len(record.sealed_len as usize) * pieces.len()) as u64;
+                    self.repairs.count(fetched, kept);
+                    taken += if fetched > 0 { kept } else { 0 };
+                    let mut progress = lock(&task.progress);
+                    progress.has.insert(*id);
+                    progress.fetched += fetched;
+                }
+                Rebuilt::Short(what) => {
+                    first.get_or_insert(Trouble::Other(format!("segment {}: {what}", id.short())));
+                }
+                Rebuilt::Refused(Refusal::Full) => first = Some(Trouble::Full),
+                Rebuilt::Refused(refusal) => {
+                    first.get_or_insert(Trouble::Target(refusal.to_string()));
+                }
+            }
+        }
+        self.fleet.took(to, taken);
+        first.map_or(Ok(()), Err)
+    }
+
+    /// Ask a stash to make pieces.
+    ///
+    /// # Errors
+    /// If it does not, or not in time.
+    pub(super) async fn rebuild_at(&self, node: NodeId, wanted: Vec<Wanted>) -> Result<Vec<Rebuilt>, Refusal> {
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let count = wanted.len();
+        let failed = |e: CallError| match e {
+            CallError::Refused(refusal) => refusal,
+            other => Refusal::Unavailable(format!("stash {node}: {other}")),
+        };
+        let silent = |_| Refusal::Unavailable(format!("stash {node} does not answer"));
+        let directory = self.directory().map_err(catalog_refusal)?;
+        let reach = async {
+            let connection = self.pool.get(node).await?;
+            // It finds the others by the newest directory.
+            tell(&connection, &directory).await?;
+            Ok(connection)
+        };
+        let connection = tokio::time::timeout(REACHED_WITHIN, reach).await.map_err(silent)?.map_err(failed)?;
+        let ask = Rebuild { owner: OWNER_IMAGES, wanted, within_ms: REBUILT_WITHIN.as_millis() as u32 };
+        let answer = tokio::time::timeout(REBUILT_WITHIN * 3 / 2, rpc::call(&connection, ask, &[])).await;
+        let (answer, _) = answer.map_err(silent)?.map_err(failed)?;
+        if answer.outcomes.len() != count {
+            return Err(Refusal::Failed(format!("stash {node} answered something else")));
+        }
+        Ok(answer.outcomes)
+    }
+
+    /// The last resort: mass storage has a whole copy.
+    pub(super) async fn put_from_copy(
+        &self,
+        node: NodeId,
+        id: SegmentId,
+        group: &GroupRecord,
+        pieces: &[u8],
+    ) -> Rebuilt {
+        let put = tokio::time::timeout(REBUILT_WITHIN, self.try_from_copy(node, id, group, pieces));
+        let late = || Rebuilt::Refused(Refusal::Unavailable(format!("stash {node} does not answer")));
+        put.await.unwrap_or_else(|_| late())
+    }
+
+    async fn try_from_copy(&self, node: NodeId, id: SegmentId, group: &GroupRecord, pieces: &[u8]) -> Rebuilt {
+        let Ok(sealed) = self.mass_storage.get(&id).await else {
+            return Rebuilt::Short("too few pieces, and mass storage does not have it".into());
+        };
+        if SegmentId::of(&sealed) != id {
+            return Rebuilt::Short("too few pieces, and its copy on mass storage is damaged".into());
+        }
+        let geometry = group.geometry;
+        let made = tokio::task::spawn_blocking(move || fragment::split(&Codec::new(geometry), id, &sealed)).await;
+        let wanted: BTreeSet<u8> = pieces.iter().copied().collect();
+        let mut fetched = 0;
+        for (header, payload) in made.unwrap_or_default().into_iter().filter(|(h, _)| wanted.contains(&h.id.piece)) {
+            fetched += payload.len() as u64;
+            let put = async {
+                let connection = self.pool.get(node).await?;
+                rpc::call(&connection, store::PutFragment { owner: OWNER_IMAGES, header }, &[payload]).await
+            };
+            match put.await {
+                Ok(_) => {}
+                Err(CallError::Refused(refusal)) => return Rebuilt::Refused(refusal),
+                Err(error) => return Rebuilt::Refused(Refusal::Unavailable(error.to_string())),
+            }
+        }
+        Rebuilt::Here { fetched }
+    }
+}
