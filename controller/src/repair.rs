@@ -244,8 +244,12 @@ impl Planner<'_> {
 
     fn replace(&mut self, kept: &BTreeMap<Seat, MoveRecord>, rooms: usize, since_unix_s: u64) {
         let needs = self.needs(kept);
-        // Of each group, who makes pieces for others, of those that begin now.
-        let mut makers: BTreeMap<GroupId, NodeId> = BTreeMap::new();
+        // Of each group, who makes pieces for others: from now on, if it is at it already.
+        let is_maker = |(_, record): &(&Seat, &MoveRecord)| {
+            record.via.is_none() && !is_durable(self.nodes.get(&record.from), self.policy)
+        };
+        let mut makers: BTreeMap<GroupId, NodeId> =
+            kept.iter().filter(is_maker).map(|(seat, record)| (seat.0, record.to)).collect();
         for (seat, from, why) in needs {
             if self.plan.begin.len() >= rooms {
                 return;
@@ -340,6 +344,12 @@ mod tests {
         gone(&mut nodes, 6);
         let planned = plan(&POLICY, &nodes, &groups, &BTreeMap::new(), 7);
         assert_eq!(moves(&planned), [(1, 2, id(2), id(8), None), (1, 6, id(6), id(9), Some(id(8)))]);
+        // A third one that is found missing meanwhile comes along.
+        let under_way = planned.begin.iter().map(|(seat, record, _)| (*seat, record.clone())).collect();
+        gone(&mut nodes, 7);
+        nodes.get_mut(&id(7)).unwrap().standing.lost = true;
+        let planned = plan(&POLICY, &nodes, &groups, &under_way, 7);
+        assert_eq!(moves(&planned), [(1, 7, id(7), id(10), Some(id(8)))]);
         // Said by a person, one is enough.
         let mut nodes = fleet(9);
         nodes.get_mut(&id(2)).unwrap().standing.lost = true;
