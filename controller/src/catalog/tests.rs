@@ -1,3 +1,5 @@
+mod moves;
+
 use redb::backends::InMemoryBackend;
 
 use super::*;
