@@ -254,6 +254,10 @@ impl Run<'_> {
                     self.lose(*node);
                     self.join();
                 }
+                // Who is deployed anew joins as another stash of the same machine: the controller knows what is gone.
+                if reinstalled && let Some(seen) = self.nodes.get_mut(node) {
+                    seen.standing.lost = true;
+                }
                 if day_of_year == 280 && self.chance(50) {
                     self.clients.get_mut(node).expect("alive").dark_until = day + 2;
                 }

@@ -133,6 +133,27 @@ impl Change<'_> {
         Ok(standing)
     }
 
+    /// A machine was installed anew, and this is its stash now: the one that it had before is gone with what it held. Those that
+    /// `is_heard` are not: it has several.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn succeed(&self, node: NodeId, host: u32, is_heard: impl Fn(NodeId) -> bool) -> Result<Vec<NodeId>> {
+        let mut before = Vec::new();
+        for row in self.0.open_table(STANDINGS)?.iter()? {
+            let (id, standing) = row?;
+            let (id, standing): (NodeId, Standing) = (NodeId(id.value()), wire::decode(standing.value())?);
+            if standing.host == Some(host) && id != node && !standing.lost && !is_heard(id) {
+                before.push(id);
+            }
+        }
+        for id in &before {
+            self.change_standing(*id, |standing| (standing.removed, standing.lost) = (true, true))?;
+        }
+        self.change_standing(node, |standing| standing.host = Some(host))?;
+        Ok(before)
+    }
+
     /// A member of a group is to be replaced.
     ///
     /// # Errors

@@ -106,6 +106,8 @@ pub struct Standing {
     pub removed: bool,
     /// It is not coming back: an admin said so, or its owner. Kept of members that were removed, too.
     pub lost: bool,
+    /// The machine that it was installed on, if that was deployed.
+    pub host: Option<u32>,
     /// It said that it had what it has not: nothing new goes there, and what it should have is made anew elsewhere.
     pub distrusted: bool,
 }

@@ -1,6 +1,6 @@
 //! Which stashes are up now, and how full they are: what heartbeats said last.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -114,6 +114,13 @@ impl Fleet {
         if let Some(pulse) = self.pulses().get_mut(&node) {
             pulse.too_much = pulse.too_much.saturating_sub(bytes);
         }
+    }
+
+    /// All that were heard of late, standing aside or not.
+    #[must_use]
+    pub fn heard_now(&self) -> BTreeSet<NodeId> {
+        let pulses = self.pulses();
+        pulses.iter().filter(|(_, pulse)| pulse.at.elapsed() <= self.patience).map(|(node, _)| *node).collect()
     }
 
     /// It is no member any more.

@@ -32,6 +32,7 @@ impl Controller {
         let node = self.authority.node_of(&request.csr).map_err(invalid)?;
         let admitted = std::sync::Arc::new(std::sync::Mutex::new(None));
         let granted = admitted.clone();
+        let heard = self.fleet.heard_now();
         let used = self.committer.change(move |change| {
             let now = unix_s();
             let ticket = change.ticket(hash)?.filter(|t| t.used_by.is_none() && now < t.expires_unix_s);
@@ -63,6 +64,13 @@ impl Controller {
                 }
                 let record = NodeRecord { role: ticket.role, addresses: Vec::new(), capacity: 0, joined_unix_s: now };
                 change.put_node(node, &record)?;
+                // Who was sent away once, and has the same key, begins anew.
+                change.change_standing(node, |standing| *standing = Standing::default())?;
+                if let Some(host) = host {
+                    for before in change.succeed(node, host, |node| heard.contains(&node))? {
+                        tracing::info!(node = %before, by = %node, host, "a machine was installed anew: its stash of before is gone");
+                    }
+                }
                 change.bump_epoch()?;
             }
             Ok(())

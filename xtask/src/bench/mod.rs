@@ -2,6 +2,7 @@
 
 mod boot;
 mod delta;
+mod foreground;
 mod pipeline;
 mod repair;
 mod stash;
@@ -19,6 +20,8 @@ pub enum Bench {
     Boot(boot::Boot),
     /// Bytes and spreading of the directory
     Directory,
+    /// What a program in the foreground loses to stashes on its disk
+    Foreground(foreground::Foreground),
     /// Bytes and seconds of replacing stashes
     Repair(repair::Repair),
     /// Speed, memory and wear of a stash file, against plain files
@@ -35,6 +38,7 @@ impl Bench {
             Self::Pipeline(args) => args.run(),
             Self::Delta(args) => args.run(),
             Self::Boot(args) => args.run(),
+            Self::Foreground(args) => args.run(),
             Self::Repair(args) => args.run(),
             Self::Stash(args) => args.run(),
             Self::Directory => crate::shell::run(&mut crate::shell::cargo(&[

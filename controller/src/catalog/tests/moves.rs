@@ -276,6 +276,19 @@ impl World {
 }
 
 #[test]
+fn a_machine_that_is_installed_anew_has_one_stash() {
+    let catalog = catalog();
+    catalog.change(|c| c.succeed(node(1), 7, |_| false)).unwrap();
+    catalog.change(|c| c.succeed(node(2), 8, |_| false)).unwrap();
+    let before = catalog.change(|c| c.succeed(node(3), 7, |_| false)).unwrap();
+    assert_eq!(before, [node(1)]);
+    let (old, new) = (catalog.standing(node(1)).unwrap(), catalog.standing(node(3)).unwrap());
+    assert!(old.lost && old.removed && new.is_durable() && catalog.standing(node(2)).unwrap().is_durable());
+    let heard = catalog.change(|c| c.succeed(node(4), 7, |id| id == node(3))).unwrap();
+    assert!(heard.is_empty(), "a machine with two stashes keeps both");
+}
+
+#[test]
 fn whatever_moves_nothing_is_lost_and_nothing_forgotten() {
     for seed in 0..60 {
         let mut world = World::new(seed);
