@@ -58,6 +58,8 @@ const LEAVING: &str = "leaving";
 const LEAVING_AT_ONCE: &str = "leaving-at-once";
 /// Says that a stash was here and left; the unit of its service does not start with it.
 const LEFT: &str = "left";
+/// What it says when the stash file was removed, and not yet all the rest.
+const FILE_GONE: &[u8] = b"the stash file was removed\n";
 /// What a stash keeps beside its file and its credentials.
 const OWN_FILES: [&str; 16] = [
     "audit.log",
@@ -370,21 +372,27 @@ impl Folder {
     /// # Errors
     /// The file system's, or if the stash file is away; then it can be tried again.
     pub fn erase(&self, is_own_file: bool) -> anyhow::Result<()> {
-        // Half of it would wait for its file for ever.
-        credentials::write_private(&self.0.join(LEFT), b"")?;
+        // With half of it, a service would wait for its file for ever.
+        let is_file_gone = fs::read(self.0.join(LEFT)).is_ok_and(|said| said == FILE_GONE);
+        if !is_file_gone {
+            credentials::write_private(&self.0.join(LEFT), b"")?;
+        }
         let gone = |removed: io::Result<()>| match removed {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         };
         let file = self.settings().ok().and_then(|settings| settings.file);
-        if let Some(file) = file.filter(|file| !is_own_file || !file.exists()) {
+        if let Some(file) = file.filter(|file| !is_file_gone && (!is_own_file || !file.exists())) {
             bail!(
                 "{} is away, or is not this stash's: plug its medium in, or remove it yourself and then {}",
                 file.display(),
                 self.0.display()
             );
         }
-        gone(fs::remove_file(self.stash_file()))?;
+        if !is_file_gone {
+            gone(fs::remove_file(self.stash_file()))?;
+            credentials::write_private(&self.0.join(LEFT), FILE_GONE)?;
+        }
         for name in OWN_FOLDERS {
             gone(fs::remove_dir_all(self.0.join(name)))?;
         }

@@ -140,7 +140,8 @@ impl Heart {
         if let Err(error) = self.pass_reports(&link).await {
             tracing::warn!(error = format!("{error:#}"), "reports were not passed on");
         }
-        Ok((Duration::from_millis(ack.again_ms.into()), wish))
+        // Only a controller that took note of a wish to leave says what is still needed here.
+        Ok((Duration::from_millis(ack.again_ms.into()), wish.filter(|_| ack.to_hand_over.is_some())))
     }
 
     /// Pass on what installers left here while the controller was away.

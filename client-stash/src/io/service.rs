@@ -59,7 +59,8 @@ struct Service {
 /// If the folder, the file or the port cannot be had.
 pub async fn run(folder: Folder, is_same_machine: bool) -> anyhow::Result<()> {
     if folder.has_left() {
-        folder.erase(true).context("remove what is left of this stash")?;
+        let is_own_file = folder.credentials().and_then(|member| folder.open_store(&member)).is_ok();
+        folder.erase(is_own_file).context("remove what is left of this stash")?;
         tracing::info!("this stash has left the array; nothing of it is here any more");
         return Ok(());
     }
