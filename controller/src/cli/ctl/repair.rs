@@ -35,6 +35,7 @@ impl Health {
         let spare = match self.spare {
             None => "nothing is stored yet".into(),
             Some(0) => "NO further stash may be lost".into(),
+            Some(1) => "any one stash may be lost".into(),
             Some(spare) => format!("any {spare} stashes may be lost"),
         };
         let state = match self.missing + self.damaged {
