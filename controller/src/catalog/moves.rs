@@ -69,10 +69,7 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError`].
     pub fn has_trash(&self, node: NodeId) -> Result<bool> {
-        let (mut from, mut to) = ([0; 49], [u8::MAX; 49]);
-        from[..16].copy_from_slice(&node.0);
-        to[..16].copy_from_slice(&node.0);
-        Ok(self.0.begin_read()?.open_table(TRASH)?.range(from..=to)?.next().is_some())
+        Ok(self.0.begin_read()?.open_table(TRASH)?.range(TrashKey::at(node))?.next().is_some())
     }
 
     /// Whether something is still to be deleted.
@@ -362,11 +359,7 @@ impl Change<'_> {
             groups.remove(id)?;
             self.0.open_table(VACANT)?.retain_in((id, 0)..=(id, u8::MAX), |_, ()| false)?;
         }
-        let mut from = [0; 49];
-        from[..16].copy_from_slice(&node.0);
-        let mut to = [u8::MAX; 49];
-        to[..16].copy_from_slice(&node.0);
-        self.0.open_table(TRASH)?.retain_in(from..=to, |_, ()| false)?;
+        self.0.open_table(TRASH)?.retain_in(TrashKey::at(node), |_, ()| false)?;
         self.0.open_table(NODES)?.remove(node.0)?;
         // A publication that is under way must not make a group with it.
         self.change_standing(node, |standing| standing.lost = true)?;

@@ -211,6 +211,14 @@ impl TrashKey {
         }
     }
 
+    /// Keys of all that is to be deleted at a member.
+    pub(super) fn at(node: NodeId) -> std::ops::RangeInclusive<[u8; 49]> {
+        let (mut from, mut to) = ([0; 49], [u8::MAX; 49]);
+        from[..16].copy_from_slice(&node.0);
+        to[..16].copy_from_slice(&node.0);
+        from..=to
+    }
+
     pub(super) fn encode(&self) -> [u8; 49] {
         let (node, segment, piece) = match self {
             Self::Fragment { node, segment, piece } => (node.0, segment.0, *piece),
