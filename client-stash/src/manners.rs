@@ -1,7 +1,6 @@
 //! How a stash stays out of its owner's way: what it does when the disk fills, and how fast it may be. Pure: facts in, decisions out.
 
-use std::time::Duration;
-
+use protocol::pace::is_between;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::REGIONS_MIN;
@@ -110,47 +109,12 @@ pub struct Limit {
     pub disk: Option<u64>,
 }
 
-/// Minutes of a day.
-pub const DAY: u16 = 24 * 60;
-
 /// What may be used at a minute of the day: the smallest of all limits that hold.
 #[must_use]
 pub fn allowed(limits: &[Limit], minute: u16) -> (Option<u64>, Option<u64>) {
-    let holds = |l: &&Limit| {
-        let (from, to) = (l.from % DAY, l.to % DAY);
-        from == to || if from < to { (from..to).contains(&minute) } else { minute >= from || minute < to }
-    };
+    let holds = |l: &&Limit| is_between(minute, l.from, l.to);
     let least = |of: fn(&Limit) -> Option<u64>| limits.iter().filter(holds).filter_map(of).min();
     (least(|l| l.network), least(|l| l.disk))
-}
-
-/// Understand an hour such as `08:30`.
-///
-/// # Errors
-/// Says what is wanted.
-pub fn minute_of_day(text: &str) -> Result<u16, String> {
-    let parsed = text.split_once(':').and_then(|(hour, minute)| {
-        let (hour, minute): (u16, u16) = (hour.parse().ok()?, minute.parse().ok()?);
-        (hour <= 24 && minute < 60 && hour * 60 + minute <= DAY).then_some(hour * 60 + minute)
-    });
-    parsed.ok_or_else(|| "want an hour such as 08:30".into())
-}
-
-/// Lets bytes through at a rate.
-#[derive(Clone, Debug, Default)]
-pub struct Bucket {
-    /// When what was let through so far will have been paid for, since some start.
-    paid_until: Duration,
-}
-
-impl Bucket {
-    /// How long whoever moves `bytes` now has to wait, at `rate` bytes a second.
-    pub fn take(&mut self, now: Duration, bytes: u64, rate: u64) -> Duration {
-        let cost = Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
-        // What was not used is not saved, but for a moment.
-        self.paid_until = self.paid_until.max(now.saturating_sub(Duration::from_millis(100))) + cost;
-        self.paid_until.saturating_sub(now)
-    }
 }
 
 /// The part of the last ten seconds, in percent, in which somebody waited: the first line of a file below `/proc/pressure`
@@ -163,6 +127,8 @@ pub fn pressure(text: &str) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
+    use protocol::pace::minute_of_day;
+
     use super::*;
 
     #[test]
@@ -218,21 +184,6 @@ mod tests {
         assert_eq!(at("23:00"), (Some(100), Some(5)));
         assert_eq!(at("05:59"), (Some(100), Some(5)));
         assert_eq!(allowed(&[], 0), (None, None));
-        for bad in ["8", "25:00", "24:01", "08:60", "", ":"] {
-            assert!(minute_of_day(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_bucket_keeps_its_rate() {
-        let mut bucket = Bucket::default();
-        let mut now = Duration::from_secs(1000);
-        for _ in 0..100 {
-            now += bucket.take(now, 1_000_000, 10_000_000);
-        }
-        let took = now - Duration::from_secs(1000);
-        assert!((9.8..10.1).contains(&took.as_secs_f64()), "100 MB at 10 MB/s took {took:?}");
-        assert!(bucket.take(now + Duration::from_secs(60), 1, 10).as_secs() == 0, "a pause is no debt");
     }
 
     #[test]

@@ -1,44 +1,274 @@
-//! How many pieces a segment is cut into, from the number of stashes.
+//! How many pieces a segment is cut into, and who may hold them: computed from a goal and what the fleet is like. `docs/protection.md` explains it
+//! to an admin.
 
+use std::collections::BTreeMap;
+
+use images::limits::PARITY_PIECES_MAX;
 use images::parity::Geometry;
 
-/// k + m for a fleet of `stashes`. A quarter of the pieces may be lost, and from four stashes on at least one stays out of each
-/// group, so that a holder that fails in the middle of a publication has somebody to stand in for it.
+use crate::attendance::{Attendance, Class};
+
+/// More data pieces than this make no segment much cheaper, and every repair dearer.
+const DATA_MAX: usize = 10;
+/// Bytes stored for each byte that are worth being readable more often.
+const OVERHEAD_MAX: f64 = 4.0;
+
+/// What is to be reached. What is left open follows from the fleet's size.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Goal {
+    /// Stashes that may be lost.
+    pub survive: Option<u8>,
+    /// How likely a segment can be read from clients, on average over the busy hours.
+    pub readable: Option<f64>,
+    /// Copies instead of parity.
+    pub redundant: bool,
+}
+
+/// What the fleet is like.
+#[derive(Clone, Debug, Default)]
+pub struct Fleet<'a> {
+    /// Stashes that may take pieces, by class.
+    pub classes: BTreeMap<Class, usize>,
+    /// For each kind of failure domain, how many there are of it.
+    pub kinds: BTreeMap<String, usize>,
+    /// When they are up.
+    pub habits: Option<&'a Attendance>,
+}
+
+/// What was chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choice {
+    /// k + m.
+    pub geometry: Geometry,
+    /// Members of each group that must be steady.
+    pub steady: usize,
+    /// How likely a segment can be read from clients, on average over the busy hours.
+    pub readable: f64,
+    /// Why it is not less, or more: for a person.
+    pub why: Vec<String>,
+    /// What of the goal cannot be reached, and what would help.
+    pub unmet: Vec<String>,
+}
+
+/// Losses that a fleet of so many stashes should survive if nobody said: about a quarter of a group.
 #[must_use]
-pub fn for_fleet(stashes: usize) -> Option<Geometry> {
-    let (data, parity) = match stashes {
-        0 => return None,
-        1 => (1, 0),
-        2 => (1, 1),
-        3 | 4 => (2, 1),
-        5 => (3, 1),
-        6 => (3, 2),
-        7 => (4, 2),
-        8 => (5, 2),
-        9 => (6, 2),
-        10 => (6, 3),
-        11 => (7, 3),
-        12 => (8, 3),
-        13 => (9, 3),
-        14 => (10, 3),
-        _ => (10, 4),
-    };
-    Geometry::new(data, parity).ok()
+pub fn usual_parity(stashes: usize) -> usize {
+    match stashes {
+        0 | 1 => 0,
+        2..=5 => 1,
+        6..=9 => 2,
+        10..=14 => 3,
+        _ => 4,
+    }
+}
+
+/// Stashes of a group: from four on at least one stays out of it, so that a holder that fails in the middle of a publication has somebody to
+/// stand in for it.
+fn pieces_max(stashes: usize) -> usize {
+    if stashes >= 4 { stashes - 1 } else { stashes }
+}
+
+/// Members of which so many should be steady: a group is readable in the busy hours because of them.
+struct Steady<'a> {
+    fleet: &'a Fleet<'a>,
+    count: usize,
+    wanted: f64,
+}
+
+impl Steady<'_> {
+    /// The fewest, k at least, with which it can be read as often as wanted, and how often that is.
+    fn fewest(&self, geometry: Geometry) -> (usize, f64) {
+        let (k, n) = (geometry.data(), geometry.pieces());
+        let most = n.min(self.count);
+        let Some(habits) = self.fleet.habits else { return (k.min(most), 1.0) };
+        let readable = |steady: usize| habits.readable_of(&self.fleet.classes, n, steady, k);
+        let (mut low, mut high) = (k.min(most), most);
+        if readable(low) >= self.wanted {
+            return (low, readable(low));
+        }
+        while low + 1 < high {
+            let middle = usize::midpoint(low, high);
+            if readable(middle) >= self.wanted { high = middle } else { low = middle }
+        }
+        (high, readable(high))
+    }
+}
+
+/// Choose. None if there is no stash.
+///
+/// The cheapest geometry that reaches all of the goal; if there is none, that which misses the fewest of its parts.
+#[must_use]
+pub fn choose(fleet: &Fleet<'_>, goal: &Goal) -> Option<Choice> {
+    let stashes: usize = fleet.classes.values().sum();
+    let most = pieces_max(stashes);
+    let steady_count = fleet.classes.iter().filter(|(class, _)| class.is_steady()).map(|(_, count)| count).sum();
+    let steady = Steady { fleet, count: steady_count, wanted: goal.readable.unwrap_or(0.0) };
+    let survive = goal.survive.map_or(usual_parity(stashes), usize::from);
+    let parity = survive.min(most.checked_sub(1)?).min(PARITY_PIECES_MAX);
+    let data_max = if goal.redundant { 1 } else { DATA_MAX };
+    let mut best: Option<((usize, f64, usize), Geometry, usize, f64)> = None;
+    for m in parity..=PARITY_PIECES_MAX.min(most - 1) {
+        for k in 1..=data_max.min(most - m) {
+            let Ok(geometry) = Geometry::new(k as u8, m as u8) else { continue };
+            let overhead = geometry.pieces() as f64 / k as f64;
+            if m > parity && !goal.redundant && overhead > OVERHEAD_MAX {
+                continue;
+            }
+            let crowded = fleet.kinds.values().filter(|count| is_crowded(**count, geometry)).count();
+            let (count, readable) = steady.fewest(geometry);
+            let misses = crowded + usize::from(readable < steady.wanted);
+            let cost = (misses, overhead, DATA_MAX.abs_diff(k));
+            if best.as_ref().is_none_or(|(least, ..)| cost < *least) {
+                best = Some((cost, geometry, count, readable));
+            }
+        }
+    }
+    let (_, geometry, steady_members, readable) = best?;
+    let mut choice = Choice { geometry, steady: steady_members, readable, why: Vec::new(), unmet: Vec::new() };
+    choice.explain(fleet, goal, survive, steady_count);
+    Some(choice)
+}
+
+/// Whether one of so many domains takes more pieces along than can be lost, however they are spread.
+fn is_crowded(domains: usize, geometry: Geometry) -> bool {
+    domains > 1 && geometry.pieces().div_ceil(domains) > geometry.parity()
+}
+
+impl Choice {
+    /// A geometry that a person chose.
+    #[must_use]
+    pub fn said(geometry: Geometry) -> Self {
+        Self { geometry, steady: geometry.data(), readable: 1.0, why: Vec::new(), unmet: Vec::new() }
+    }
+
+    fn explain(&mut self, fleet: &Fleet<'_>, goal: &Goal, survive: usize, steady: usize) {
+        let (k, m, n) = (self.geometry.data(), self.geometry.parity(), self.geometry.pieces());
+        let stashes: usize = fleet.classes.values().sum();
+        let (wanted, usual) = match goal.survive {
+            Some(_) => (format!("{survive} lost stashes are to be survived"), ""),
+            None => (
+                format!("{survive} lost stashes are usual for a fleet of {stashes}"),
+                " (`coe-ctl policy set --survive`)",
+            ),
+        };
+        self.why.push(format!("m = {m}: {wanted}{usual}"));
+        if m < survive {
+            self.unmet.push(format!(
+                "{survive} lost stashes cannot be survived by {stashes}: add {} stashes",
+                survive + 2 - stashes.min(survive + 1)
+            ));
+        } else if m > survive {
+            self.why.push(format!(
+                "m is more than that so that a failure domain may fail, or more can be read in busy hours"
+            ));
+        }
+        self.why.push(match () {
+            () if goal.redundant => "k = 1: copies instead of parity were asked for".into(),
+            () if k == DATA_MAX => format!("k = {k}: more would save little space, and make repairs dearer"),
+            () if n == pieces_max(stashes) => {
+                format!("k = {k}: {stashes} stashes hold no more pieces, one stands in when another fails")
+            }
+            () => format!("k = {k}: the cheapest that reaches the goal"),
+        });
+        for (kind, count) in &fleet.kinds {
+            let share = n.div_ceil(*count);
+            if *count == 1 {
+                self.why.push(format!("{kind}: there is only one, so nothing can be done against its failure"));
+            } else if is_crowded(*count, self.geometry) {
+                self.unmet.push(format!("one {kind} of {count} would take {share} pieces along, and {m} may be lost: label more, or survive more"));
+            } else {
+                self.why.push(format!("{kind}: any one of {count} may fail, it takes at most {share} pieces along"));
+            }
+        }
+        if let Some(wanted) = goal.readable
+            && self.readable < wanted
+        {
+            self.unmet.push(format!(
+                "{:.2} % readable in busy hours, and {:.2} % are wanted: too few stashes are up then, {steady} steady ones of {stashes}",
+                self.readable * 100.0,
+                wanted * 100.0
+            ));
+        }
+        if steady < k {
+            self.unmet.push(format!(
+                "{k} pieces should lie on stashes that are up when machines are installed, and only {steady} such stashes are there"
+            ));
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attendance::History;
+    use images::NodeId;
+
+    fn new(stashes: usize) -> Fleet<'static> {
+        Fleet { classes: BTreeMap::from([(Class::New, stashes)]), ..Fleet::default() }
+    }
+
+    fn chosen(fleet: &Fleet<'_>, goal: Goal) -> (usize, usize) {
+        let choice = choose(fleet, &goal).unwrap();
+        (choice.geometry.data(), choice.geometry.parity())
+    }
 
     #[test]
     fn fits_the_fleet_and_leaves_a_spare() {
-        assert_eq!(for_fleet(0), None);
-        for n in 1..200 {
-            let g = for_fleet(n).unwrap();
-            assert!(g.pieces() <= n, "{g} does not fit {n}");
-            assert!(n < 4 || g.pieces() < n, "{g} leaves no spare of {n}");
-            assert!(n < 2 || g.parity() >= 1, "{n} stashes must survive a loss");
-            assert!(for_fleet(n + 1).unwrap().parity() >= g.parity());
+        assert_eq!(choose(&new(0), &Goal::default()), None);
+        let usual: Vec<_> = [1, 2, 3, 4, 5, 6, 8, 12, 15, 1000].map(|n| chosen(&new(n), Goal::default())).into();
+        assert_eq!(usual, [(1, 0), (1, 1), (2, 1), (2, 1), (3, 1), (3, 2), (5, 2), (8, 3), (10, 4), (10, 4)]);
+        for n in 1..60 {
+            for survive in 0..12 {
+                let goal = Goal { survive: Some(survive), ..Goal::default() };
+                let choice = choose(&new(n), &goal).unwrap();
+                let g = choice.geometry;
+                assert!(g.pieces() <= pieces_max(n), "{g} does not fit {n}");
+                assert!(g.parity() >= usize::from(survive) || !choice.unmet.is_empty(), "{g} of {n}");
+                assert!(g.parity() == usize::from(survive) || g.pieces() == pieces_max(n), "{g} of {n}");
+            }
         }
+        assert_eq!(chosen(&new(9), Goal { survive: Some(3), redundant: true, ..Goal::default() }), (1, 3));
+    }
+
+    #[test]
+    fn a_failure_domain_may_fail() {
+        let racks = |stashes, racks| Fleet { kinds: BTreeMap::from([("rack".into(), racks)]), ..new(stashes) };
+        assert_eq!(chosen(&racks(20, 4), Goal::default()), (10, 4));
+        assert_eq!(chosen(&racks(20, 3), Goal::default()), (10, 5));
+        assert_eq!(chosen(&racks(20, 2), Goal::default()), (9, 9));
+        assert_eq!(chosen(&racks(12, 3), Goal::default()), (6, 3), "6 + 3 is cheaper than 7 + 4");
+        // Of one rack, nobody can do anything about it.
+        assert_eq!(chosen(&racks(20, 1), Goal::default()), (10, 4));
+        let choice = choose(&racks(3, 2), &Goal::default()).unwrap();
+        assert!(choice.unmet.is_empty() && choice.geometry == Geometry::new(1, 1).unwrap(), "{choice:?}");
+    }
+
+    #[test]
+    fn what_is_up_in_busy_hours_decides_how_much_parity() {
+        // 20 in office hours, nine in ten of them; 40 laptops, half of the time.
+        let mut histories = BTreeMap::new();
+        for i in 0..60u8 {
+            let mut history = History::default();
+            for week in 0..8u8 {
+                for hour in 0..crate::attendance::HOURS {
+                    let is_office = hour % 24 < 10;
+                    let chance = (usize::from(i) * 7 + usize::from(week) * 13 + hour * 3) % 10;
+                    history.note(hour, is_office && chance < if i < 20 { 9 } else { 5 });
+                }
+            }
+            histories.insert(NodeId([i; 16]), history);
+        }
+        let habits = Attendance::of(&histories);
+        let classes = BTreeMap::from([(Class::Office, 20), (Class::Laptop, 40)]);
+        assert!((0..60u8).all(|i| habits.class(NodeId([i; 16])) == if i < 20 { Class::Office } else { Class::Laptop }));
+        let fleet = Fleet { classes, habits: Some(&habits), ..Fleet::default() };
+        let lax = choose(&fleet, &Goal::default()).unwrap();
+        assert_eq!((lax.geometry.data(), lax.geometry.parity(), lax.steady), (10, 4, 10), "k are steady in any case");
+        let strict = choose(&fleet, &Goal { readable: Some(0.999), ..Goal::default() }).unwrap();
+        assert!(strict.readable >= 0.999 && strict.unmet.is_empty(), "{strict:?}");
+        assert!(strict.geometry.parity() > 4 || strict.steady > 10, "{strict:?}");
+        let laptops = Fleet { classes: BTreeMap::from([(Class::Laptop, 40)]), ..fleet.clone() };
+        let choice = choose(&laptops, &Goal { readable: Some(0.999), ..Goal::default() }).unwrap();
+        assert!(choice.unmet.iter().any(|what| what.contains("are there")), "{choice:?}");
     }
 }

@@ -1,12 +1,14 @@
 //! The controller of an array, and the command line that steers it.
 //!
-//! [`geometry`] and [`placement`] decide: how many pieces, on whom, and what to do when a holder does not confirm. They are
-//! plain values. [`catalog`] remembers. `io/` is the daemon, and the sending half of `coe-ctl publish`; `cli/` is what
+//! [`attendance`] and [`domains`] say what the fleet is like; [`geometry`], [`placement`] and [`repair`] decide: how many pieces, on whom,
+//! what to do when a holder does not confirm, and who is replaced. They are plain values. [`catalog`] remembers. `io/` is the daemon, and the sending half of `coe-ctl publish`; `cli/` is what
 //! people type.
 
+pub mod attendance;
 pub mod catalog;
 pub mod cli;
 pub mod deploy;
+pub mod domains;
 pub mod draft;
 pub mod geometry;
 pub mod hosts;

@@ -9,6 +9,8 @@ use std::time::Duration;
 use images::NodeId;
 use images::parity::Geometry;
 
+use crate::domains::{Domain, Domains};
+
 /// Time since any fixed start.
 pub type Now = Duration;
 
@@ -17,24 +19,69 @@ pub const CONFIRM_WITHIN: Duration = Duration::from_secs(20);
 
 /// A stash that could take a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Candidate {
+pub struct Candidate<'a> {
     /// Who.
     pub node: NodeId,
     /// Bytes that it could still take.
     pub free: u64,
     /// Groups that it is in.
     pub groups: u32,
+    /// Whether it can be counted on in the busy hours.
+    pub is_steady: bool,
+    /// What it fails with.
+    pub domains: &'a [Domain],
 }
 
-/// Order candidates for a new group: those with few groups for their free space come first, so that load follows space.
+/// What a group is to be like.
+pub struct Wanted<'a> {
+    /// k + m.
+    pub geometry: Geometry,
+    /// Members that must be steady.
+    pub steady: usize,
+    /// What fails together.
+    pub domains: &'a Domains,
+}
+
+/// Order candidates for a new group, its n members first. Those with few groups for their free space are preferred, so that load follows space;
+/// but so many must be steady, and no failure domain has more than its share as long as there are others.
 #[must_use]
-pub fn choose(mut candidates: Vec<Candidate>, piece_len: u64) -> Vec<NodeId> {
+pub fn choose(mut candidates: Vec<Candidate<'_>>, piece_len: u64, wanted: &Wanted<'_>) -> Vec<NodeId> {
     candidates.retain(|c| c.free > piece_len);
     candidates.sort_by(|a, b| {
-        let load = |c: &Candidate| u128::from(c.groups + 1);
+        let load = |c: &Candidate<'_>| u128::from(c.groups + 1);
         (load(a) * u128::from(b.free)).cmp(&(load(b) * u128::from(a.free))).then(a.node.cmp(&b.node))
     });
-    candidates.into_iter().map(|c| c.node).collect()
+    let n = wanted.geometry.pieces().min(candidates.len());
+    let mut steady = wanted.steady.min(n);
+    let mut taken: BTreeMap<Domain, usize> = BTreeMap::new();
+    let mut chosen = Vec::with_capacity(candidates.len());
+    for left in (1..=n).rev() {
+        let faults = |c: &Candidate<'_>| {
+            let over = |domain: &&Domain| {
+                taken.get(*domain).copied().unwrap_or(0) >= wanted.domains.share(**domain, wanted.geometry)
+            };
+            // A piece more than can be lost in one domain is worse than one that is away at times.
+            2 * c.domains.iter().filter(over).count() + usize::from(!c.is_steady && steady >= left)
+        };
+        let mut best = (usize::MAX, 0);
+        for (at, candidate) in candidates.iter().enumerate() {
+            let of = faults(candidate);
+            if of < best.0 {
+                best = (of, at);
+            }
+            if of == 0 {
+                break;
+            }
+        }
+        let candidate = candidates.remove(best.1);
+        steady = steady.saturating_sub(usize::from(candidate.is_steady));
+        for domain in candidate.domains {
+            *taken.entry(*domain).or_default() += 1;
+        }
+        chosen.push(candidate.node);
+    }
+    chosen.extend(candidates.into_iter().map(|c| c.node));
+    chosen
 }
 
 /// What the owner must do.
@@ -250,7 +297,31 @@ mod tests {
 
     #[test]
     fn load_follows_free_space() {
-        let c = |i, free, groups| Candidate { node: node(i), free, groups };
-        assert_eq!(choose(vec![c(1, 100, 0), c(2, 300, 0), c(3, 300, 3), c(4, 5, 0)], 10), [2, 1, 3].map(node));
+        let c = |i, free, groups| Candidate { node: node(i), free, groups, is_steady: true, domains: &[] };
+        let wanted = Wanted { geometry: Geometry::new(2, 1).unwrap(), steady: 2, domains: &Domains::default() };
+        let all = vec![c(1, 100, 0), c(2, 300, 0), c(3, 300, 3), c(4, 5, 0)];
+        assert_eq!(choose(all, 10, &wanted), [2, 1, 3].map(node));
+    }
+
+    #[test]
+    fn members_are_steady_and_fail_apart() {
+        let rack = |i: u8| BTreeMap::from([("rack".to_string(), (i % 3).to_string())]);
+        let domains = Domains::new(&(0..12).map(|i| (node(i), rack(i))).collect());
+        let wanted = Wanted { geometry: Geometry::new(4, 2).unwrap(), steady: 4, domains: &domains };
+        // Those of rack 0 have the most room; only those from 6 on are steady.
+        let all = (0..12).map(|i| Candidate {
+            node: node(i),
+            free: if i % 3 == 0 { 900 } else { 100 },
+            groups: 0,
+            is_steady: i >= 6,
+            domains: domains.of(node(i)),
+        });
+        let members = &choose(all.clone().collect(), 10, &wanted)[..6];
+        let of_rack = |rack: u8| members.iter().filter(|m| m.0[0] % 3 == rack).count();
+        assert_eq!([0, 1, 2].map(of_rack), [2, 2, 2], "{members:?}");
+        assert!(members.iter().filter(|m| m.0[0] >= 6).count() >= 4, "{members:?}");
+        // If nobody else is there, a place too many in a rack is better than none.
+        let one_rack: Vec<_> = all.filter(|c| c.node.0[0] % 3 == 0).collect();
+        assert_eq!(choose(one_rack, 10, &wanted).len(), 4);
     }
 }

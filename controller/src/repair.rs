@@ -10,6 +10,7 @@ use images::parity::Geometry;
 use images::{GroupId, NodeId};
 
 use crate::catalog::{MoveRecord, Seat, Standing};
+use crate::domains::{Domain, Domains};
 
 /// When something is done.
 #[derive(Clone, Copy, Debug)]
@@ -18,7 +19,14 @@ pub struct Policy {
     pub gone_after_s: u64,
     /// Moves that may be under way.
     pub together: usize,
+    /// Whether it is time for what can wait.
+    pub is_open: bool,
+    /// No move only makes things better while so many are under way.
+    pub better_together: usize,
 }
+
+/// Members that are looked at to find the best place for a piece.
+const LOOKED_AT: usize = 2000;
 
 /// A member.
 #[derive(Clone, Debug, Default)]
@@ -35,6 +43,8 @@ pub struct Seen {
     pub is_urgent: bool,
     /// What it was told to delete is still there: how much is too much is known when that is gone.
     pub is_clearing: bool,
+    /// It is often off in the busy hours.
+    pub is_unsteady: bool,
     /// What is thought of it.
     pub standing: Standing,
 }
@@ -61,6 +71,8 @@ pub enum Why {
     Leaves,
     /// It has less room than it had.
     Less,
+    /// Others would be a better place for its piece.
+    Better,
 }
 
 impl std::fmt::Display for Why {
@@ -69,8 +81,30 @@ impl std::fmt::Display for Why {
             Self::Lost => "is lost",
             Self::Leaves => "leaves",
             Self::Less => "has less room",
+            Self::Better => "is not the best place",
         })
     }
+}
+
+/// What is wrong with the members of a group although all are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weak {
+    /// One domain would take more pieces along than can be lost.
+    Crowded(Domain),
+    /// Fewer than k members can be counted on in the busy hours: so many.
+    Unsteady(usize),
+}
+
+/// Look at a group's members.
+#[must_use]
+pub fn weakness(group: &Whole, nodes: &BTreeMap<NodeId, Seen>, domains: &Domains) -> Option<Weak> {
+    let counts = domains.count(group.members.iter().copied());
+    if let Some(domain) = domains.crowded(&counts, group.geometry).next() {
+        return Some(Weak::Crowded(domain));
+    }
+    let is_steady = |node: &&NodeId| nodes.get(*node).is_some_and(|n| !n.is_unsteady);
+    let steady = group.members.iter().filter(is_steady).count();
+    (steady < group.geometry.data()).then_some(Weak::Unsteady(steady))
 }
 
 /// What to do.
@@ -111,6 +145,9 @@ struct Planner<'a> {
     ranked: BTreeSet<(u128, NodeId)>,
     /// New members of each group.
     coming: BTreeMap<GroupId, BTreeSet<NodeId>>,
+    /// Members of each group that are being replaced.
+    going: BTreeMap<GroupId, BTreeSet<NodeId>>,
+    domains: &'a Domains,
     plan: Plan,
 }
 
@@ -121,6 +158,7 @@ pub fn plan(
     nodes: &BTreeMap<NodeId, Seen>,
     groups: &BTreeMap<GroupId, Whole>,
     under_way: &BTreeMap<Seat, MoveRecord>,
+    domains: &Domains,
     now_unix_s: u64,
 ) -> Plan {
     let could_take = |seen: &&Seen| seen.is_up && seen.standing.may_take() && seen.too_much == 0;
@@ -132,14 +170,15 @@ pub fn plan(
         }
     }
     let ranked = takers.iter().map(|(id, taker)| (rank(*taker), *id)).collect();
-    let mut planner = Planner { policy, nodes, groups, takers, ranked, coming: BTreeMap::new(), plan: Plan::default() };
+    let (coming, going) = (BTreeMap::new(), BTreeMap::new());
+    let mut planner = Planner { policy, nodes, groups, takers, ranked, coming, going, domains, plan: Plan::default() };
     let mut kept = BTreeMap::new();
     for (seat, record) in under_way {
         let is_good = |node: &NodeId| nodes.get(node).is_some_and(|n| n.standing.may_take() && n.too_much == 0);
         let group = groups.get(&seat.0);
         let is_due = group.is_some_and(|g| g.members.get(usize::from(seat.1)) == Some(&record.from));
         if is_due && is_good(&record.to) && is_durable(nodes.get(&record.to), policy) {
-            planner.promise(seat.0, record.to);
+            planner.promise(seat.0, record.from, record.to);
             kept.insert(*seat, record.clone());
         } else {
             planner.plan.give_up.push(*seat);
@@ -147,12 +186,16 @@ pub fn plan(
     }
     let rooms = policy.together.saturating_sub(kept.len());
     planner.replace(&kept, rooms, now_unix_s);
+    if policy.is_open {
+        planner.improve(&kept, now_unix_s);
+    }
     planner.plan
 }
 
 impl Planner<'_> {
-    fn promise(&mut self, group: GroupId, to: NodeId) {
+    fn promise(&mut self, group: GroupId, from: NodeId, to: NodeId) {
         self.fill(group, to);
+        self.going.entry(group).or_default().insert(from);
         self.coming.entry(group).or_default().insert(to);
     }
 
@@ -197,7 +240,9 @@ impl Planner<'_> {
             let is_said = |(seat, node, _): &(Seat, NodeId, Why)| {
                 group.vacant.contains(&seat.1) || self.nodes.get(node).is_none_or(|n| !n.standing.is_durable())
             };
-            if missing.len() >= threshold(group.geometry) || missing.iter().any(is_said) {
+            // What is due can still wait for its hours, unless it has become more meanwhile.
+            let due = threshold(group.geometry) + usize::from(!self.policy.is_open);
+            if missing.len() >= due.min(group.geometry.parity().max(1)) || missing.iter().any(is_said) {
                 // What cannot be made anew must not keep what can be waiting.
                 let margin = (group.members.len() - missing.len()).checked_sub(group.geometry.data());
                 lost.push((margin.unwrap_or(usize::MAX), missing));
@@ -254,7 +299,7 @@ impl Planner<'_> {
             if self.plan.begin.len() >= rooms {
                 return;
             }
-            let Some(to) = self.target(seat.0) else {
+            let Some((to, _)) = self.target(seat.0, from) else {
                 self.plan.stuck.push((seat, from, why));
                 continue;
             };
@@ -262,7 +307,7 @@ impl Planner<'_> {
             if why == Why::Lost && via.is_none() {
                 makers.insert(seat.0, to);
             }
-            self.promise(seat.0, to);
+            self.promise(seat.0, from, to);
             if let Some(via) = via {
                 self.fill(seat.0, via);
             }
@@ -270,17 +315,85 @@ impl Planner<'_> {
         }
     }
 
-    /// Who could have a piece of a group: the one with the fewest groups for its room.
-    fn target(&self, group: GroupId) -> Option<NodeId> {
+    /// Move pieces that lie badly, one of each group at a time, if there is a better place.
+    fn improve(&mut self, kept: &BTreeMap<Seat, MoveRecord>, since_unix_s: u64) {
+        let (groups, nodes, domains) = (self.groups, self.nodes, self.domains);
+        for (id, group) in groups {
+            if kept.len() + self.plan.begin.len() >= self.policy.better_together {
+                return;
+            }
+            let stays = |node: &NodeId| {
+                let seen = self.nodes.get(node);
+                is_durable(seen, self.policy) && seen.is_some_and(|n| n.is_up && n.standing.may_take())
+            };
+            if self.coming.contains_key(id) || !group.vacant.is_empty() || !group.members.iter().all(stays) {
+                continue;
+            }
+            let Some(weak) = weakness(group, nodes, domains) else { continue };
+            let is_wrong = |node: &NodeId| match weak {
+                Weak::Crowded(domain) => domains.of(*node).contains(&domain),
+                Weak::Unsteady(_) => nodes.get(node).is_some_and(|n| n.is_unsteady),
+            };
+            // The last one: data pieces are read first, and stay where they are.
+            let Some(piece) = group.members.iter().rposition(is_wrong) else { continue };
+            let from = group.members[piece];
+            let Some((to, faults)) = self.target(*id, from) else { continue };
+            if is_wrong(&to) || faults >= CROWDS {
+                continue;
+            }
+            let seat = (*id, piece as u8);
+            self.promise(*id, from, to);
+            self.plan.begin.push((seat, MoveRecord { from, to, via: None, since_unix_s }, Why::Better));
+        }
+    }
+
+    /// Who could have a piece of a group instead of one of its members: of the best places for it, the one with the fewest groups for its room; and
+    /// what is wrong with it.
+    fn target(&self, group: GroupId, from: NodeId) -> Option<(NodeId, usize)> {
         let whole = self.groups.get(&group)?;
         let coming = self.coming.get(&group);
         let fits = |node: &NodeId| {
             let is_in = whole.members.contains(node) || coming.is_some_and(|c| c.contains(node));
             !is_in && self.takers.get(node).is_some_and(|(_, free)| *free > whole.bytes)
         };
-        self.ranked.iter().map(|(_, node)| *node).find(fits)
+        let going = self.going.get(&group);
+        let stays = |node: &&NodeId| **node != from && !going.is_some_and(|g| g.contains(*node));
+        let others: Vec<NodeId> =
+            whole.members.iter().filter(stays).chain(coming.into_iter().flatten()).copied().collect();
+        let is_unsteady = |node: &NodeId| self.nodes.get(node).is_some_and(|n| n.is_unsteady);
+        let needs_steady = others.iter().filter(|node| !is_unsteady(node)).count() < whole.geometry.data();
+        let counts = self.domains.count(others.into_iter());
+        let faults = |node: &NodeId| {
+            let of_domain = |domain: &Domain| {
+                let share = self.domains.share(*domain, whole.geometry);
+                match counts.get(domain).copied().unwrap_or(0) + 1 {
+                    _ if share == usize::MAX => 0,
+                    count if count > whole.geometry.parity().max(1) => CROWDS,
+                    count => usize::from(count > share) * UNEVEN,
+                }
+            };
+            let steady = if needs_steady && is_unsteady(node) { UNSTEADY } else { 0 };
+            steady + self.domains.of(*node).iter().map(of_domain).max().unwrap_or(0)
+        };
+        let mut best: Option<(NodeId, usize)> = None;
+        for node in self.ranked.iter().map(|(_, node)| *node).filter(fits).take(LOOKED_AT) {
+            let of = faults(&node);
+            if best.is_none_or(|(_, least)| of < least) {
+                best = Some((node, of));
+            }
+            if of == 0 {
+                break;
+            }
+        }
+        best
     }
 }
+
+/// What can be wrong with a place, the worst first: a domain would have more pieces than can be lost; it is off in busy hours, and the group
+/// has too few that are not; a domain would have more than its share.
+const CROWDS: usize = 4;
+const UNSTEADY: usize = 2;
+const UNEVEN: usize = 1;
 
 /// Groups for each byte of room, as a number to order by.
 fn rank((groups, free): (u32, u64)) -> u128 {
@@ -291,7 +404,17 @@ fn rank((groups, free): (u32, u64)) -> u128 {
 mod tests {
     use super::*;
 
-    const POLICY: Policy = Policy { gone_after_s: 1000, together: 16 };
+    const POLICY: Policy = Policy { gone_after_s: 1000, together: 16, is_open: true, better_together: 16 };
+
+    fn plan(
+        policy: &Policy,
+        nodes: &BTreeMap<NodeId, Seen>,
+        groups: &BTreeMap<GroupId, Whole>,
+        under_way: &BTreeMap<Seat, MoveRecord>,
+        now_unix_s: u64,
+    ) -> Plan {
+        super::plan(policy, nodes, groups, under_way, &Domains::default(), now_unix_s)
+    }
 
     fn id(i: u8) -> NodeId {
         NodeId([i; 16])
@@ -396,6 +519,52 @@ mod tests {
         }
         groups.get_mut(&GroupId(1)).unwrap().vacant.clear();
         assert_eq!(plan(&POLICY, &nodes, &groups, &BTreeMap::new(), 7).vacate.len(), 1);
+    }
+
+    #[test]
+    fn pieces_that_lie_badly_are_moved_in_their_hours() {
+        // Two racks of four; a group of 2 + 2 has three pieces in rack 0.
+        let rack = |i: u8| BTreeMap::from([("rack".to_string(), (i / 4).to_string())]);
+        let domains = Domains::new(&(0..8).map(|i| (id(i), rack(i))).collect());
+        let groups = BTreeMap::from([group(1, 2, 2, &[0, 1, 2, 4], 10)]);
+        let mut nodes = fleet(8);
+        let now = |nodes: &BTreeMap<NodeId, Seen>, is_open| {
+            super::plan(&Policy { is_open, ..POLICY }, nodes, &groups, &BTreeMap::new(), &domains, 7)
+        };
+        assert_eq!(moves(&now(&nodes, true)), [(1, 2, id(2), id(5), None)]);
+        assert_eq!(now(&nodes, false), Plan::default(), "it can wait");
+        // If nobody is there in the other rack, it stays, and is nobody's trouble.
+        for i in 5..8 {
+            nodes.get_mut(&id(i)).unwrap().is_up = false;
+        }
+        assert_eq!(now(&nodes, true), Plan::default());
+        // A member that is lost is replaced all the same, and by the best that is there.
+        nodes.get_mut(&id(4)).unwrap().standing.lost = true;
+        assert_eq!(moves(&now(&nodes, true))[0], (1, 3, id(4), id(3), None));
+        nodes.get_mut(&id(7)).unwrap().is_up = true;
+        assert_eq!(moves(&now(&nodes, true))[0], (1, 3, id(4), id(7), None));
+
+        // Of four members three are off in the busy hours: two must not be.
+        let nothing = Domains::default();
+        let mut nodes = fleet(8);
+        for i in [0, 1, 2, 5] {
+            nodes.get_mut(&id(i)).unwrap().is_unsteady = true;
+        }
+        let planned = super::plan(&POLICY, &nodes, &groups, &BTreeMap::new(), &nothing, 7);
+        assert_eq!(moves(&planned), [(1, 2, id(2), id(3), None)]);
+        assert_eq!(weakness(&groups[&GroupId(1)], &nodes, &nothing), Some(Weak::Unsteady(1)));
+    }
+
+    #[test]
+    fn what_is_due_waits_for_its_hours_unless_it_becomes_more() {
+        let groups = BTreeMap::from([group(1, 4, 4, &[0, 1, 2, 3, 4, 5, 6, 7], 10)]);
+        let mut nodes = fleet(12);
+        let closed = Policy { is_open: false, ..POLICY };
+        for (gone, begins) in [(0, 0), (1, 0), (2, 3)] {
+            let node = nodes.get_mut(&id(gone)).unwrap();
+            (node.is_up, node.silent_s) = (false, 1001);
+            assert_eq!(plan(&closed, &nodes, &groups, &BTreeMap::new(), 7).begin.len(), begins, "{gone}");
+        }
     }
 
     #[test]

@@ -10,5 +10,6 @@ pub mod io;
 pub mod limits;
 pub mod machine;
 pub mod message;
+pub mod pace;
 pub mod size;
 pub mod ticket;

@@ -6,7 +6,11 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use controller::attendance::{Attendance, Class as Behaviour, HOURS, History};
 use controller::catalog::{MoveRecord, Seat};
+use controller::domains::Domains;
+use controller::geometry::{self, Choice, Fleet, Goal};
+use controller::placement::{Candidate, Wanted, choose};
 use controller::repair::{self, Policy, Seen, Whole, Why};
 use images::parity::Geometry;
 use images::{GroupId, NodeId};
@@ -14,7 +18,6 @@ use images::{GroupId, NodeId};
 use crate::world::Rng;
 
 const DAY_S: u64 = 24 * 3600;
-const HOURS_OF_WEEK: usize = 168;
 /// Groups looked at for readability, and every how many weeks.
 const SAMPLED_GROUPS: usize = 400;
 const SAMPLED_EVERY: u64 = 4;
@@ -39,6 +42,9 @@ pub struct Model {
     /// m
     #[arg(long, default_value_t = 4)]
     pub parity: u8,
+    /// Instead of k and m: how often a segment is to be read in the busy hours, percent, as `coe-ctl policy set --readable`
+    #[arg(long, value_name = "PERCENT")]
+    pub readable: Option<f64>,
     /// Days of silence after which a stash is not expected back
     #[arg(long, default_value_t = 14)]
     pub gone_after_days: u64,
@@ -112,6 +118,10 @@ struct Client {
 /// What happened.
 #[derive(Debug, Default)]
 pub struct Outcome {
+    /// `k+m`.
+    pub geometry: String,
+    /// How often the product thinks that a new segment can be read in the busy hours.
+    pub estimated: f64,
     /// Groups, and years that they existed, together.
     pub groups: usize,
     /// See `groups`.
@@ -126,6 +136,8 @@ pub struct Outcome {
     pub pieces_moved: u64,
     /// Members that were replaced although they would have come back.
     pub in_vain: u64,
+    /// Pieces that were moved to a better place.
+    pub improved: u64,
     /// Of the sampled groups, those that could be read, at each hour of the week: thousandths.
     pub readable: Vec<u64>,
     /// Pieces lost and moved, by month.
@@ -149,6 +161,11 @@ struct Run<'a> {
     seats: BTreeMap<NodeId, Vec<Seat>>,
     moves: BTreeMap<Seat, MoveRecord>,
     next: u64,
+    /// When each was up in its first weeks, and what the product makes of it.
+    histories: BTreeMap<NodeId, History>,
+    habits: Attendance,
+    /// Members of each group that must be steady.
+    steady: usize,
     outcome: Outcome,
 }
 
@@ -159,10 +176,9 @@ impl Model {
     /// If k and m are no geometry.
     #[must_use]
     pub fn run(&self) -> Outcome {
-        let geometry = Geometry::new(self.data, self.parity).expect("a geometry");
         let mut run = Run {
             model: self,
-            geometry,
+            geometry: Geometry::new(self.data, self.parity).expect("a geometry"),
             rng: Rng::new(self.seed),
             clients: BTreeMap::new(),
             nodes: BTreeMap::new(),
@@ -171,7 +187,10 @@ impl Model {
             seats: BTreeMap::new(),
             moves: BTreeMap::new(),
             next: 0,
-            outcome: Outcome { readable: vec![0; HOURS_OF_WEEK], ..Outcome::default() },
+            histories: BTreeMap::new(),
+            habits: Attendance::default(),
+            steady: usize::from(self.data),
+            outcome: Outcome { readable: vec![0; HOURS], ..Outcome::default() },
         };
         run.all();
         run.outcome
@@ -203,15 +222,14 @@ impl Run<'_> {
 
     fn found(&mut self) {
         let all: Vec<NodeId> = (0..self.model.clients).map(|_| self.join()).collect();
+        self.measure();
+        let choice = self.choose_geometry();
+        (self.geometry, self.steady) = (choice.geometry, choice.steady);
+        self.outcome.geometry = choice.geometry.to_string();
+        self.outcome.estimated = choice.readable;
         let count = (all.len() * 2).div_ceil(self.geometry.pieces());
         for number in 0..count as u32 {
-            let mut members: Vec<NodeId> = Vec::new();
-            while members.len() < self.geometry.pieces() {
-                let node = all[self.rng.below(all.len() as u64) as usize];
-                if !members.contains(&node) {
-                    members.push(node);
-                }
-            }
+            let members = self.members(&all);
             for (piece, node) in members.iter().enumerate() {
                 self.seats.entry(*node).or_default().push((GroupId(number), piece as u8));
                 self.take_room(*node, true);
@@ -226,6 +244,53 @@ impl Run<'_> {
             self.groups.insert(GroupId(number), whole);
         }
         self.outcome.groups = count;
+    }
+
+    /// Eight weeks of everybody who was not measured yet.
+    fn measure(&mut self) {
+        for (node, client) in self.clients.iter().filter(|(_, c)| c.is_alive) {
+            let (rng, class) = (&mut self.rng, client.class);
+            self.histories.entry(*node).or_insert_with(|| {
+                let mut history = History::default();
+                for _ in 0..8 {
+                    (0..HOURS).for_each(|hour| history.note(hour, rng.below(1000) < class.up(hour)));
+                }
+                history
+            });
+        }
+        self.histories.retain(|node, _| self.clients.contains_key(node));
+        self.habits = Attendance::of(&self.histories);
+        for (node, seen) in &mut self.nodes {
+            seen.is_unsteady = !self.habits.class(*node).is_steady();
+        }
+    }
+
+    fn choose_geometry(&self) -> Choice {
+        let mut classes: BTreeMap<Behaviour, usize> = BTreeMap::new();
+        for node in self.clients.keys() {
+            *classes.entry(self.habits.class(*node)).or_default() += 1;
+        }
+        let fleet = Fleet { classes, habits: Some(&self.habits), ..Fleet::default() };
+        let goal = |share: f64| Goal { readable: Some(share / 100.0), ..Goal::default() };
+        let wanted = self.model.readable.and_then(|share| geometry::choose(&fleet, &goal(share)));
+        wanted.unwrap_or_else(|| Choice::said(self.geometry))
+    }
+
+    /// Members of a new group, chosen by the product among some.
+    fn members(&mut self, all: &[NodeId]) -> Vec<NodeId> {
+        let some: std::collections::BTreeSet<NodeId> =
+            (0..self.geometry.pieces() * 10).map(|_| all[self.rng.below(all.len() as u64) as usize]).collect();
+        let candidate = |node: &NodeId| Candidate {
+            node: *node,
+            free: self.nodes[node].free,
+            groups: self.seats.get(node).map_or(0, |seats| seats.len() as u32),
+            is_steady: self.habits.class(*node).is_steady(),
+            domains: &[],
+        };
+        let wanted = Wanted { geometry: self.geometry, steady: self.steady, domains: &Domains::default() };
+        let mut members = choose(some.iter().map(candidate).collect(), self.model.piece_bytes(), &wanted);
+        members.truncate(self.geometry.pieces());
+        members
     }
 
     fn take_room(&mut self, node: NodeId, takes: bool) {
@@ -264,6 +329,9 @@ impl Run<'_> {
             }
             self.outcome.lost += self.count_losses();
             self.see(day, is_holiday);
+            if day % 7 == 6 {
+                self.measure();
+            }
             self.plan(day);
             self.carry_out();
             self.forget_the_gone();
@@ -344,9 +412,14 @@ impl Run<'_> {
     }
 
     fn plan(&mut self, day: u64) {
-        let policy = Policy { gone_after_s: self.model.gone_after_days * DAY_S, together: usize::MAX };
+        let policy = Policy {
+            gone_after_s: self.model.gone_after_days * DAY_S,
+            together: usize::MAX,
+            is_open: true,
+            better_together: usize::MAX,
+        };
         let start = Instant::now();
-        let plan = repair::plan(&policy, &self.nodes, &self.groups, &self.moves, day * DAY_S);
+        let plan = repair::plan(&policy, &self.nodes, &self.groups, &self.moves, &Domains::default(), day * DAY_S);
         let took = start.elapsed();
         self.outcome.planning += took;
         self.outcome.longest = self.outcome.longest.max(took);
@@ -358,6 +431,7 @@ impl Run<'_> {
         for (seat, record, why) in plan.begin {
             let would_come_back = self.clients.get(&record.from).is_some_and(|c| c.is_alive);
             self.outcome.in_vain += u64::from(why == Why::Lost && would_come_back);
+            self.outcome.improved += u64::from(why == Why::Better);
             self.take_room(record.to, true);
             self.moves.insert(seat, record);
         }
@@ -371,12 +445,18 @@ impl Run<'_> {
             let there = &self.there[&seat.0];
             let is_up = |node: &NodeId| self.nodes.get(node).is_some_and(|n| n.is_up);
             let pieces = whole.members.iter().enumerate().filter(|(piece, node)| there[*piece] && is_up(node)).count();
-            if pieces < self.geometry.data() || !is_up(&record.to) {
+            let is_copied = there[usize::from(seat.1)] && is_up(&record.from);
+            if !(is_copied || pieces >= self.geometry.data()) || !is_up(&record.to) {
                 continue;
             }
             // The first of a group reads k; those that come with it get theirs from it.
-            let has_read = std::mem::replace(read.entry(seat.0).or_default(), true);
-            let moved = if has_read && record.via.is_some() { 1 } else { self.geometry.data() as u64 };
+            let moved = match is_copied {
+                true => 1,
+                false => {
+                    let has_read = std::mem::replace(read.entry(seat.0).or_default(), true);
+                    if has_read && record.via.is_some() { 1 } else { self.geometry.data() as u64 }
+                }
+            };
             self.outcome.pieces_moved += moved;
             self.outcome.months.last_mut().expect("a month").1 += moved;
             self.moves.remove(&seat);
@@ -409,7 +489,7 @@ impl Run<'_> {
             .step_by(step)
             .map(|(id, whole)| (whole.members.clone(), self.there[id].clone()))
             .collect();
-        for hour in 0..HOURS_OF_WEEK {
+        for hour in 0..HOURS {
             let mut readable = 0;
             for (members, there) in &sampled {
                 let mut up = 0;
@@ -429,11 +509,10 @@ impl Outcome {
     #[must_use]
     pub fn lines(&self, model: &Model) -> String {
         let mut out = String::new();
-        let (k, m) = (model.data, model.parity);
         let _ = writeln!(
             out,
-            "{} stashes, {} years, {} % a year go; {k} + {m}, {} groups, {} GiB a stash, seed {}",
-            model.clients, model.years, model.departures, self.groups, model.gib, model.seed
+            "{} stashes, {} years, {} % a year go; {}, {} groups, {} GiB a stash, seed {}",
+            model.clients, model.years, model.departures, self.geometry, self.groups, model.gib, model.seed
         );
         // Without a loss, 3 / n bounds the rate with 95 % (the rule of three); with some, the rate itself is given.
         let rate = self.lost.max(3) as f64 / self.group_years;
@@ -450,8 +529,8 @@ impl Outcome {
         let ratio = self.pieces_moved as f64 / (self.pieces_lost.max(1)) as f64;
         let _ = writeln!(
             out,
-            "repair        {} pieces lost, {} moved: {ratio:.2} bytes for each byte lost; {} replaced in vain",
-            self.pieces_lost, self.pieces_moved, self.in_vain
+            "repair        {} pieces lost, {} moved: {ratio:.2} bytes for each byte lost; {} replaced in vain, {} to a better place",
+            self.pieces_lost, self.pieces_moved, self.in_vain, self.improved
         );
         let mb = self.pieces_moved as f64 * model.piece_bytes() as f64 / 1e6;
         let _ = writeln!(
@@ -462,11 +541,12 @@ impl Outcome {
         let at = |hour: usize| self.readable[hour] as f64 / 10.0;
         let _ = writeln!(
             out,
-            "readable      Tuesday 10:00 {:.1} %, 19:00 {:.1} %, 3:00 {:.1} %; Sunday 12:00 {:.1} %",
+            "readable      Tuesday 10:00 {:.1} %, 19:00 {:.1} %, 3:00 {:.1} %; Sunday 12:00 {:.1} %; the product expects {:.2} % in busy hours",
             at(34),
             at(43),
             at(27),
-            at(156)
+            at(156),
+            self.estimated * 100.0
         );
         let plans = model.years * 365;
         let _ = writeln!(
@@ -501,13 +581,12 @@ impl Outcome {
         };
         format!(
             "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 900 440' font-family='sans-serif' font-size='12'>\n\
-             <text x='40' y='16'>{} stashes, {} + {}, {} % a year go: groups that can be read, by hour of the week (0 to 100 %)</text>\n\
+             <text x='40' y='16'>{} stashes, {}, {} % a year go: groups that can be read, by hour of the week (0 to 100 %)</text>\n\
              <g transform='translate(0,24)'>{}</g>\n\
              <text x='40' y='222'>pieces lost (grey) and moved by repair (black), by month (0 to {most:.0})</text>\n\
              <g transform='translate(0,236)'>{}{}</g>\n</svg>\n",
             model.clients,
-            model.data,
-            model.parity,
+            self.geometry,
             model.departures,
             polyline(&line(&readable, 1000.0), "black"),
             polyline(&line(&lost, most), "grey"),
@@ -538,6 +617,7 @@ mod tests {
             departures: 33.0,
             data: 4,
             parity: 4,
+            readable: None,
             gone_after_days: 14,
             wiped: 30,
             gib: 20,

@@ -30,7 +30,7 @@ fn begin() -> publish::Begin {
         name: "x".into(),
         tag: None,
         geometry: None,
-        layout: publish::Layout::Mirror,
+        layout: Some(publish::Layout::Mirror),
         disk_len: 1,
         offline: false,
     }

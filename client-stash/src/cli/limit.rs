@@ -2,11 +2,12 @@
 
 use anyhow::Context as _;
 use clap::Args;
+use protocol::pace::{DAY, minute_of_day};
 use protocol::size;
 
 use super::Which;
 use crate::io::control::{self, Ask};
-use crate::manners::{self, DAY, minute_of_day};
+use crate::manners;
 
 /// Set how fast the stash may be, by time of day
 #[derive(Args)]

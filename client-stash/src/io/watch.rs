@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 
 use chrono::Timelike as _;
 use protocol::message::member::{Aside, Wish};
+use protocol::pace::Bucket;
 use serde::{Deserialize, Serialize};
 
 use super::file::FileStorage;
 use super::folder::Folder;
 use super::writer::Writer;
 use crate::limits::REGION_LEN;
-use crate::manners::{self, Bucket, Level, Limit, Sizes};
+use crate::manners::{self, Level, Limit, Sizes};
 
 /// How often disk and load are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);

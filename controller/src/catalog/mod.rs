@@ -4,6 +4,7 @@
 //! *pending* at named members before the first byte goes there, and *trash* at a member until that member says that it is
 //! gone. So after a crash at any point everything that may lie somewhere is known, and nothing unknown is ever deleted.
 
+mod habits;
 mod machines;
 mod moves;
 mod records;
@@ -12,8 +13,8 @@ mod tables;
 
 pub use moves::Seat;
 pub use records::{
-    BootServerRecord, GroupRecord, ImageRecord, MoveRecord, NodeRecord, PendingRecord, SegmentRecord, Standing,
-    TicketRecord, TrashKey,
+    BootServerRecord, GroupRecord, ImageRecord, MoveRecord, NodeRecord, PendingRecord, PolicyRecord, SegmentRecord,
+    Standing, TicketRecord, TrashKey,
 };
 
 use std::collections::BTreeMap;

@@ -361,6 +361,7 @@ impl Change<'_> {
         }
         self.0.open_table(TRASH)?.retain_in(TrashKey::at(node), |_, ()| false)?;
         self.0.open_table(NODES)?.remove(node.0)?;
+        self.forget_habits(node)?;
         // A publication that is under way must not make a group with it.
         self.change_standing(node, |standing| standing.lost = true)?;
         self.bump_epoch()

@@ -8,6 +8,7 @@ use images::parity::Geometry;
 use images::{FragmentDigest, GroupId, ManifestId, NodeId, SegmentId};
 use protocol::directory::Shares;
 use protocol::identity::Role;
+use protocol::message::publish::Layout;
 use serde::{Deserialize, Serialize};
 
 /// A published image.
@@ -143,6 +144,23 @@ pub struct MoveRecord {
     pub via: Option<NodeId>,
     /// When it began, seconds since 1970.
     pub since_unix_s: u64,
+}
+
+/// What is wanted of images. What is left open follows from what is wanted of all, or from the fleet.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyRecord {
+    /// Stashes that may be lost.
+    pub survive: Option<u8>,
+    /// How often a segment can be read from clients in the busy hours, in hundredths of a percent.
+    pub readable: Option<u16>,
+    /// Who keeps what.
+    pub layout: Option<Layout>,
+    /// Copies instead of parity.
+    pub redundant: Option<bool>,
+    /// Of all images only: minutes of the day, local time, between which what can wait is done.
+    pub window: Option<(u16, u16)>,
+    /// Of all images only: bytes a second that repair may move.
+    pub limit: Option<u64>,
 }
 
 /// A boot server.

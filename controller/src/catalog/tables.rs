@@ -34,6 +34,12 @@ pub(super) const VACANT: TableDefinition<'_, (u32, u8), ()> = TableDefinition::n
 pub(super) const DAMAGED: TableDefinition<'_, ([u8; 32], u8), ()> = TableDefinition::new("damaged1");
 /// Node: what is thought of a member.
 pub(super) const STANDINGS: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("standings1");
+/// Name of an image without its tag, or nothing for all: what is wanted of it.
+pub(super) const POLICIES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("policies1");
+/// Node: its labels.
+pub(super) const LABELS: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("labels1");
+/// Node: when it was up.
+pub(super) const HISTORIES: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("histories1");
 
 /// Reports that came by way of stashes: BLAKE3 of the report to when it came, seconds since 1970.
 pub(super) const REPORTS: TableDefinition<'_, [u8; 32], u64> = TableDefinition::new("reports1");
@@ -57,6 +63,9 @@ pub(super) fn create_all(transaction: &WriteTransaction) -> Result<(), CatalogEr
     transaction.open_table(VACANT)?;
     transaction.open_table(DAMAGED)?;
     transaction.open_table(STANDINGS)?;
+    transaction.open_table(POLICIES)?;
+    transaction.open_table(LABELS)?;
+    transaction.open_table(HISTORIES)?;
     transaction.open_table(GROUP_SEGMENTS)?;
     Ok(())
 }

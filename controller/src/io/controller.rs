@@ -18,6 +18,7 @@ use super::authority::Authority;
 use super::commit::Committer;
 use super::fleet::Fleet;
 use super::folder::Settings;
+use super::habits::Habits;
 use super::machines::Installations;
 use super::mass_storage::MassStorage;
 use super::planned;
@@ -48,6 +49,8 @@ pub struct Controller {
     pub jobs: Jobs,
     /// Members that are being replaced.
     pub repairs: Repairs,
+    /// When stashes usually are up, and what they fail with.
+    pub habits: Habits,
     /// As chosen.
     pub settings: Settings,
     /// Held to read while a segment is placed, to write while anything is deleted: a deletion that is on its way must not meet
@@ -109,6 +112,7 @@ impl Controller {
         let mut line = [0; 8];
         aws_lc_rs::rand::fill(&mut line).map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?;
         let heartbeat = Duration::from_millis(settings.heartbeat_ms.into());
+        let habits = Habits::load(&catalog)?;
         Ok(Self {
             authority,
             committer: Committer::start(catalog.clone()),
@@ -120,6 +124,7 @@ impl Controller {
             installations: Installations::default(),
             jobs: Jobs::default(),
             repairs: Repairs::default(),
+            habits,
             settings,
             deleting: tokio::sync::RwLock::default(),
             placing: std::array::from_fn(|_| tokio::sync::Mutex::default()),

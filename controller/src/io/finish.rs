@@ -114,7 +114,8 @@ impl Controller {
         if let Some(known) = self.catalog.segment(&id).map_err(catalog_refusal)? {
             return Ok(PageRef::of(&bytes, known.group));
         }
-        let geometry = session.geometry.redundant();
+        // Whole copies: any one of those that are up is enough.
+        let (geometry, steady) = (session.geometry.redundant(), session.steady);
         let sealed = Bytes::from(bytes);
         let pieces = fragment::split(&Codec::new(geometry), id, &sealed);
         let record = SegmentRecord {
@@ -129,7 +130,7 @@ impl Controller {
             stored_unix_s: unix_s(),
         };
         let placing =
-            Placing { id, sealed: sealed.clone(), pieces, geometry, record, chunks: Vec::new(), is_page: true };
+            Placing { id, sealed: sealed.clone(), pieces, geometry, steady, record, chunks: Vec::new(), is_page: true };
         self.place(placing).await?;
         let stored = self.catalog.segment(&id).map_err(catalog_refusal)?;
         let group = stored.ok_or_else(|| Refusal::Failed("a page was not noted".into()))?.group;

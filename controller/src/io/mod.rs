@@ -8,6 +8,7 @@ pub mod finish;
 pub mod fleet;
 pub mod folder;
 pub mod grant;
+pub mod habits;
 pub mod kit;
 pub mod machines;
 pub mod mass_storage;

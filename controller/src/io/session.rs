@@ -22,7 +22,7 @@ use super::controller::{Controller, catalog_refusal};
 use super::spread::Spread;
 use super::unix_s;
 use crate::catalog::{NewSegment, PendingRecord, SegmentRecord};
-use crate::geometry;
+use crate::geometry::Choice;
 
 /// A publication without a word for this long was given up.
 const IDLE: Duration = Duration::from_secs(600);
@@ -33,6 +33,8 @@ pub(super) struct Placing {
     pub(super) sealed: Bytes,
     pub(super) pieces: Vec<(FragmentHeader, Bytes)>,
     pub(super) geometry: Geometry,
+    /// Members of its group that must be steady.
+    pub(super) steady: usize,
     /// As it will be noted; its group is found then.
     pub(super) record: SegmentRecord,
     pub(super) chunks: Vec<(ChunkId, u32)>,
@@ -42,6 +44,8 @@ pub(super) struct Placing {
 pub(super) struct Session {
     pub(super) image: ImageName,
     pub(super) geometry: Geometry,
+    /// Members of each group that must be steady.
+    pub(super) steady: usize,
     pub(super) layout: Layout,
     pub(super) disk_len: u64,
     pub(super) offline: bool,
@@ -114,10 +118,16 @@ impl Controller {
             return Err(Refusal::Invalid("an image of more than 64 TiB".into()));
         }
         let up = self.takers()?.len();
-        let fleet = self.fleet_size(up)?;
-        let geometry = begin.geometry.or_else(|| geometry::for_fleet(fleet)).ok_or_else(|| {
+        self.check_fleet_is_known(up)?;
+        let policy = self.policy_for(&begin.name)?;
+        let choice = match begin.geometry {
+            Some(geometry) => Some(Choice::said(geometry)),
+            None => self.choose_geometry(&policy.goal)?,
+        };
+        let choice = choice.ok_or_else(|| {
             Refusal::Unavailable("no stash is up: start some with `coe-stash serve`, see `coe-ctl nodes`".into())
         })?;
+        let geometry = choice.geometry;
         if geometry.pieces() > up {
             return Err(Refusal::Unavailable(format!(
                 "{geometry} needs {} stashes, {up} are up: see `coe-ctl nodes`",
@@ -133,7 +143,8 @@ impl Controller {
             Session {
                 image: image.clone(),
                 geometry,
-                layout: begin.layout,
+                steady: choice.steady,
+                layout: begin.layout.unwrap_or(policy.layout),
                 disk_len: begin.disk_len,
                 offline: begin.offline,
                 last_word: Instant::now(),
@@ -141,18 +152,18 @@ impl Controller {
                 spans: BTreeMap::new(),
             },
         );
-        Ok(Begun { session, image, geometry, owner_key: self.authority.owner_key.clone() })
+        Ok(Begun { session, image, geometry, owner_key: self.authority.owner_key.clone(), unmet: choice.unmet })
     }
 
-    /// Number of stashes that a geometry is for. Right after a start most have not reported yet, and what is up now says nothing.
-    fn fleet_size(&self, up: usize) -> Result<usize, Refusal> {
+    /// Right after a start most stashes have not reported yet, and what is up now says nothing of what the fleet is like.
+    fn check_fleet_is_known(&self, up: usize) -> Result<(), Refusal> {
         let known = self.catalog.nodes().map_err(catalog_refusal)?.len();
         if up + self.fleet.aside() < known && self.started.elapsed() < self.fleet.patience() {
             return Err(Refusal::Unavailable(format!(
                 "the controller has just started and has heard {up} of {known} stashes: try again in some seconds"
             )));
         }
-        Ok(up)
+        Ok(())
     }
 
     /// An image that nobody could install must not be called published: what it shares with others may have lost its holders.
@@ -197,7 +208,7 @@ impl Controller {
     /// # Errors
     /// If the bytes are not what they are called, or it cannot be made durable.
     pub async fn put_segment(self: &Arc<Self>, put: PutSegment, sealed: Bytes) -> Result<SegmentStored, Refusal> {
-        let (geometry, layout) = self.sessions.with(put.session, |s| (s.geometry, s.layout))?;
+        let (geometry, steady, layout) = self.sessions.with(put.session, |s| (s.geometry, s.steady, s.layout))?;
         let data_len: u64 = put.chunks.iter().map(|(_, len)| u64::from(*len)).sum();
         if data_len != u64::from(put.data_len) {
             return Err(Refusal::Invalid("chunk lengths do not add up to the segment".into()));
@@ -237,6 +248,7 @@ impl Controller {
             sealed,
             pieces,
             geometry,
+            steady,
         });
         let spread = spread.await?;
         self.sessions.with(put.session, |_| ())?;
@@ -245,7 +257,7 @@ impl Controller {
 
     /// Make a segment durable, on mass storage if its record says so and on all its holders; then note it.
     pub(super) async fn place(&self, new: Placing) -> Result<Spread, Refusal> {
-        let Placing { id, sealed, pieces, geometry, record, chunks, is_page } = new;
+        let Placing { id, sealed, pieces, geometry, steady, record, chunks, is_page } = new;
         let copy = async {
             if !record.on_mass_storage {
                 return Ok(());
@@ -256,7 +268,7 @@ impl Controller {
             let stored = self.mass_storage.put(&id, sealed.clone()).await;
             stored.map_err(|e| Refusal::Failed(format!("mass storage: {e}")))
         };
-        let (spread, copied) = tokio::join!(self.spread(id, &pieces), copy);
+        let (spread, copied) = tokio::join!(self.spread(id, steady, &pieces), copy);
         copied?;
         let spread = spread?;
         let new = NewSegment { id, record, chunks, geometry, holders: spread.holders.clone() };

@@ -12,8 +12,8 @@ use protocol::message::{Refusal, store};
 use tokio::task::JoinSet;
 
 use super::controller::{Controller, catalog_refusal};
-use crate::catalog::{PendingRecord, TrashKey};
-use crate::placement::{Candidate, Outcome, Placement, Send, choose, groups_wanted, least_used};
+use crate::catalog::{GroupRecord, PendingRecord, TrashKey};
+use crate::placement::{Candidate, Outcome, Placement, Send, Wanted, choose, groups_wanted, least_used};
 
 /// Where a segment went.
 pub struct Spread {
@@ -30,7 +30,13 @@ impl Controller {
     ///
     /// # Errors
     /// If too few stashes are up.
-    pub fn members_for(&self, segment: SegmentId, geometry: Geometry, piece_len: u64) -> Result<Vec<NodeId>, Refusal> {
+    pub fn members_for(
+        &self,
+        segment: SegmentId,
+        geometry: Geometry,
+        steady: usize,
+        piece_len: u64,
+    ) -> Result<Vec<NodeId>, Refusal> {
         let mut up = self.takers()?;
         let trash = self.catalog.trash().map_err(catalog_refusal)?;
         for key in trash {
@@ -43,17 +49,29 @@ impl Controller {
         }
         let groups = self.catalog.groups().map_err(catalog_refusal)?;
         let fitting = || groups.iter().filter(|(_, g)| g.geometry == geometry);
+        let (habits, domains) = (self.habits.attendance(), self.habits.domains());
         let known = fitting().count() >= groups_wanted(up.len(), geometry);
-        let group = known
-            .then(|| least_used(fitting().map(|(id, g)| (*id, g.members.as_slice(), g.segments)), &up, piece_len))
-            .flatten();
+        let least_used = |may_be_crowded: bool| {
+            let is_crowded = |group: &GroupRecord| {
+                domains.crowded(&domains.count(group.members.iter().copied()), geometry).next().is_some()
+            };
+            let usable = fitting().filter(|(_, g)| may_be_crowded || !is_crowded(g));
+            least_used(usable.map(|(id, g)| (*id, g.members.as_slice(), g.segments)), &up, piece_len)
+        };
+        let group = known.then(|| least_used(false).or_else(|| least_used(true))).flatten();
         let mut loads: BTreeMap<NodeId, u32> = BTreeMap::new();
         for member in groups.values().flat_map(|g| &g.members) {
             *loads.entry(*member).or_default() += 1;
         }
-        let candidate =
-            |(&node, &free): (&NodeId, &u64)| Candidate { node, free, groups: loads.get(&node).copied().unwrap_or(0) };
-        let ranked = choose(up.iter().map(candidate).collect(), piece_len);
+        let candidate = |(&node, &free): (&NodeId, &u64)| Candidate {
+            node,
+            free,
+            groups: loads.get(&node).copied().unwrap_or(0),
+            is_steady: habits.class(node).is_steady(),
+            domains: domains.of(node),
+        };
+        let wanted = Wanted { geometry, steady, domains: &domains };
+        let ranked = choose(up.iter().map(candidate).collect(), piece_len, &wanted);
         let mut members = group.map_or_else(Vec::new, |id| groups[&id].members.clone());
         let others: Vec<NodeId> = ranked.into_iter().filter(|n| !members.contains(n)).collect();
         members.extend(others);
@@ -71,12 +89,17 @@ impl Controller {
     ///
     /// # Errors
     /// [`Refusal::Unavailable`] if members run out.
-    pub async fn spread(&self, segment: SegmentId, pieces: &[(FragmentHeader, Bytes)]) -> Result<Spread, Refusal> {
+    pub async fn spread(
+        &self,
+        segment: SegmentId,
+        steady: usize,
+        pieces: &[(FragmentHeader, Bytes)],
+    ) -> Result<Spread, Refusal> {
         let Some((first, _)) = pieces.first() else {
             return Err(Refusal::Invalid("a segment without pieces".into()));
         };
         let piece_len = first.payload_len() as u64;
-        let members = self.members_for(segment, first.geometry, piece_len)?;
+        let members = self.members_for(segment, first.geometry, steady, piece_len)?;
         let start = Instant::now();
         let mut placement = Placement::new(first.geometry, &members, start.elapsed());
         let mut sends: JoinSet<(Send, Result<(), rpc::CallError>)> = JoinSet::new();

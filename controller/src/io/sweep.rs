@@ -15,7 +15,7 @@ use protocol::message::{Refusal, store};
 use super::controller::{Controller, catalog_refusal};
 use super::rival::tell;
 use super::unix_s;
-use crate::catalog::{Catalog, CatalogError, ImageRecord, SegmentRecord, TrashKey};
+use crate::catalog::{Catalog, CatalogError, ImageRecord, PendingRecord, SegmentRecord, TrashKey};
 
 /// How often the controller looks for something to clean.
 const EVERY: Duration = Duration::from_secs(60);
@@ -37,6 +37,8 @@ pub struct Swept {
     pub deleted: u64,
     /// Fragments at stashes that are away, to be deleted when they are back.
     pub waiting: u64,
+    /// Segments that nothing refers to were kept: an image is being published.
+    pub is_publishing: bool,
 }
 
 impl Controller {
@@ -58,14 +60,11 @@ impl Controller {
         self.check_in_charge()?;
         let mut swept = Swept::default();
         let deleting = self.deleting.write().await;
-        // A publication relies on segments that nothing refers to yet.
-        if !self.sessions.any() {
-            let before = unix_s().saturating_sub(keep_s);
-            let pending = self.catalog.pending().map_err(catalog_refusal)?;
+        swept.is_publishing = self.sessions.any();
+        if !swept.is_publishing {
+            let (pending, unused) = self.unneeded(keep_s)?;
             let pending: Vec<SegmentId> = pending.into_iter().map(|(id, _)| id).collect();
-            let old = |record: &SegmentRecord| record.references == 0 && record.stored_unix_s <= before;
-            let segments = self.catalog.segments().map_err(catalog_refusal)?;
-            let unused: Vec<SegmentId> = segments.into_iter().filter(|(_, r)| old(r)).map(|(id, _)| id).collect();
+            let unused: Vec<SegmentId> = unused.into_iter().map(|(id, _)| id).collect();
             swept.segments = (pending.len() + unused.len()) as u64;
             for some in pending.chunks(CHANGE_TOGETHER) {
                 let some = some.to_vec();
@@ -91,9 +90,54 @@ impl Controller {
         self.empty_trash().await;
         swept.waiting = self.catalog.trash().map_err(catalog_refusal)?.len() as u64;
         swept.deleted = before.saturating_sub(swept.waiting);
-        if swept != Swept::default() {
+        if swept.segments + swept.deleted + swept.waiting > 0 {
             tracing::info!(segments = swept.segments, deleted = swept.deleted, waiting = swept.waiting, "swept");
         }
+        Ok(swept)
+    }
+
+    /// Segments that never became durable, and those that nothing refers to and that are older than `keep_s` seconds. A publication under way may
+    /// rely on both.
+    #[allow(clippy::type_complexity)]
+    fn unneeded(
+        &self,
+        keep_s: u64,
+    ) -> Result<(Vec<(SegmentId, PendingRecord)>, Vec<(SegmentId, SegmentRecord)>), Refusal> {
+        let before = unix_s().saturating_sub(keep_s);
+        let mut segments = self.catalog.segments().map_err(catalog_refusal)?;
+        segments.retain(|(_, record)| record.references == 0 && record.stored_unix_s <= before);
+        Ok((self.catalog.pending().map_err(catalog_refusal)?, segments))
+    }
+
+    /// What a sweep would do.
+    ///
+    /// # Errors
+    /// The catalog's.
+    pub fn would_sweep(&self, keep_s: u64) -> Result<Swept, Refusal> {
+        let is_publishing = self.sessions.any();
+        let mut swept = Swept { is_publishing, ..Swept::default() };
+        let (up, groups) = (self.fleet.up(), self.catalog.groups().map_err(catalog_refusal)?);
+        let mut count = |node: Option<NodeId>| match node {
+            Some(node) if !up.contains_key(&node) => swept.waiting += 1,
+            _ => swept.deleted += 1,
+        };
+        for key in self.catalog.trash().map_err(catalog_refusal)? {
+            match key {
+                TrashKey::Fragment { node, .. } => count(Some(node)),
+                TrashKey::Copy { .. } => count(None),
+            }
+        }
+        let (pending, unused) = if is_publishing { (Vec::new(), Vec::new()) } else { self.unneeded(keep_s)? };
+        for (_, record) in &pending {
+            record.sent.iter().for_each(|(_, node)| count(Some(*node)));
+            (0..usize::from(record.copy)).for_each(|_| count(None));
+        }
+        for (_, record) in &unused {
+            let members = groups.get(&record.group).map_or(&[][..], |group| group.members.as_slice());
+            members.iter().for_each(|node| count(Some(*node)));
+            (0..usize::from(record.on_mass_storage)).for_each(|_| count(None));
+        }
+        swept.segments = (pending.len() + unused.len()) as u64;
         Ok(swept)
     }
 

@@ -10,12 +10,22 @@ use serde::{Deserialize, Serialize};
 
 /// Who keeps what of an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Layout {
     /// k + m pieces on clients, and a whole copy on the controller's mass storage.
     #[default]
     Mirror,
     /// k + m pieces on clients only.
     Clients,
+}
+
+impl std::fmt::Display for Layout {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Mirror => "mirror",
+            Self::Clients => "clients",
+        })
+    }
 }
 
 /// Start a publication, or go on with one.
@@ -25,10 +35,10 @@ pub struct Begin {
     pub name: String,
     /// Tag; without one the controller counts up.
     pub tag: Option<String>,
-    /// Geometry of new segments; without one it follows from the number of stashes.
+    /// Geometry of new segments; without one it follows from the policy and the fleet.
     pub geometry: Option<Geometry>,
-    /// Layout of new segments.
-    pub layout: Layout,
+    /// Layout of new segments; without one the policy's.
+    pub layout: Option<Layout>,
     /// Disk length in bytes.
     pub disk_len: u64,
     /// Whether the image may be installed while the controller is away.
@@ -46,6 +56,8 @@ pub struct Begun {
     pub geometry: Geometry,
     /// Seals them.
     pub owner_key: OwnerKey,
+    /// What of the policy cannot be kept now, for a person.
+    pub unmet: Vec<String>,
 }
 
 /// Which of these chunks are there?

@@ -4,18 +4,19 @@ mod boot;
 mod client;
 mod deploy;
 mod digest;
+mod gc;
 mod host;
 mod images;
 mod login;
 mod node;
 mod nodes;
 mod overrule;
+mod policy;
 mod publish;
 mod repair;
 mod rm;
 mod show;
 mod status;
-mod sweep;
 mod token;
 mod verify;
 mod via;
@@ -25,6 +26,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use protocol::identity::Role;
 use protocol::io::credentials::{default_home, file_of};
+use protocol::message::publish::Layout;
 
 use super::table;
 
@@ -46,10 +48,14 @@ enum Command {
     #[command(subcommand)]
     Node(node::Node),
     Repair(repair::Repair),
+    #[command(subcommand)]
+    Policy(policy::Policy),
+    Explain(policy::Explain),
     Status(status::Status),
     Overrule(overrule::Overrule),
     Verify(verify::Verify),
-    Sweep(sweep::Sweep),
+    #[command(alias = "sweep")]
+    Gc(gc::Gc),
     Digest(digest::Digest),
     #[command(subcommand)]
     Token(token::Token),
@@ -66,6 +72,24 @@ enum Command {
 enum Offline {
     Allow,
     Deny,
+}
+
+/// Who keeps what of an image.
+#[derive(Clone, Copy, ValueEnum)]
+enum LayoutArg {
+    /// Pieces on clients, a whole copy on the controller's mass storage
+    Mirror,
+    /// Pieces on clients only
+    Clients,
+}
+
+impl From<LayoutArg> for Layout {
+    fn from(layout: LayoutArg) -> Self {
+        match layout {
+            LayoutArg::Mirror => Self::Mirror,
+            LayoutArg::Clients => Self::Clients,
+        }
+    }
 }
 
 /// Options of every command.
@@ -99,10 +123,12 @@ impl Cli {
             Command::Nodes(args) => args.run().await,
             Command::Node(args) => args.run().await,
             Command::Repair(args) => args.run().await,
+            Command::Policy(args) => args.run().await,
+            Command::Explain(args) => args.run().await,
             Command::Status(args) => args.run().await,
             Command::Overrule(args) => args.run().await,
             Command::Verify(args) => args.run().await,
-            Command::Sweep(args) => args.run().await,
+            Command::Gc(args) => args.run().await,
             Command::Digest(args) => args.run().await,
             Command::Token(args) => args.run().await,
             Command::Login(args) => args.run().await,

@@ -4,14 +4,62 @@ use clap::{Args, Subcommand};
 
 use super::client::Client;
 use super::{Common, table};
-use crate::io::api::{NodeChange, NodeChanged, NodeInfo, RepairInfo};
+use crate::domains::is_valid_part;
+use crate::io::api::{LabelChange, Labelled, NodeChange, NodeChanged, NodeInfo, RepairInfo};
 
-/// Send a stash away, or keep it
+/// Send a stash away, keep it, or say what it fails with
 #[derive(Subcommand)]
 pub enum Node {
     Drain(Drain),
     Keep(Keep),
     Remove(Remove),
+    Label(Label),
+}
+
+/// Say what stashes fail with: a site, a rack, a building's power. Pieces are spread so that one of these can fail
+#[derive(Args)]
+#[command(
+    after_help = "Examples:\n  coe-ctl node label 3f9a 77c0 --set rack=a3 --set power=east\n  coe-ctl node label 3f9a --unset rack"
+)]
+pub struct Label {
+    /// Their ids, or the beginnings of them
+    #[arg(required = true)]
+    nodes: Vec<String>,
+    /// KEY=VALUE; may be given several times
+    #[arg(long, value_parser = label, value_name = "KEY=VALUE")]
+    set: Vec<(String, String)>,
+    /// Keys to take away
+    #[arg(long, value_name = "KEY")]
+    unset: Vec<String>,
+    #[command(flatten)]
+    common: Common,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let parts = text.split_once('=').filter(|(key, value)| is_valid_part(key) && is_valid_part(value));
+    let parts = parts.ok_or("want KEY=VALUE, such as rack=a3, of letters, digits, '.', '_' and '-'")?;
+    Ok((parts.0.into(), parts.1.into()))
+}
+
+impl Label {
+    async fn run(self) -> anyhow::Result<()> {
+        anyhow::ensure!(!self.set.is_empty() || !self.unset.is_empty(), "say --set KEY=VALUE or --unset KEY");
+        let (set, unset) = (self.set.into_iter().collect(), self.unset.into_iter().collect());
+        let (client, ask) = (Client::new(&self.common)?, LabelChange { set, unset });
+        let mut all: Vec<Labelled> = Vec::new();
+        for node in &self.nodes {
+            all.push(client.post(&format!("/v1/nodes/{node}/labels"), &ask).await?);
+        }
+        if self.common.json {
+            println!("{}", serde_json::to_string(&all)?);
+            return Ok(());
+        }
+        for Labelled { node, labels } in all {
+            let words: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            println!("{node}: {}", if words.is_empty() { "no labels".into() } else { words.join(" ") });
+        }
+        Ok(())
+    }
 }
 
 /// Move everything that a stash holds elsewhere; it stays a member
@@ -113,6 +161,7 @@ impl Node {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Drain(args) => args.which.send_away(NodeChange::Drain, args.wait, "empty").await,
+            Self::Label(args) => args.run().await,
             Self::Keep(args) => {
                 let changed = args.which.change(NodeChange::Keep).await?;
                 args.which.say(&changed, "a member like any other")

@@ -30,11 +30,13 @@ impl Nodes {
                 table::size(n.capacity),
                 n.used.map_or("-".into(), table::size),
                 n.fragments.map_or("-".into(), |f| f.to_string()),
+                n.class.clone(),
+                n.labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(" "),
                 n.addresses.join(" "),
             ]
         };
         let rows: Vec<_> = nodes.iter().map(row).collect();
-        table::print(&["STASH", "STATE", "HEARD", "OFFERS", "USED", "FRAGMENTS", "ADDRESS"], &rows);
+        table::print(&["STASH", "STATE", "HEARD", "OFFERS", "USED", "FRAGMENTS", "CLASS", "LABELS", "ADDRESS"], &rows);
         Ok(())
     }
 }

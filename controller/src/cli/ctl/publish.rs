@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use data_encoding::HEXLOWER_PERMISSIVE;
 use images::disk::SectorSize;
 use images::manifest::ImageName;
@@ -15,15 +15,8 @@ use protocol::identity::CONTROLLER_NAME;
 use protocol::io::{endpoint, rpc, tls};
 use protocol::message::publish::Layout;
 
-use super::{Common, Offline, client, table};
+use super::{Common, LayoutArg, Offline, client, table};
 use crate::io::publisher::{Order, Outcome, Progress, publish};
-#[derive(Clone, Copy, ValueEnum)]
-enum LayoutArg {
-    /// Pieces on clients, a whole copy on the controller's mass storage
-    Mirror,
-    /// Pieces on clients only
-    Clients,
-}
 
 /// Put a disk image into the array
 ///
@@ -39,15 +32,15 @@ pub struct Publish {
     /// Tag [default: counts up from 1]
     #[arg(long)]
     tag: Option<String>,
-    /// Data pieces of each segment, k [default: from the number of stashes]
+    /// Data pieces of each segment, k [default: from the policy and the fleet, see `coe-ctl explain`]
     #[arg(long, value_name = "K", requires = "parity")]
     data: Option<u8>,
     /// Parity pieces of each segment, m: so many holders may be lost
     #[arg(long, value_name = "M", requires = "data")]
     parity: Option<u8>,
-    /// Who keeps what
-    #[arg(long, value_enum, default_value = "mirror")]
-    layout: LayoutArg,
+    /// Who keeps what [default: as `coe-ctl policy` says]
+    #[arg(long, value_enum)]
+    layout: Option<LayoutArg>,
     /// Whether approved machines can be installed with it while the controller is away
     #[arg(long, value_enum, default_value = "allow")]
     offline: Offline,
@@ -111,7 +104,7 @@ impl Publish {
             tag: None,
             data: None,
             parity: None,
-            layout: LayoutArg::Mirror,
+            layout: None,
             offline: Offline::Allow,
             level: 2,
             sector_size: None,
@@ -137,10 +130,7 @@ impl Publish {
             name: self.name.clone().map_or_else(|| name_of(&self.image), Ok)?,
             tag: self.tag.clone(),
             geometry,
-            layout: match self.layout {
-                LayoutArg::Mirror => Layout::Mirror,
-                LayoutArg::Clients => Layout::Clients,
-            },
+            layout: self.layout.map(Layout::from),
             offline: self.offline == Offline::Allow,
             level: self.level,
             sector_size: sector_size.transpose()?,
@@ -200,6 +190,9 @@ fn print(outcome: &Outcome, json: bool) -> anyhow::Result<()> {
     println!("  stashes   {} as {} pieces", table::size(o.spread), o.geometry);
     if o.replaced > 0 {
         println!("  note      {} pieces went to another stash than planned", o.replaced);
+    }
+    for what in &o.unmet {
+        println!("  NOT KEPT  {what}");
     }
     if o.weaker > 0 {
         println!("  note      {} segments are shared with earlier images and keep their weaker protection", o.weaker);

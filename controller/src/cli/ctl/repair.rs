@@ -48,6 +48,18 @@ impl Health {
             let (moves, moved, of) = (self.moves, self.moved, self.to_move);
             lines.push(format!("repair     {moves} holders are being replaced, {moved} of {of} pieces{eta}"));
         }
+        if self.crowded > 0 {
+            lines.push(format!(
+                "AT RISK    {} groups: one failure domain would take more pieces along than can be lost (`coe-ctl explain IMAGE`)",
+                self.crowded
+            ));
+        }
+        if self.unsteady > 0 {
+            lines.push(format!(
+                "UNSTEADY   {} groups: too few of their stashes are usually up when machines are installed (`coe-ctl explain IMAGE`)",
+                self.unsteady
+            ));
+        }
         if self.stuck > 0 {
             lines.push(format!("STUCK      {} holders cannot be replaced: `coe-ctl repair`", self.stuck));
         }

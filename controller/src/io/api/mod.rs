@@ -2,6 +2,7 @@
 //! it all.
 
 mod machines;
+mod policy;
 mod repair;
 mod routes;
 mod tls_listener;
@@ -9,9 +10,10 @@ mod tls_listener;
 pub use machines::{
     BootServerChange, BootServerInfo, DeployInfo, DeployRequest, HostChange, HostInfo, NewHost, Numbers,
 };
+pub use policy::{Count, Explanation, GroupInfo, LabelChange, Labelled, PolicyInfo};
 pub use repair::{Health, MoveInfo, NodeChange, NodeChanged, RepairInfo};
 pub use routes::{
-    Api, ImageDetail, ImageInfo, NodeInfo, OverruleRequest, OverruleResponse, PartitionInfo, Status, SweepResult,
-    TicketRequest, TicketResponse, VerifyRequest, VerifyStarted,
+    Api, GcRequest, ImageDetail, ImageInfo, NodeInfo, OverruleRequest, OverruleResponse, PartitionInfo, Status,
+    SweepResult, TicketRequest, TicketResponse, VerifyRequest, VerifyStarted,
 };
 pub use tls_listener::{Acceptor, Server};

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::routes::{Answer, Shared};
 use crate::io::controller::{Controller, catalog_refusal};
 use crate::io::unix_s;
-use crate::repair::{Why, is_durable};
+use crate::repair::{Weak, Why, is_durable, weakness};
 
 /// How safe everything is.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
@@ -35,6 +35,10 @@ pub struct Health {
     pub eta_s: Option<u64>,
     /// Holders that should be replaced, and nobody is there to replace them.
     pub stuck: u64,
+    /// Groups of which one failure domain would take more pieces along than can be lost.
+    pub crowded: u64,
+    /// Groups of which fewer than k members are usually up in the busy hours.
+    pub unsteady: u64,
 }
 
 /// A holder that is being replaced, or should be.
@@ -101,7 +105,8 @@ pub struct NodeChanged {
 impl Controller {
     pub(super) fn health(&self) -> Result<Health, Refusal> {
         let (nodes, groups) = self.repair_facts()?;
-        let policy = self.repair_policy();
+        let policy = self.repair_policy()?;
+        let domains = self.habits.domains();
         let mut health =
             Health { damaged: self.catalog.damaged().map_err(catalog_refusal)?.len() as u64, ..Health::default() };
         let counts: BTreeMap<GroupId, u64> =
@@ -114,6 +119,11 @@ impl Controller {
             let durable = group.members.iter().enumerate().filter(is_there).count();
             health.missing += (group.members.len() - durable) as u64 * segments;
             let spare = durable.saturating_sub(group.geometry.data()) as u64;
+            match weakness(group, &nodes, &domains) {
+                None => {}
+                Some(Weak::Crowded(_)) => health.crowded += 1,
+                Some(Weak::Unsteady(_)) => health.unsteady += 1,
+            }
             health.spare = Some(health.spare.map_or(spare, |least| least.min(spare)));
             if durable < group.geometry.data() {
                 for segment in self.catalog.segments_of(*id).map_err(catalog_refusal)? {
@@ -136,7 +146,7 @@ impl Controller {
         Ok(health)
     }
 
-    fn node_called(&self, text: &str) -> Result<NodeId, Refusal> {
+    pub(super) fn node_called(&self, text: &str) -> Result<NodeId, Refusal> {
         let all = self.catalog.nodes().map_err(catalog_refusal)?;
         let mut meant = all.into_iter().filter(|(node, _)| !text.is_empty() && node.to_string().starts_with(text));
         match (meant.next(), meant.next()) {

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{OpenApi, ToSchema};
 
 use super::machines;
+use super::policy;
 use super::repair::{self, Health};
 use super::tls_listener::Caller;
 use crate::catalog::TicketRecord;
@@ -43,7 +44,7 @@ use crate::io::verify::{Problem, Verification};
         create_ticket,
         start_verify,
         get_verify,
-        sweep,
+        gc,
         machines::list_boot_servers,
         machines::change_boot_server,
         machines::list_hosts,
@@ -55,7 +56,12 @@ use crate::io::verify::{Problem, Verification};
         machines::cancel,
         machines::retry,
         repair::get_repair,
-        repair::change_node
+        repair::change_node,
+        policy::list_policies,
+        policy::change_policy,
+        policy::clear_policy,
+        policy::explain,
+        policy::label_node
     ),
     components(schemas(Problem))
 )]
@@ -136,6 +142,10 @@ pub struct NodeInfo {
     pub state: String,
     /// Fragments that it holds for the array.
     pub to_hand_over: u64,
+    /// What it behaves like: `new`, `always on`, `office hours`, `laptop` or `rare`.
+    pub class: String,
+    /// What it fails with.
+    pub labels: std::collections::BTreeMap<String, String>,
 }
 
 /// An image in a list.
@@ -249,6 +259,14 @@ pub struct VerifyStarted {
     pub job: u64,
 }
 
+/// How to collect garbage.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+pub struct GcRequest {
+    /// Only say what would be deleted.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
 /// What a sweep did.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct SweepResult {
@@ -258,11 +276,13 @@ pub struct SweepResult {
     pub deleted: u64,
     /// Fragments that wait for their holder.
     pub waiting: u64,
+    /// Segments that nothing refers to were kept: an image is being published.
+    pub is_publishing: bool,
 }
 
 impl From<Swept> for SweepResult {
     fn from(s: Swept) -> Self {
-        Self { segments: s.segments, deleted: s.deleted, waiting: s.waiting }
+        Self { segments: s.segments, deleted: s.deleted, waiting: s.waiting, is_publishing: s.is_publishing }
     }
 }
 
@@ -297,13 +317,16 @@ pub(super) fn router(controller: Arc<Controller>) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/nodes", get(nodes))
         .route("/v1/nodes/{node}", post(repair::change_node))
+        .route("/v1/nodes/{node}/labels", post(policy::label_node))
         .route("/v1/repair", get(repair::get_repair))
+        .route("/v1/policies", get(policy::list_policies).post(policy::change_policy).delete(policy::clear_policy))
+        .route("/v1/explain", get(policy::explain))
         .route("/v1/images", get(list_images))
         .route("/v1/images/{name}/{tag}", get(show_image).delete(remove_image))
         .route("/v1/tickets", post(create_ticket))
         .route("/v1/verify", post(start_verify))
         .route("/v1/verify/{job}", get(get_verify))
-        .route("/v1/sweep", post(sweep))
+        .route("/v1/gc", post(gc))
         .route("/v1/overrule", post(overrule))
         .route("/v1/boot-servers", get(machines::list_boot_servers))
         .route("/v1/boot-servers/{node}", post(machines::change_boot_server))
@@ -381,6 +404,7 @@ async fn status(State(c): Shared) -> Answer<Status> {
 async fn nodes(State(c): Shared) -> Answer<Vec<NodeInfo>> {
     let liars = c.liars.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let standings = c.catalog.standings().map_err(catalog_refusal)?;
+    let (labels, habits) = (c.catalog.labels().map_err(catalog_refusal)?, c.habits.attendance());
     let info = |(id, record): (images::NodeId, crate::catalog::NodeRecord)| {
         let pulse = c.fleet.pulse(id);
         let standing = standings.get(&id).cloned().unwrap_or_default();
@@ -397,6 +421,8 @@ async fn nodes(State(c): Shared) -> Answer<Vec<NodeInfo>> {
         NodeInfo {
             state: state.into(),
             to_hand_over: c.to_hand_over(id).unwrap_or(0),
+            class: habits.class(id).to_string(),
+            labels: labels.get(&id).cloned().unwrap_or_default(),
             node: id.to_string(),
             addresses: record.addresses.iter().map(ToString::to_string).collect(),
             up: pulse.is_some_and(|(_, up)| up),
@@ -520,7 +546,8 @@ async fn get_verify(State(c): Shared, Path(job): Path<u64>) -> Answer<Verificati
 }
 
 /// Forget and delete at once what no image refers to
-#[utoipa::path(post, path = "/v1/sweep", responses((status = 200, body = SweepResult)))]
-async fn sweep(State(c): Shared) -> Answer<SweepResult> {
-    Ok(Json(c.sweep(0).await?.into()))
+#[utoipa::path(post, path = "/v1/gc", request_body = GcRequest, responses((status = 200, body = SweepResult)))]
+async fn gc(State(c): Shared, Json(ask): Json<GcRequest>) -> Answer<SweepResult> {
+    let swept = if ask.dry_run { c.would_sweep(0)? } else { c.sweep(0).await? };
+    Ok(Json(swept.into()))
 }

@@ -35,8 +35,8 @@ pub struct Order {
     pub tag: Option<String>,
     /// Geometry; without one the controller chooses.
     pub geometry: Option<Geometry>,
-    /// Who keeps what.
-    pub layout: Layout,
+    /// Who keeps what; without it as the policy says.
+    pub layout: Option<Layout>,
     /// Whether it may be installed while the controller is away.
     pub offline: bool,
     /// zstd level.
@@ -131,6 +131,8 @@ pub struct Outcome {
     pub replaced: u64,
     /// Segments shared with earlier images that are protected less than was asked for.
     pub weaker: u64,
+    /// What of the policy could not be kept.
+    pub unmet: Vec<String>,
     /// Whether it can be installed while the controller is away.
     pub offline: bool,
     /// Seconds from start to end.
@@ -209,6 +211,7 @@ pub async fn publish(connection: &Connection, order: Order, progress: Arc<Progre
         spread: load(&progress.spread),
         replaced: load(&progress.replaced),
         weaker: published.weaker,
+        unmet: begun.unmet,
         offline: published.offline,
         took_s: start.elapsed().as_secs_f64(),
         cpu_s: (process_cpu() - cpu_before).as_secs_f64(),

@@ -38,9 +38,15 @@ impl Controller {
             let controller = self.clone();
             tasks.spawn(async move {
                 for (id, piece) in fragments {
-                    if let Err(error) = controller.mend(node, id, piece).await {
-                        tracing::warn!(%node, segment = %id, piece, %error, "a lost fragment is not made anew yet");
-                        return;
+                    match controller.mend(node, id, piece).await {
+                        Ok(fetched) => {
+                            let limit = controller.common_policy().ok().and_then(|policy| policy.limit);
+                            controller.repairs.keep_pace(fetched, limit).await;
+                        }
+                        Err(error) => {
+                            tracing::warn!(%node, segment = %id, piece, %error, "a lost fragment is not made anew yet");
+                            return;
+                        }
                     }
                 }
             });
@@ -59,28 +65,28 @@ impl Controller {
         Ok(Some(node).filter(|node| counts && !is_vacant && self.fleet.up().contains_key(node)))
     }
 
-    /// Make one anew. An error means that its holder is not to be asked for others now.
-    async fn mend(&self, node: NodeId, id: SegmentId, piece: u8) -> Result<(), Refusal> {
+    /// Make one anew; the answer is the bytes that were fetched for it. An error means that its holder is not to be asked for others now.
+    async fn mend(&self, node: NodeId, id: SegmentId, piece: u8) -> Result<u64, Refusal> {
         // Neither the segment nor its holder changes as long as this is held: deletions wait.
         let _alive = self.deleting.read().await;
         self.check_in_charge()?;
         let key = TrashKey::Fragment { node, segment: id, piece };
         if self.holder(id, piece)? != Some(node) || self.catalog.is_trash(&key).map_err(catalog_refusal)? {
-            return Ok(());
+            return Ok(0);
         }
-        let Some(record) = self.catalog.segment(&id).map_err(catalog_refusal)? else { return Ok(()) };
-        let Some(group) = self.catalog.groups().map_err(catalog_refusal)?.remove(&record.group) else { return Ok(()) };
+        let Some(record) = self.catalog.segment(&id).map_err(catalog_refusal)? else { return Ok(0) };
+        let Some(group) = self.catalog.groups().map_err(catalog_refusal)?.remove(&record.group) else { return Ok(0) };
         let mut outcomes = self.rebuild_at(node, vec![wanted(id, &record, &group, vec![piece], None)]).await?;
         let made = match outcomes.pop() {
             Some(Rebuilt::Short(_)) if record.on_mass_storage => self.put_from_copy(node, id, &group, &[piece]).await,
             Some(outcome) => outcome,
-            None => return Ok(()),
+            None => return Ok(0),
         };
         let fetched = match made {
             Rebuilt::Here { fetched } => fetched,
             Rebuilt::Short(what) => {
                 tracing::error!(%node, segment = %id, piece, what, "a lost fragment cannot be made anew now");
-                return Ok(());
+                return Ok(0);
             }
             Rebuilt::Refused(refusal) => return Err(refusal),
         };
@@ -97,6 +103,6 @@ impl Controller {
         mended.await.map_err(catalog_refusal)?;
         self.repairs.count(fetched, len);
         tracing::info!(%node, segment = %id, piece, fetched, is_proven, "a lost fragment was made anew");
-        Ok(())
+        Ok(fetched)
     }
 }

@@ -9,12 +9,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use images::fragment::FragmentId;
+use images::limits::SEALED_MAX;
 use images::parity::Geometry;
 use images::{GroupId, NodeId, SegmentId};
 use protocol::message::Refusal;
+use protocol::pace::Bucket;
 use tokio::sync::{Notify, Semaphore};
 
 use super::controller::{Controller, catalog_refusal};
+use super::habits::COUNT_EVERY;
 use super::unix_s;
 use crate::catalog::{CatalogError, GroupRecord, ImageRecord, MoveRecord, Seat, Standing};
 use crate::repair::{self, Policy, Seen, Whole, Why};
@@ -22,14 +25,14 @@ use moves::Task;
 
 /// How often it is looked whether something is to be done; sooner when somebody says so.
 const EVERY: Duration = Duration::from_secs(5);
-/// How often the absence of members is counted up.
-const COUNT_EVERY: Duration = Duration::from_secs(60);
 /// In that time one piece of so many stashes is proven: each of them reads a fragment or so in ten minutes.
 const STASHES_AN_AUDIT: usize = 10;
 /// Members whose groups' pieces travel at the same time.
 const MOVES_TOGETHER: usize = 4;
 /// Moves that are planned ahead.
 const PLANNED_TOGETHER: usize = 1024;
+/// While so many are under way, nothing is moved only to lie better.
+const BETTER_TOGETHER: usize = 16;
 /// A new holder that cannot take its pieces for so long is given up, and another one is found; and for so long it is not chosen again.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(600);
 
@@ -45,7 +48,6 @@ pub struct Progress {
 }
 
 /// What repair is at.
-#[derive(Default)]
 pub struct Repairs {
     tasks: Mutex<BTreeMap<Seat, Arc<Task>>>,
     stuck: Mutex<Vec<(Seat, NodeId, Why)>>,
@@ -54,12 +56,30 @@ pub struct Repairs {
     avoided: Mutex<BTreeMap<NodeId, Instant>>,
     fetched: AtomicU64,
     kept: AtomicU64,
+    since: Instant,
+    pace: Mutex<Bucket>,
     /// There is something to do.
     pub wake: Notify,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Default for Repairs {
+    fn default() -> Self {
+        Self {
+            tasks: Mutex::default(),
+            stuck: Mutex::default(),
+            put_off: Mutex::default(),
+            avoided: Mutex::default(),
+            fetched: AtomicU64::new(0),
+            kept: AtomicU64::new(0),
+            since: Instant::now(),
+            pace: Mutex::default(),
+            wake: Notify::new(),
+        }
+    }
 }
 
 impl Repairs {
@@ -104,6 +124,14 @@ impl Repairs {
         if fetched > 0 {
             self.fetched.fetch_add(fetched, Relaxed);
             self.kept.fetch_add(kept, Relaxed);
+        }
+    }
+
+    /// Wait so long that repair moves no more bytes a second than `limit`.
+    async fn keep_pace(&self, bytes: u64, limit: Option<u64>) {
+        if let Some(limit) = limit {
+            let wait = lock(&self.pace).take(self.since.elapsed(), bytes, limit);
+            tokio::time::sleep(wait).await;
         }
     }
 
@@ -165,6 +193,9 @@ impl Controller {
             if let Err(error) = self.count_absence().await {
                 tracing::warn!(%error, "absence not counted");
             }
+            if let Err(error) = self.count_attendance().await {
+                tracing::warn!(%error, "who was up is not noted");
+            }
         }
     }
 
@@ -208,6 +239,7 @@ impl Controller {
     /// The facts that decisions are made from. Only groups that something may have to be done for have a size.
     pub(super) fn repair_facts(&self) -> Result<(BTreeMap<NodeId, Seen>, BTreeMap<GroupId, Whole>), Refusal> {
         let standings = self.catalog.standings().map_err(catalog_refusal)?;
+        let (habits, domains) = (self.habits.attendance(), self.habits.domains());
         let up = self.fleet.up();
         let mut nodes: BTreeMap<NodeId, Seen> = BTreeMap::new();
         for (node, _) in self.catalog.nodes().map_err(catalog_refusal)? {
@@ -222,11 +254,12 @@ impl Controller {
                 too_much,
                 is_urgent: pulse.is_some_and(|pulse| pulse.is_urgent),
                 is_clearing: too_much > 0 && self.catalog.has_trash(node).map_err(catalog_refusal)?,
+                is_unsteady: !habits.class(node).is_steady(),
                 standing,
             };
             nodes.insert(node, seen);
         }
-        let policy = self.repair_policy();
+        let policy = self.repair_policy()?;
         let is_fine = |node: &NodeId| {
             repair::is_durable(nodes.get(node), &policy)
                 && nodes.get(node).is_some_and(|n| n.standing.may_take() && n.too_much == 0)
@@ -240,7 +273,13 @@ impl Controller {
             let vacant = all_vacant.remove(&id).unwrap_or_default();
             let is_well = vacant.is_empty() && group.members.iter().all(is_fine);
             let bytes = if is_well { 0 } else { self.bytes_of(id, &group)? };
-            groups.insert(id, Whole { geometry: group.geometry, members: group.members, vacant, bytes });
+            let (geometry, segments) = (group.geometry, group.segments);
+            let mut whole = Whole { geometry, members: group.members, vacant, bytes };
+            if is_well && repair::weakness(&whole, &nodes, &domains).is_some() {
+                // It may stay so for long: no reason to look at all segments every time.
+                whole.bytes = segments * geometry.piece_len(SEALED_MAX) as u64;
+            }
+            groups.insert(id, whole);
         }
         Ok((nodes, groups))
     }
@@ -255,15 +294,24 @@ impl Controller {
         Ok(bytes)
     }
 
-    pub(super) fn repair_policy(&self) -> Policy {
-        Policy { gone_after_s: self.settings.gone_after_s, together: PLANNED_TOGETHER }
+    pub(super) fn repair_policy(&self) -> Result<Policy, Refusal> {
+        let is_open = self.is_open()?;
+        Ok(Policy {
+            gone_after_s: self.settings.gone_after_s,
+            together: PLANNED_TOGETHER,
+            is_open,
+            better_together: BETTER_TOGETHER,
+        })
     }
 
     async fn repair_once(self: &Arc<Self>, slots: &Arc<Semaphore>) -> Result<(), Refusal> {
         // First what is under way: a move that ends in between looks unfinished, not undone.
         let under_way = self.catalog.moves().map_err(catalog_refusal)?;
         let (nodes, groups) = self.repair_facts()?;
-        let mut plan = repair::plan(&self.repair_policy(), &nodes, &groups, &under_way, unix_s());
+        let mut plan = {
+            let domains = self.habits.domains();
+            repair::plan(&self.repair_policy()?, &nodes, &groups, &under_way, &domains, unix_s())
+        };
         for task in self.repairs.tasks_of(&under_way) {
             if task.is_hopeless() {
                 lock(&self.repairs.avoided).insert(task.record.to, Instant::now());
@@ -404,6 +452,6 @@ impl Controller {
         removed.await.map_err(catalog_refusal)?;
         self.fleet.forget(node);
         tracing::info!(%node, "a stash left the array");
-        Ok(())
+        self.look_at_labels()
     }
 }

@@ -163,7 +163,11 @@ impl Controller {
             todo.retain(|id| !has.contains(id));
             let mut first = None;
             for some in todo.chunks(REBUILD_TOGETHER) {
-                match self.have_some(task, some).await {
+                let before = task.progress().fetched;
+                let outcome = self.have_some(task, some).await;
+                let fetched = task.progress().fetched - before;
+                self.repairs.keep_pace(fetched, self.common_policy()?.limit).await;
+                match outcome {
                     Ok(()) => {}
                     // What cannot be had now must not keep the rest waiting.
                     Err(trouble @ Trouble::Other(_)) => drop(first.get_or_insert(trouble)),

@@ -1,17 +1,20 @@
-//! `coe-ctl sweep`
+//! `coe-ctl gc`
 
 use clap::Args;
 
 use super::client::Client;
 use super::{Common, table};
-use crate::io::api::SweepResult;
+use crate::io::api::{GcRequest, SweepResult};
 
 /// Delete at once what no image refers to, such as the rest of an interrupted publication
 ///
 /// The controller does this by itself after a day.
 #[derive(Args)]
-#[command(after_help = "Example:\n  coe-ctl sweep")]
-pub struct Sweep {
+#[command(after_help = "Example:\n  coe-ctl gc --dry-run")]
+pub struct Gc {
+    /// Only say what would be deleted
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -26,15 +29,19 @@ impl SweepResult {
         if self.waiting > 0 {
             println!("{} fragments lie on stashes that are away; they are deleted when these are back", self.waiting);
         }
+        if self.is_publishing {
+            println!("an image is being published: segments that nothing refers to yet are kept until it is done");
+        }
         Ok(())
     }
 }
 
-impl Sweep {
+impl Gc {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        let spinner = table::spinner("sweeping");
-        let result: SweepResult = Client::new(&self.common)?.post("/v1/sweep", &()).await?;
+        let spinner = table::spinner("collecting garbage");
+        let ask = GcRequest { dry_run: self.dry_run };
+        let result: SweepResult = Client::new(&self.common)?.post("/v1/gc", &ask).await?;
         spinner.finish_and_clear();
-        result.print("swept", self.common.json)
+        result.print(if self.dry_run { "would be collected" } else { "collected" }, self.common.json)
     }
 }

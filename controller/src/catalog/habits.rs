@@ -1,0 +1,103 @@
+//! What an admin wants of the array, what stashes are labelled with, and when they were up.
+
+use std::collections::BTreeMap;
+
+use images::{NodeId, wire};
+use redb::{ReadableDatabase as _, ReadableTable as _};
+
+use super::records::PolicyRecord;
+use super::tables::{HISTORIES, LABELS, NODES, POLICIES};
+use super::{Catalog, Change, Result};
+use crate::attendance::History;
+use crate::domains::Labels;
+
+impl Catalog {
+    /// What is wanted of all images (under no name), and of some by name.
+    ///
+    /// # Errors
+    /// [`super::CatalogError`].
+    pub fn policies(&self) -> Result<BTreeMap<String, PolicyRecord>> {
+        let read = self.0.begin_read()?;
+        let table = read.open_table(POLICIES)?;
+        let row = |row: std::result::Result<(redb::AccessGuard<'_, &str>, redb::AccessGuard<'_, &[u8]>), _>| {
+            let (name, record) = row?;
+            Ok((name.value().to_string(), wire::decode(record.value())?))
+        };
+        table.iter()?.map(row).collect()
+    }
+
+    /// Labels of stashes that have some.
+    ///
+    /// # Errors
+    /// [`super::CatalogError`].
+    pub fn labels(&self) -> Result<BTreeMap<NodeId, Labels>> {
+        Ok(self.all(LABELS)?.into_iter().map(|(node, labels)| (NodeId(node), labels)).collect())
+    }
+
+    /// When stashes were up.
+    ///
+    /// # Errors
+    /// [`super::CatalogError`].
+    pub fn histories(&self) -> Result<BTreeMap<NodeId, History>> {
+        Ok(self.all(HISTORIES)?.into_iter().map(|(node, history)| (NodeId(node), history)).collect())
+    }
+}
+
+impl Change<'_> {
+    /// Change what is wanted of images of a name, or of all. What wants nothing is forgotten.
+    ///
+    /// # Errors
+    /// [`super::CatalogError`].
+    pub fn change_policy(&self, name: &str, work: impl FnOnce(&mut PolicyRecord)) -> Result<()> {
+        let mut table = self.0.open_table(POLICIES)?;
+        let found = table.get(name)?.map(|v| wire::decode::<PolicyRecord>(v.value())).transpose()?;
+        let mut record = found.unwrap_or_default();
+        work(&mut record);
+        if record == PolicyRecord::default() {
+            table.remove(name)?;
+        } else {
+            table.insert(name, wire::encode(&record).as_slice())?;
+        }
+        Ok(())
+    }
+
+    /// Change the labels of a stash.
+    ///
+    /// # Errors
+    /// [`super::CatalogError`].
+    pub fn change_labels(&self, node: NodeId, work: impl FnOnce(&mut Labels)) -> Result<()> {
+        let mut table = self.0.open_table(LABELS)?;
+        let found = table.get(node.0)?.map(|v| wire::decode::<Labels>(v.value())).transpose()?;
+        let mut labels = found.unwrap_or_default();
+        work(&mut labels);
+        if labels.is_empty() {
+            table.remove(node.0)?;
+        } else {
+            table.insert(node.0, wire::encode(&labels).as_slice())?;
+        }
+        Ok(())
+    }
+
+    /// An hour of the week is over: these members were up in it, and the others not.
+    ///
+    /// # Errors
+    /// [`super::CatalogError`].
+    pub fn note_hour(&self, hour: usize, was_up: impl Fn(NodeId) -> bool) -> Result<()> {
+        let mut table = self.0.open_table(HISTORIES)?;
+        for row in self.0.open_table(NODES)?.iter()? {
+            let node = row?.0.value();
+            let found = table.get(node)?.map(|v| wire::decode::<History>(v.value())).transpose()?;
+            let mut history = found.unwrap_or_default();
+            history.note(hour, was_up(NodeId(node)));
+            table.insert(node, wire::encode(&history).as_slice())?;
+        }
+        Ok(())
+    }
+
+    /// It is no member any more.
+    pub(super) fn forget_habits(&self, node: NodeId) -> Result<()> {
+        self.0.open_table(HISTORIES)?.remove(node.0)?;
+        self.0.open_table(LABELS)?.remove(node.0)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,167 @@
+//! What is known of the fleet beside who is up now: when stashes usually are, what they fail with, and what an admin wants of the array.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use chrono::Timelike as _;
+use images::NodeId;
+use protocol::message::Refusal;
+use protocol::message::publish::Layout;
+use protocol::pace::is_between;
+
+use super::controller::{Controller, catalog_refusal};
+use super::unix_s;
+use crate::attendance::{Attendance, Class, Counter};
+use crate::catalog::{Catalog, CatalogError, PolicyRecord};
+use crate::domains::Domains;
+use crate::geometry::{Choice, Fleet, Goal, choose};
+
+/// What was computed from the catalog, until it changes.
+#[derive(Default)]
+pub struct Habits {
+    attendance: RwLock<Arc<Attendance>>,
+    domains: RwLock<Arc<Domains>>,
+    counter: Mutex<Counter>,
+}
+
+fn read<T>(lock: &RwLock<Arc<T>>) -> Arc<T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+fn write<T>(lock: &RwLock<Arc<T>>, value: T) {
+    *lock.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(value);
+}
+
+impl Habits {
+    /// As the catalog knows them.
+    ///
+    /// # Errors
+    /// The catalog's.
+    pub fn load(catalog: &Catalog) -> Result<Self, CatalogError> {
+        let habits = Self::default();
+        write(&habits.attendance, Attendance::of(&catalog.histories()?));
+        write(&habits.domains, Domains::new(&catalog.labels()?));
+        Ok(habits)
+    }
+
+    /// When stashes usually are up.
+    #[must_use]
+    pub fn attendance(&self) -> Arc<Attendance> {
+        read(&self.attendance)
+    }
+
+    /// What stashes fail with.
+    #[must_use]
+    pub fn domains(&self) -> Arc<Domains> {
+        read(&self.domains)
+    }
+}
+
+/// What is wanted of an image, with all that was left open filled in.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// How much is to be survived.
+    pub goal: Goal,
+    /// Who keeps what.
+    pub layout: Layout,
+}
+
+impl Policy {
+    fn of(policies: &BTreeMap<String, PolicyRecord>, name: &str) -> Self {
+        let own = policies.get(name).cloned().unwrap_or_default();
+        let all = policies.get("").cloned().unwrap_or_default();
+        let goal = Goal {
+            survive: own.survive.or(all.survive),
+            readable: own.readable.or(all.readable).map(|share| f64::from(share) / 10_000.0),
+            redundant: own.redundant.or(all.redundant).unwrap_or(false),
+        };
+        Self { goal, layout: own.layout.or(all.layout).unwrap_or_default() }
+    }
+}
+
+impl Controller {
+    /// What is wanted of images of a name.
+    ///
+    /// # Errors
+    /// The catalog's.
+    pub fn policy_for(&self, name: &str) -> Result<Policy, Refusal> {
+        Ok(Policy::of(&self.catalog.policies().map_err(catalog_refusal)?, name))
+    }
+
+    /// What is wanted of all images.
+    ///
+    /// # Errors
+    /// The catalog's.
+    pub fn common_policy(&self) -> Result<PolicyRecord, Refusal> {
+        Ok(self.catalog.policies().map_err(catalog_refusal)?.remove("").unwrap_or_default())
+    }
+
+    /// Whether it is time for what can wait.
+    ///
+    /// # Errors
+    /// The catalog's.
+    pub fn is_open(&self) -> Result<bool, Refusal> {
+        let now = chrono::Local::now();
+        let minute = (now.hour() * 60 + now.minute()) as u16;
+        Ok(self.common_policy()?.window.is_none_or(|(from, to)| is_between(minute, from, to)))
+    }
+
+    /// Stashes that may take pieces, by what they behave like.
+    ///
+    /// # Errors
+    /// The catalog's.
+    pub fn classes(&self) -> Result<BTreeMap<Class, usize>, Refusal> {
+        let habits = self.habits.attendance();
+        let mut classes = BTreeMap::new();
+        for node in self.takers()?.keys() {
+            *classes.entry(habits.class(*node)).or_default() += 1;
+        }
+        Ok(classes)
+    }
+
+    /// The geometry of new segments.
+    ///
+    /// # Errors
+    /// The catalog's.
+    pub fn choose_geometry(&self, goal: &Goal) -> Result<Option<Choice>, Refusal> {
+        let habits = self.habits.attendance();
+        let kinds = self.habits.domains().kinds();
+        Ok(choose(&Fleet { classes: self.classes()?, kinds, habits: Some(&habits) }, goal))
+    }
+
+    /// Labels changed, or a stash joined or left.
+    ///
+    /// # Errors
+    /// The catalog's.
+    pub fn look_at_labels(&self) -> Result<(), Refusal> {
+        let mut labels = self.catalog.labels().map_err(catalog_refusal)?;
+        let members: BTreeSet<NodeId> =
+            self.catalog.nodes().map_err(catalog_refusal)?.into_iter().map(|(node, _)| node).collect();
+        labels.retain(|node, _| members.contains(node));
+        write(&self.habits.domains, Domains::new(&labels));
+        Ok(())
+    }
+
+    /// A minute passed; with it maybe an hour.
+    ///
+    /// # Errors
+    /// The catalog's.
+    pub async fn count_attendance(&self) -> Result<(), Refusal> {
+        let up: BTreeSet<NodeId> = self.fleet.up().into_keys().collect();
+        let habits = self.habits.attendance();
+        let over = self.habits.counter.lock().unwrap_or_else(PoisonError::into_inner).minute(unix_s(), &up, &habits);
+        let Some((hour, was_up)) = over else { return Ok(()) };
+        let noted = self.committer.change(move |change| change.note_hour(hour, |node| was_up.contains(&node)));
+        noted.await.map_err(catalog_refusal)?;
+        let catalog = self.catalog.clone();
+        let histories = tokio::task::spawn_blocking(move || catalog.histories().map(|all| Attendance::of(&all))).await;
+        let attendance =
+            histories.map_err(|_| Refusal::Failed("look at histories".into()))?.map_err(catalog_refusal)?;
+        write(&self.habits.attendance, attendance);
+        Ok(())
+    }
+}
+
+/// How often [`Controller::count_attendance`] is called.
+pub const COUNT_EVERY: Duration = Duration::from_secs(60);
