@@ -7,6 +7,7 @@ use images::limits::PARITY_PIECES_MAX;
 use images::parity::Geometry;
 
 use crate::attendance::{Attendance, Class};
+use crate::repair::threshold;
 
 /// More data pieces than this make no segment much cheaper, and every repair dearer.
 const DATA_MAX: usize = 10;
@@ -75,13 +76,20 @@ struct Steady<'a> {
     wanted: f64,
 }
 
-impl Steady<'_> {
+impl<'a> Steady<'a> {
+    fn new(fleet: &'a Fleet<'a>, goal: &Goal) -> Self {
+        let steady = fleet.classes.iter().filter(|(class, _)| class.is_steady());
+        Self { fleet, count: steady.map(|(_, count)| count).sum(), wanted: goal.readable.unwrap_or(0.0) }
+    }
+
     /// The fewest, k at least, with which it can be read as often as wanted, and how often that is.
     fn fewest(&self, geometry: Geometry) -> (usize, f64) {
         let (k, n) = (geometry.data(), geometry.pieces());
         let most = n.min(self.count);
         let Some(habits) = self.fleet.habits else { return (k.min(most), 1.0) };
-        let readable = |steady: usize| habits.readable_of(&self.fleet.classes, n, steady, k);
+        // Repair leaves some pieces missing for long.
+        let there = n + 1 - threshold(geometry);
+        let readable = |steady: usize| habits.readable_of(&self.fleet.classes, there, steady.min(there), k);
         let (mut low, mut high) = (k.min(most), most);
         if readable(low) >= self.wanted {
             return (low, readable(low));
@@ -101,8 +109,7 @@ impl Steady<'_> {
 pub fn choose(fleet: &Fleet<'_>, goal: &Goal) -> Option<Choice> {
     let stashes: usize = fleet.classes.values().sum();
     let most = pieces_max(stashes);
-    let steady_count = fleet.classes.iter().filter(|(class, _)| class.is_steady()).map(|(_, count)| count).sum();
-    let steady = Steady { fleet, count: steady_count, wanted: goal.readable.unwrap_or(0.0) };
+    let steady = Steady::new(fleet, goal);
     let survive = goal.survive.map_or(usual_parity(stashes), usize::from);
     let parity = survive.min(most.checked_sub(1)?).min(PARITY_PIECES_MAX);
     let data_max = if goal.redundant { 1 } else { DATA_MAX };
@@ -125,8 +132,14 @@ pub fn choose(fleet: &Fleet<'_>, goal: &Goal) -> Option<Choice> {
     }
     let (_, geometry, steady_members, readable) = best?;
     let mut choice = Choice { geometry, steady: steady_members, readable, why: Vec::new(), unmet: Vec::new() };
-    choice.explain(fleet, goal, survive, steady_count);
+    choice.explain(fleet, goal, survive, steady.count);
     Some(choice)
+}
+
+/// Members of a group of this geometry that must be steady.
+#[must_use]
+pub fn steady(fleet: &Fleet<'_>, goal: &Goal, geometry: Geometry) -> usize {
+    Steady::new(fleet, goal).fewest(geometry).0
 }
 
 /// Whether one of so many domains takes more pieces along than can be lost, however they are spread.

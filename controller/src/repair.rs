@@ -60,6 +60,8 @@ pub struct Whole {
     pub vacant: BTreeSet<u8>,
     /// Bytes of all its segments at one member.
     pub bytes: u64,
+    /// Members that should be up in the busy hours.
+    pub steady: usize,
 }
 
 /// Why a member is replaced.
@@ -91,7 +93,7 @@ impl std::fmt::Display for Why {
 pub enum Weak {
     /// One domain would take more pieces along than can be lost.
     Crowded(Domain),
-    /// Fewer than k members can be counted on in the busy hours: so many.
+    /// Fewer members than should can be counted on in the busy hours: so many.
     Unsteady(usize),
 }
 
@@ -104,7 +106,7 @@ pub fn weakness(group: &Whole, nodes: &BTreeMap<NodeId, Seen>, domains: &Domains
     }
     let is_steady = |node: &&NodeId| nodes.get(*node).is_some_and(|n| !n.is_unsteady);
     let steady = group.members.iter().filter(is_steady).count();
-    (steady < group.geometry.data()).then_some(Weak::Unsteady(steady))
+    (steady < group.steady).then_some(Weak::Unsteady(steady))
 }
 
 /// What to do.
@@ -361,7 +363,7 @@ impl Planner<'_> {
         let others: Vec<NodeId> =
             whole.members.iter().filter(stays).chain(coming.into_iter().flatten()).copied().collect();
         let is_unsteady = |node: &NodeId| self.nodes.get(node).is_some_and(|n| n.is_unsteady);
-        let needs_steady = others.iter().filter(|node| !is_unsteady(node)).count() < whole.geometry.data();
+        let needs_steady = others.iter().filter(|node| !is_unsteady(node)).count() < whole.steady;
         let counts = self.domains.count(others.into_iter());
         let faults = |node: &NodeId| {
             let of_domain = |domain: &Domain| {
@@ -427,7 +429,7 @@ mod tests {
     fn group(number: u32, k: u8, m: u8, members: &[u8], bytes: u64) -> (GroupId, Whole) {
         let geometry = Geometry::new(k, m).unwrap();
         let members = members.iter().map(|i| id(*i)).collect();
-        (GroupId(number), Whole { geometry, members, vacant: BTreeSet::new(), bytes })
+        (GroupId(number), Whole { geometry, members, vacant: BTreeSet::new(), bytes, steady: k.into() })
     }
 
     fn moves(plan: &Plan) -> Vec<(u32, u8, NodeId, NodeId, Option<NodeId>)> {

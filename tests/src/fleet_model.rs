@@ -240,6 +240,7 @@ impl Run<'_> {
                 members,
                 vacant: std::collections::BTreeSet::new(),
                 bytes: self.model.piece_bytes(),
+                steady: self.steady,
             };
             self.groups.insert(GroupId(number), whole);
         }

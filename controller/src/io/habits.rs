@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use chrono::Timelike as _;
 use images::NodeId;
+use images::parity::Geometry;
 use protocol::message::Refusal;
 use protocol::message::publish::Layout;
 use protocol::pace::is_between;
@@ -15,7 +16,7 @@ use super::unix_s;
 use crate::attendance::{Attendance, Class, Counter};
 use crate::catalog::{Catalog, CatalogError, PolicyRecord};
 use crate::domains::Domains;
-use crate::geometry::{Choice, Fleet, Goal, choose};
+use crate::geometry::{self, Choice, Fleet, Goal, choose};
 
 /// What was computed from the catalog, until it changes.
 #[derive(Default)]
@@ -128,6 +129,16 @@ impl Controller {
         let habits = self.habits.attendance();
         let kinds = self.habits.domains().kinds();
         Ok(choose(&Fleet { classes: self.classes()?, kinds, habits: Some(&habits) }, goal))
+    }
+
+    /// Members of a group that should be up in the busy hours.
+    ///
+    /// # Errors
+    /// The catalog's.
+    pub fn steady_members(&self, geometry: Geometry) -> Result<usize, Refusal> {
+        let habits = self.habits.attendance();
+        let fleet = Fleet { classes: self.classes()?, habits: Some(&habits), ..Fleet::default() };
+        Ok(geometry::steady(&fleet, &self.policy_for("")?.goal, geometry))
     }
 
     /// Labels changed, or a stash joined or left.

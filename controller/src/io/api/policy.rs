@@ -258,7 +258,7 @@ impl Controller {
                 format!("{name} would take {count} pieces along, and {m} may be lost")
             }
             Weak::Unsteady(steady) => {
-                format!("{steady} members are usually up in the busy hours, and {} are needed", group.geometry.data())
+                format!("{steady} members are usually up in the busy hours, and {} should be", group.steady)
             }
         });
         Ok(GroupInfo {

@@ -268,13 +268,21 @@ impl Controller {
         for (group, piece) in self.catalog.vacant().map_err(catalog_refusal)? {
             all_vacant.entry(group).or_default().insert(piece);
         }
-        let mut groups = BTreeMap::new();
+        let (mut groups, mut steady_of) = (BTreeMap::new(), BTreeMap::new());
         for (id, group) in self.catalog.groups().map_err(catalog_refusal)?.into_iter().filter(|(_, g)| g.segments > 0) {
             let vacant = all_vacant.remove(&id).unwrap_or_default();
             let is_well = vacant.is_empty() && group.members.iter().all(is_fine);
             let bytes = if is_well { 0 } else { self.bytes_of(id, &group)? };
             let (geometry, segments) = (group.geometry, group.segments);
-            let mut whole = Whole { geometry, members: group.members, vacant, bytes };
+            let steady = match steady_of.get(&geometry) {
+                Some(known) => *known,
+                None => {
+                    let steady = self.steady_members(geometry)?;
+                    steady_of.insert(geometry, steady);
+                    steady
+                }
+            };
+            let mut whole = Whole { geometry, members: group.members, vacant, bytes, steady };
             if is_well && repair::weakness(&whole, &nodes, &domains).is_some() {
                 // It may stay so for long: no reason to look at all segments every time.
                 whole.bytes = segments * geometry.piece_len(SEALED_MAX) as u64;

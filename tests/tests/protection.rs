@@ -1,0 +1,202 @@
+//! A day of twelve stashes in three racks: what an admin wants is kept while stashes are killed, wiped, drained, added and moved to other racks.
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::Value;
+use tests::fleet::{TestFleet, start};
+use xtask::fleet::wait_for;
+use xtask::sample;
+
+const LEN: usize = 12_000_000;
+
+fn publish(t: &TestFleet, name: &str, seed: u64) -> Value {
+    let image = t.file(name);
+    fs::write(&image, sample::noise(seed, LEN)).unwrap();
+    t.fleet.publish(&image, &["--name", name]).unwrap()
+}
+
+fn installs(t: &TestFleet, name: &str) {
+    let (target, image) = (t.file("target"), t.file(name));
+    t.fleet.install(name, &target, LEN as u64).unwrap();
+    assert!(fs::read(&target).unwrap() == fs::read(&image).unwrap(), "{name} is installed");
+    fs::remove_file(&target).unwrap();
+}
+
+fn label(t: &TestFleet, stash: usize, label: &str) {
+    t.fleet.ctl(&["node", "label", &t.fleet.stashes[stash].node, "--set", label]).unwrap();
+}
+
+fn health(t: &TestFleet) -> Value {
+    t.fleet.ctl(&["status"]).unwrap()["health"].clone()
+}
+
+fn is_green(t: &TestFleet) -> bool {
+    let health = health(t);
+    ["missing", "damaged", "moves", "stuck", "lost_segments", "crowded", "unsteady"]
+        .iter()
+        .all(|what| health[what] == 0)
+}
+
+fn wait_until_green(t: &TestFleet) {
+    wait_for("everything to be where it should", || is_green(t)).unwrap_or_else(|e| panic!("{e}: {}", health(t)));
+}
+
+fn groups(t: &TestFleet, image: &str) -> Vec<Value> {
+    t.fleet.ctl(&["explain", image]).unwrap()["groups"].as_array().unwrap().clone()
+}
+
+/// Hours that are far from now.
+fn closed() -> String {
+    let out = Command::new("date").arg("+%H").output().unwrap();
+    let now: u32 = String::from_utf8_lossy(&out.stdout).trim().parse().unwrap();
+    format!("{:02}:00-{:02}:00", (now + 11) % 24, (now + 12) % 24)
+}
+
+fn kill_and_wait(t: &mut TestFleet, stashes: &[usize]) {
+    for stash in stashes {
+        t.fleet.kill_stash(*stash);
+    }
+    let left = t.fleet.running();
+    t.fleet.wait_until_up(left).unwrap();
+}
+
+#[test]
+fn a_day_of_twelve_stashes_in_three_racks() {
+    let mut t = start(12);
+    for stash in 0..12 {
+        label(&t, stash, &format!("rack={}", stash % 3));
+    }
+    // 8 + 3 would be cheaper, and a rack of four pieces more than can be lost.
+    let explained = t.fleet.ctl(&["policy", "set", "--survive", "3"]).unwrap();
+    assert_eq!(explained["geometry"], "6+3", "{explained}");
+    assert_eq!((&explained["unmet"], &explained["domains"][0]["count"]), (&Value::Array(vec![]), &3.into()));
+    assert_eq!(publish(&t, "one", 1)["geometry"], "6+3");
+    for group in groups(&t, "one") {
+        assert!(group["weakness"].is_null() && group["durable"] == group["online"], "{group}");
+    }
+    assert!(is_green(&t) && health(&t)["spare"] == 3, "{}", health(&t));
+
+    // A rack without power: nothing is lost, nothing moves, everything can be installed.
+    kill_and_wait(&mut t, &[0, 3, 6, 9]);
+    assert!(groups(&t, "one").iter().all(|g| g["durable"].as_u64() > g["online"].as_u64()));
+    installs(&t, "one");
+    assert!(is_green(&t), "away is not lost: {}", health(&t));
+    for stash in [0, 3, 6, 9] {
+        t.fleet.bring_back_stash(stash).unwrap();
+    }
+    t.fleet.wait_until_up(12).unwrap();
+
+    // A disk is gone. Its pieces are made anew, and no rack gets too many.
+    kill_and_wait(&mut t, &[4]);
+    let id = t.fleet.stashes[4].node.clone();
+    t.fleet.ctl(&["node", "remove", &id, "--lost", "--wait"]).unwrap();
+    wait_until_green(&t);
+    installs(&t, "one");
+
+    // One is drained, and a new one joins.
+    let id = t.fleet.stashes[8].node.clone();
+    t.fleet.ctl(&["node", "drain", &id, "--wait"]).unwrap();
+    t.fleet.add_stash("1GiB").unwrap();
+    label(&t, 12, "rack=1");
+    publish(&t, "two", 2);
+    wait_until_green(&t);
+    t.fleet.ctl(&["node", "keep", &id]).unwrap();
+    installs(&t, "two");
+
+    // Two machines are carried into another rack: now that one has too many pieces. That is said at once, and mended in its hours.
+    t.fleet.ctl(&["policy", "set", "--window", &closed()]).unwrap();
+    t.fleet.add_stash("1GiB").unwrap();
+    t.fleet.add_stash("1GiB").unwrap();
+    label(&t, 13, "rack=0");
+    label(&t, 14, "rack=0");
+    label(&t, 0, "rack=2");
+    label(&t, 3, "rack=2");
+    wait_for("it to be said", || health(&t)["crowded"].as_u64() > Some(0)).unwrap();
+    let weak =
+        groups(&t, "one").iter().filter(|g| g["weakness"].as_str().is_some_and(|w| w.starts_with("rack=2"))).count();
+    assert!(weak > 0);
+    assert_eq!(health(&t)["moves"], 0, "these are not the hours for it");
+    t.fleet.ctl(&["policy", "set", "--window", "always"]).unwrap();
+    wait_until_green(&t);
+    installs(&t, "one");
+    // The rack that everything was in may fail now.
+    kill_and_wait(&mut t, &[0, 2, 3, 5, 8, 11]);
+    installs(&t, "one");
+    installs(&t, "two");
+
+    // What is to be deleted at those that are away waits for them; asking deletes nothing.
+    t.fleet.ctl(&["rm", "two:1"]).unwrap();
+    let would = t.fleet.ctl(&["gc", "--dry-run"]).unwrap();
+    assert!(would["waiting"].as_u64() > Some(0) && would["deleted"] == 0, "{would}");
+    for stash in [0, 2, 3, 5, 8, 11] {
+        t.fleet.bring_back_stash(stash).unwrap();
+    }
+    wait_for("what was deleted to be gone", || t.fleet.ctl(&["gc"]).unwrap()["waiting"] == 0).unwrap();
+    wait_until_green(&t);
+    installs(&t, "one");
+}
+
+#[test]
+fn what_cannot_be_kept_is_said() {
+    let mut t = start(3);
+    let explained = t.fleet.ctl(&["policy", "set", "--survive", "3", "--readable", "99.9"]).unwrap();
+    assert!(explained["unmet"][0].as_str().unwrap().contains("add 2 stashes"), "{explained}");
+    let published = publish(&t, "one", 3);
+    assert_eq!((&published["geometry"], &published["unmet"]), (&"1+2".into(), &explained["unmet"]));
+    // Copies for one image, and parity for the others.
+    t.fleet.ctl(&["policy", "clear"]).unwrap();
+    t.fleet.ctl(&["policy", "set", "--image", "exam", "--redundant", "--layout", "clients"]).unwrap();
+    assert_eq!(publish(&t, "exam", 4)["geometry"], "1+1");
+    assert_eq!(publish(&t, "two", 5)["geometry"], "2+1");
+    let all = t.fleet.ctl(&["policy", "show"]).unwrap();
+    assert_eq!(
+        (all.as_array().unwrap().len(), &all[0]["image"], &all[0]["redundant"]),
+        (1, &"exam".into(), &true.into())
+    );
+    for (args, why) in [
+        (&["policy", "set"][..], "want what"),
+        (&["policy", "set", "--readable", "100"], "below 100"),
+        (&["policy", "set", "--survive", "17"], "at most 16"),
+        (&["policy", "set", "--image", "exam", "--window", "20:00-06:00"], "all images"),
+        (&["policy", "set", "--window", "20-6"], "20:00-06:00"),
+        (&["policy", "set", "--image", "exam:1", "--survive", "1"], "without a tag"),
+        (&["node", "label", "ffffffffffff", "--set", "rack=1"], "stash ffffffffffff"),
+        (&["explain", "one:99"], "one:99"),
+    ] {
+        let refused = t.fleet.ctl(args).unwrap_err().to_string();
+        assert!(refused.contains(why), "{args:?}: {refused}");
+    }
+    // Any one of its two holders is enough.
+    kill_and_wait(&mut t, &[0]);
+    installs(&t, "exam");
+}
+
+/// What a layout promises to survive, it survives; when too few pieces are left, that is said, and nothing is written that is not the image.
+#[test]
+fn each_layout_survives_what_it_promises() {
+    for (layout, redundant) in [("clients", false), ("clients", true), ("mirror", false)] {
+        let mut t = start(6);
+        let mut policy = vec!["policy", "set", "--survive", "2", "--layout", layout];
+        policy.extend(redundant.then_some("--redundant"));
+        t.fleet.ctl(&policy).unwrap();
+        publish(&t, "one", 6);
+        let is_whole = |g: &Value| {
+            let k: u64 = g["geometry"].as_str().unwrap().split_once('+').unwrap().0.parse().unwrap();
+            g["online"].as_u64() >= Some(k)
+        };
+        for lost in 0..6 {
+            kill_and_wait(&mut t, &[lost]);
+            let (groups, target) = (groups(&t, "one"), t.file("target"));
+            if lost < 2 || groups.iter().all(is_whole) {
+                installs(&t, "one");
+            } else if let Err(refused) = t.fleet.install("one", &target, LEN as u64) {
+                // Pages of the manifest come from the controller, too: a group that has none online is not the end.
+                let refused = refused.to_string();
+                assert!(refused.contains("pieces") && refused.contains("unreachable"), "{refused}");
+                break;
+            }
+            assert!(lost < 5, "{layout}: without any stash it cannot be installed");
+        }
+    }
+}
