@@ -43,7 +43,7 @@ impl Part {
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  coe-stash join coe1abc… --size 20GiB\n  coe-stash join coe1abc… --percent 15 --min-free 20%\n\n\
-                  Get a ticket with `coe-ctl token create`. The space is reserved on the disk at once."
+                  Get a ticket with `coe-ctl token create`. The space is reserved on the disk at once, where the file system can."
 )]
 pub struct Join {
     /// The ticket
@@ -92,11 +92,17 @@ impl Join {
         let settings =
             Settings { size, min_free, floors: None, file, limits: Vec::new(), listen: self.listen, machine: None };
         folder.create(&member, &settings)?;
-        let node = member.identity.node;
+        let (node, reserved) = (member.identity.node, folder.is_reserved());
         if self.json {
-            println!("{}", serde_json::json!({ "node": node.to_string(), "dir": folder.path(), "size": size }));
+            let value = serde_json::json!({
+                "node": node.to_string(), "dir": folder.path(), "size": size, "reserved": reserved,
+            });
+            println!("{value}");
         } else {
             println!("joined as stash {node}; now run `coe-stash serve`");
+            if !reserved {
+                println!("note: this file system cannot reserve space: others may use it up before the array does");
+            }
         }
         Ok(())
     }

@@ -27,9 +27,10 @@ impl Status {
         let folder = self.which.folder();
         let (member, settings) = (folder.credentials()?, folder.settings()?);
         let (directory, shares) = (folder.directory(&member).mark(), folder.shares()?.count());
-        // The disk that it is on may be unplugged.
-        let free = folder.free_bytes().unwrap_or(0);
         let live = control::ask(folder.path(), Ask::Status)?;
+        // The disk that it is on may be unplugged, or on a server that does not answer: then nobody asks it.
+        let is_away = live.as_ref().is_some_and(|live| live.machine.is_away);
+        let free = if is_away { 0 } else { folder.free_bytes().unwrap_or(0) };
         if self.json {
             let value = serde_json::json!({
                 "array": member.identity.array.to_string(),
@@ -52,7 +53,9 @@ impl Status {
         }
         let state = match &live {
             None => "not running".into(),
-            Some(live) if live.machine.is_away => "its medium is away: unplugged, or the stash file was moved".into(),
+            Some(live) if live.machine.is_away => {
+                "its medium is away: unplugged, not answering, or the stash file was moved".into()
+            }
             Some(live) if live.leaving => match live.to_hand_over {
                 Some(left) => format!("leaving: {left} fragments must be elsewhere first"),
                 None => "leaving, as soon as the controller hears of it".into(),

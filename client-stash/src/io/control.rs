@@ -101,6 +101,20 @@ fn socket(folder: &Path) -> PathBuf {
     folder.join(".control")
 }
 
+/// Whether there can be a socket in a folder that no service runs in.
+///
+/// # Errors
+/// The file system's.
+pub fn check_socket(folder: &Path) -> std::io::Result<()> {
+    let path = socket(folder);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    drop(std::os::unix::net::UnixListener::bind(&path)?);
+    fs::remove_file(&path)
+}
+
 /// Ask the service of this folder; `None` if none runs.
 ///
 /// # Errors

@@ -37,6 +37,14 @@ impl FileStorage {
         if first.is_err() && reads.any(|read| read.is_ok()) { Ok(()) } else { first }
     }
 
+    /// Whether the file system under a file reserves space; others say how long a file is, and let it be empty.
+    #[must_use]
+    pub fn can_reserve(path: &Path) -> bool {
+        let file = OpenOptions::new().write(true).open(path);
+        // What is there already is reserved once more, which changes nothing.
+        file.is_ok_and(|file| fallocate(&file, FallocateFlags::empty(), 0, SLOT_LEN).is_ok())
+    }
+
     /// Device and inode: the same for nothing else.
     #[must_use]
     pub fn identity(&self) -> Option<(u64, u64)> {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{MetadataExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,8 +11,10 @@ use anyhow::{Context as _, bail};
 use protocol::identity::Role;
 use protocol::io::credentials::{self, Credentials};
 use protocol::io::directory::DirectoryKeeper;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::control;
 use super::file::FileStorage;
 use super::reports::ReportKeeper;
 use super::shares::ShareKeeper;
@@ -82,6 +84,21 @@ const OWN_FILES: [&str; 16] = [
 /// The same, folders.
 const OWN_FOLDERS: [&str; 2] = ["reports", "deployments"];
 
+/// What reading a medium says that is not there: it may come back.
+const AWAY: [Errno; 11] = [
+    Errno::NOENT,
+    Errno::NXIO,
+    Errno::NODEV,
+    Errno::STALE,
+    Errno::IO,
+    Errno::REMOTEIO,
+    Errno::NOTCONN,
+    Errno::CONNRESET,
+    Errno::TIMEDOUT,
+    Errno::HOSTDOWN,
+    Errno::HOSTUNREACH,
+];
+
 /// A stash's folder.
 #[derive(Clone, Debug)]
 pub struct Folder(PathBuf);
@@ -142,11 +159,11 @@ impl Folder {
 
     /// Wait until the stash file is there: its medium may not be plugged in yet.
     pub async fn wait_for_stash_file(&self) {
-        use rustix::io::Errno;
         let mut was_told = false;
         while let Err(error) = FileStorage::look(&self.stash_file()) {
-            let codes = [Errno::NOENT, Errno::NXIO, Errno::NODEV, Errno::STALE, Errno::IO].map(|e| e.raw_os_error());
-            if !self.is_joined() || !error.raw_os_error().is_some_and(|code| codes.contains(&code)) {
+            let is_away =
+                error.raw_os_error().is_some_and(|code| AWAY.iter().any(|errno| errno.raw_os_error() == code));
+            if !self.is_joined() || !is_away {
                 return;
             }
             if !std::mem::replace(&mut was_told, true) {
@@ -157,10 +174,10 @@ impl Folder {
         }
     }
 
-    /// Whether somebody joined here before.
+    /// Whether somebody joined here before. Where that cannot be said, nobody may take the place of what is there.
     #[must_use]
     pub fn is_joined(&self) -> bool {
-        self.credentials_file().exists()
+        self.credentials_file().try_exists().unwrap_or(true)
     }
 
     /// Make the folder, and check that a stash of `size` bytes can be made in it, or at `file`.
@@ -185,6 +202,15 @@ impl Folder {
                 name.display()
             );
         }
+        fs::set_permissions(&self.0, fs::Permissions::from_mode(0o700))
+            .with_context(|| format!("keep others out of {}", self.0.display()))?;
+        control::check_socket(&self.0).with_context(|| {
+            format!(
+                "{} cannot have a socket in it, as on some network file systems: choose a --dir on a disk of this machine, \
+                 and keep only the stash file there, with --file",
+                self.0.display()
+            )
+        })?;
         match fs::remove_file(self.0.join(LEFT)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
@@ -235,6 +261,12 @@ impl Folder {
         Ok(())
     }
 
+    /// Whether the space of the stash file is really reserved; not every network file system can.
+    #[must_use]
+    pub fn is_reserved(&self) -> bool {
+        FileStorage::can_reserve(&self.stash_file())
+    }
+
     /// Keep settings.
     ///
     /// # Errors
@@ -267,8 +299,10 @@ impl Folder {
     /// # Errors
     /// If nobody joined here, or the file is damaged.
     pub fn credentials(&self) -> anyhow::Result<Credentials> {
-        Credentials::load(&self.credentials_file())
-            .context("this folder has not joined an array: run `coe-stash join TICKET`")
+        Credentials::load(&self.credentials_file()).with_context(|| match self.is_joined() {
+            true => format!("read the credentials in {}", self.0.display()),
+            false => format!("{} has not joined an array: run `coe-stash join TICKET`", self.0.display()),
+        })
     }
 
     /// Keep fresh credentials.

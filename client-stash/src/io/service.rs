@@ -80,7 +80,8 @@ pub async fn run(folder: Folder, is_same_machine: bool) -> anyhow::Result<()> {
     let words = Arc::new(folder.words());
     let pause = Arc::new(folder.pause());
     let leave = Arc::new(Leave::of(folder.clone()));
-    tokio::spawn(watch::watch(folder.clone(), manners.clone(), writer.clone(), storage.clone()));
+    let watching = watch::watch(folder.clone(), settings.clone(), manners.clone(), writer.clone(), storage.clone());
+    tokio::spawn(watching);
     let scrubber = Scrubber::new(reader.clone(), pause.clone(), manners.clone(), folder.scrub_file());
     scrubber.start();
     let control = Control {

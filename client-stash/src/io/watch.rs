@@ -13,13 +13,15 @@ use protocol::pace::Bucket;
 use serde::{Deserialize, Serialize};
 
 use super::file::FileStorage;
-use super::folder::Folder;
+use super::folder::{Folder, Settings};
 use super::writer::Writer;
 use crate::limits::REGION_LEN;
 use crate::manners::{self, Level, Limit, Sizes};
 
 /// How often disk and load are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// A disk that does not answer for so long is away. One that sleeps, or writes a lot back, answers sooner.
+const LOOKED_WITHIN: Duration = Duration::from_secs(20);
 /// How often battery and network are: asking costs a process.
 const ASK_EVERY: Duration = Duration::from_secs(60);
 /// Percent of the time in which somebody waited for the disk: from here on the stash stands back.
@@ -208,12 +210,17 @@ fn is_metered() -> bool {
     said.is_ok_and(|out| matches!(String::from_utf8_lossy(&out.stdout).trim(), "u 1" | "u 3"))
 }
 
+fn ballast(path: &Path) -> std::io::Result<fs::File> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
 /// Room that is given back when the disk is full: settings and certificates must still be written then.
 fn keep_ballast(folder: &Folder, level: Level) {
     let path = folder.path().join(".ballast");
     let done = match level {
         Level::Drop if path.exists() => fs::remove_file(&path),
-        Level::Fine if !path.exists() => fs::File::create(&path).and_then(|file| {
+        Level::Fine if !path.exists() => ballast(&path).and_then(|file| {
             let flags = rustix::fs::FallocateFlags::empty();
             rustix::fs::fallocate(&file, flags, 0, BALLAST_LEN).or_else(|_| file.set_len(BALLAST_LEN))
         }),
@@ -224,14 +231,60 @@ fn keep_ballast(folder: &Folder, level: Level) {
     }
 }
 
-/// Watch for ever.
-pub(super) async fn watch(folder: Folder, manners: Arc<Manners>, writer: Writer, storage: Arc<FileStorage>) {
-    let mut asked: Option<Instant> = None;
+/// What a look at the disks said.
+struct Look {
+    /// None if they cannot be read now.
+    settings: Option<Settings>,
+    /// What is open is what lies where the stash file should.
+    is_here: bool,
+    /// The stash file can be opened anew, and read.
+    can_be_opened: bool,
+    /// What is open can be read.
+    is_readable: bool,
+    free: Option<u64>,
+    own_free: Option<u64>,
+}
+
+impl Look {
+    fn at(folder: &Folder, storage: &FileStorage, is_away: bool, has_failed: bool) -> Self {
+        let is_here = folder.is_stash_file(storage);
+        let is_doubtful = is_away || has_failed || !is_here;
+        Self {
+            settings: folder.settings().ok(),
+            is_here,
+            can_be_opened: is_away && folder.can_read_stash_file(),
+            is_readable: !is_doubtful || storage.is_readable(),
+            free: folder.free_bytes().ok(),
+            own_free: folder.own_free_bytes().ok(),
+        }
+    }
+}
+
+/// Watch for ever. A medium that does not even answer, as a network folder whose server is gone, is away, too.
+pub(super) async fn watch(
+    folder: Folder,
+    settings: Settings,
+    manners: Arc<Manners>,
+    writer: Writer,
+    storage: Arc<FileStorage>,
+) {
+    let (mut settings, mut asked, mut looking) = (settings, None::<Instant>, None);
     loop {
-        let Ok(settings) = folder.settings() else {
-            tokio::time::sleep(LOOK_EVERY).await;
-            continue;
+        let (is_away, has_failed) = (manners.seen().is_away, manners.has_failed.swap(false, Ordering::Relaxed));
+        let mut task = looking.take().unwrap_or_else(|| {
+            let (folder, storage) = (folder.clone(), storage.clone());
+            tokio::task::spawn_blocking(move || Look::at(&folder, &storage, is_away, has_failed))
+        });
+        let look = match tokio::time::timeout(LOOKED_WITHIN, &mut task).await {
+            Ok(look) => look.ok(),
+            Err(_) => {
+                looking = Some(task);
+                None
+            }
         };
+        if let Some(found) = look.as_ref().and_then(|look| look.settings.clone()) {
+            settings = found;
+        }
         let mut seen = manners.look_at_limits(manners.seen());
         if asked.is_none_or(|at| at.elapsed() > ASK_EVERY) {
             asked = Some(Instant::now());
@@ -240,21 +293,20 @@ pub(super) async fn watch(folder: Folder, manners: Arc<Manners>, writer: Writer,
         }
         let pressure = fs::read_to_string("/proc/pressure/io").ok().and_then(|text| manners::pressure(&text));
         seen.is_busy = pressure.is_some_and(|percent| percent > PRESSURE_MAX);
-        let is_here = folder.is_stash_file(&storage);
-        if seen.is_away && folder.can_read_stash_file() {
+        if seen.is_away && look.as_ref().is_some_and(|look| look.can_be_opened) {
             tracing::info!("the stash file is back");
             start_again();
         }
-        if manners.has_failed.swap(false, Ordering::Relaxed) || !is_here {
-            seen.is_away |= !is_here || !storage.is_readable();
-            if seen.is_away && !manners.seen().is_away {
-                tracing::error!("the stash file is away: its medium is unplugged, or it was moved; waiting for it");
-            }
+        seen.is_away |= look.as_ref().is_none_or(|look| !look.is_here || !look.is_readable);
+        if seen.is_away && !is_away {
+            tracing::error!(
+                "the stash file is away: its medium is unplugged, does not answer, or it was moved; waiting for it"
+            );
         }
-        if let (Ok(free), false) = (folder.free_bytes(), seen.is_away) {
+        if let (Some(free), false) = (look.as_ref().and_then(|look| look.free), seen.is_away) {
             let floors = settings.floors();
             seen.level = manners::level(free, &floors);
-            let own = folder.own_free_bytes().map_or(seen.level, |free| manners::level(free, &floors));
+            let own = look.and_then(|look| look.own_free).map_or(seen.level, |free| manners::level(free, &floors));
             keep_ballast(&folder, own);
             fit(&folder, &manners, &writer, free).await;
         }

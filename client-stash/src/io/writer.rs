@@ -1,8 +1,8 @@
 //! The one owner of the store: a thread that takes what is queued, writes it, syncs once, and answers all. In between it makes the
 //! file smaller, a region at a time.
 
-use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use images::fragment::{FragmentHeader, FragmentId};
 use protocol::message::Refusal;
 use protocol::message::store::{OWNER_IMAGES, Owner};
 use serde::{Deserialize, Serialize};
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 
 use super::folder::Folder;
 use super::watch::Manners;
@@ -63,7 +63,16 @@ pub struct Resizing {
 
 /// The queue to the owner.
 #[derive(Clone)]
-pub struct Writer(mpsc::SyncSender<Event>);
+pub struct Writer {
+    queue: mpsc::SyncSender<Event>,
+    /// What it said last, for when its disk keeps it.
+    last: Arc<Mutex<Report>>,
+    /// A question that it has not answered in time.
+    unanswered: Arc<tokio::sync::Mutex<Option<oneshot::Receiver<Report>>>>,
+}
+
+/// How long whoever asks how it is waits for a disk that does not answer.
+const REPORTED_WITHIN: Duration = Duration::from_secs(2);
 
 fn refusal(error: StoreError) -> Refusal {
     match error {
@@ -88,21 +97,34 @@ impl Writer {
             .name("stash-writer".into())
             .spawn(move || keeper.run(&receive))
             .expect("a thread can be started");
-        Self(send)
+        Self { queue: send, last: Arc::default(), unanswered: Arc::default() }
     }
 
     /// Hand over an event; it is answered through its channel. Waits while the queue is full.
     pub async fn send(&self, event: Event) {
-        let queue = self.0.clone();
+        let queue = self.queue.clone();
         // The owner outlives every sender; a send that fails means that it died, and the answer channel says so.
         let _ = tokio::task::spawn_blocking(move || queue.send(event)).await;
     }
 
-    /// Ask how it is.
+    /// Ask how it is; or was, if its disk does not answer.
     pub async fn report(&self) -> Report {
-        let (answer, result) = oneshot::channel();
-        self.send(Event::Report(answer)).await;
-        result.await.unwrap_or_default()
+        let last = || self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut unanswered = self.unanswered.lock().await;
+        if unanswered.as_mut().is_some_and(|old| matches!(old.try_recv(), Err(TryRecvError::Empty))) {
+            return last().clone();
+        }
+        let (answer, mut result) = oneshot::channel();
+        let writer = self.clone();
+        tokio::spawn(async move { writer.send(Event::Report(answer)).await });
+        match tokio::time::timeout(REPORTED_WITHIN, &mut result).await {
+            Ok(report) => {
+                *unanswered = None;
+                last().clone_from(&report.unwrap_or_default());
+            }
+            Err(_) => *unanswered = Some(result),
+        }
+        last().clone()
     }
 
     /// Ask for another size.

@@ -23,6 +23,21 @@ impl Log {
     }
 }
 
+/// Whoever reads what is printed may have seen enough: `… | head -1` is no failure of the program.
+fn end_quietly_on_broken_pipes() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let said = panic.payload().downcast_ref::<String>();
+        if said.is_some_and(|said| said.starts_with("failed printing to stdout") && said.contains("Broken pipe")) {
+            std::process::exit(BROKEN_PIPE);
+        }
+        before(panic);
+    }));
+}
+
+/// What a shell says of a program that SIGPIPE ended.
+const BROKEN_PIPE: i32 = 141;
+
 /// Run a program's work. Clap itself exits with 2 for a command line that is not understood.
 pub async fn main(log: Log, work: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
     let filter = EnvFilter::try_from_env("COE_LOG").unwrap_or_else(|_| EnvFilter::new("info,quinn=error"));
@@ -32,6 +47,7 @@ pub async fn main(log: Log, work: impl Future<Output = anyhow::Result<()>>) -> E
         Log::Plain => lines.with_ansi(colours).init(),
         Log::Json => lines.json().flatten_event(true).init(),
     }
+    end_quietly_on_broken_pipes();
     let Err(error) = work.await else { return ExitCode::SUCCESS };
     match log {
         Log::Plain => eprintln!("error: {error:#}"),
