@@ -145,7 +145,8 @@ impl Attendance {
         let mut rates: BTreeMap<Class, Vec<f64>> =
             seen.into_iter().map(|(class, sums)| (class, sums.into_iter().map(rate).collect())).collect();
         rates.insert(Class::New, vec![1.0; busy.len()]);
-        let usual = totals.iter().map(|total| share(*total) * histories.len() as f64).collect();
+        let measured = |hour: usize| histories.values().filter(|history| history.at(hour).1 > 0).count() as f64;
+        let usual = totals.iter().enumerate().map(|(hour, total)| share(*total) * measured(hour)).collect();
         Self { classes, busy, rates, usual }
     }
 

@@ -21,25 +21,61 @@ pub fn is_valid_part(text: &str) -> bool {
 /// One thing that can fail: a number instead of its key and value.
 pub type Domain = usize;
 
+/// What can be wrong with a place for a piece, the worst first: its domain would have more pieces than can be lost.
+pub const CROWDS: usize = 4;
+/// It is off in busy hours, and the group has too few that are not.
+pub const UNSTEADY: usize = 2;
+/// Its domain would have more than its share.
+pub const UNEVEN: usize = 1;
+
 /// The domains of a fleet.
 #[derive(Clone, Debug, Default)]
 pub struct Domains {
     of: BTreeMap<NodeId, Vec<Domain>>,
     names: Vec<(String, String)>,
-    /// For each domain, how many there are of its kind.
-    kinds: Vec<usize>,
+    /// For each domain, how many places there are that do not fail together with another: domains of its kind, and whatever has no label.
+    places: Vec<usize>,
+}
+
+/// What there is of a kind of domains.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Kind {
+    /// Stashes in each domain.
+    pub sizes: Vec<usize>,
+    /// Stashes without such a label.
+    pub others: usize,
+}
+
+impl Kind {
+    /// Whether one of them would take more pieces along than can be lost, however they are spread. Of one that everything is in, nothing
+    /// can be done.
+    #[must_use]
+    pub fn is_crowded(&self, geometry: Geometry) -> bool {
+        let places = self.sizes.iter().map(|size| (*size).min(geometry.parity())).sum::<usize>() + self.others;
+        !self.is_everywhere() && places < geometry.pieces()
+    }
+
+    /// Whether everything is in one domain.
+    #[must_use]
+    pub fn is_everywhere(&self) -> bool {
+        self.sizes.len() < 2 && self.others == 0
+    }
 }
 
 impl Domains {
-    /// From labels.
+    /// From the labels of all stashes; some may have none.
     #[must_use]
     pub fn new(labels: &BTreeMap<NodeId, Labels>) -> Self {
         let names: BTreeSet<(&String, &String)> = labels.values().flatten().collect();
         let names: Vec<(String, String)> = names.into_iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+        let (mut domains, mut labelled): (BTreeMap<&String, usize>, BTreeMap<&String, usize>) = Default::default();
+        names.iter().for_each(|(key, _)| *domains.entry(key).or_default() += 1);
+        labels.values().flat_map(BTreeMap::keys).for_each(|key| *labelled.entry(key).or_default() += 1);
+        let places = |(key, _): &(String, String)| domains[key] + usize::from(labelled[key] < labels.len());
+        let places = names.iter().map(places).collect();
         let number = |name: (&String, &String)| names.binary_search_by(|(k, v)| (k, v).cmp(&name)).ok();
         let of = labels.iter().map(|(node, labels)| (*node, labels.iter().filter_map(number).collect())).collect();
-        let kinds = names.iter().map(|(key, _)| names.iter().filter(|(k, _)| k == key).count()).collect();
-        Self { of, names, kinds }
+        Self { of, names, places }
     }
 
     /// What a stash is in.
@@ -54,19 +90,37 @@ impl Domains {
         self.names.get(domain).map_or(String::new(), |(key, value)| format!("{key}={value}"))
     }
 
-    /// Kinds of things that can fail, and how many there are of each.
+    /// Kinds of things that can fail, and what of these stashes is in them.
     #[must_use]
-    pub fn kinds(&self) -> BTreeMap<String, usize> {
-        self.names.iter().zip(&self.kinds).map(|((key, _), count)| (key.clone(), *count)).collect()
+    pub fn kinds(&self, stashes: impl Iterator<Item = NodeId>) -> BTreeMap<String, Kind> {
+        let all: Vec<NodeId> = stashes.collect();
+        let mut kinds: BTreeMap<String, Kind> = BTreeMap::new();
+        for (domain, size) in self.count(all.iter().copied()) {
+            kinds.entry(self.names[domain].0.clone()).or_default().sizes.push(size);
+        }
+        for kind in kinds.values_mut() {
+            kind.others = all.len() - kind.sizes.iter().sum::<usize>();
+        }
+        kinds
     }
 
     /// Pieces of a group that one domain should have at the most: its even share, and no more than can be lost. A kind of which there is
     /// only one sets no limit.
     #[must_use]
     pub fn share(&self, domain: Domain, geometry: Geometry) -> usize {
-        match self.kinds.get(domain) {
+        match self.places.get(domain) {
             Some(1) | None => usize::MAX,
-            Some(kinds) => geometry.pieces().div_ceil(*kinds).min(geometry.parity()).max(1),
+            Some(places) => geometry.pieces().div_ceil(*places).min(geometry.parity()).max(1),
+        }
+    }
+
+    /// What is wrong with a group of which so many pieces are in a domain.
+    #[must_use]
+    pub fn fault(&self, domain: Domain, count: usize, geometry: Geometry) -> usize {
+        match self.share(domain, geometry) {
+            usize::MAX => 0,
+            _ if count > geometry.parity().max(1) => CROWDS,
+            share => usize::from(count > share) * UNEVEN,
         }
     }
 
@@ -81,15 +135,13 @@ impl Domains {
     }
 
     /// Domains that would take more pieces of a group along than can be lost, and could have fewer.
-    pub fn crowded<'a>(
-        &'a self,
-        counts: &'a BTreeMap<Domain, usize>,
+    pub fn crowded(
+        &self,
+        counts: BTreeMap<Domain, usize>,
         geometry: Geometry,
-    ) -> impl Iterator<Item = Domain> + 'a {
-        let limit = geometry.parity().max(1);
-        let is_crowded =
-            move |(domain, count): &(&Domain, &usize)| **count > limit && self.share(**domain, geometry) != usize::MAX;
-        counts.iter().filter(is_crowded).map(|(domain, _)| *domain)
+    ) -> impl Iterator<Item = Domain> + use<'_> {
+        let is_crowded = move |(domain, count): &(Domain, usize)| self.fault(*domain, *count, geometry) == CROWDS;
+        counts.into_iter().filter(is_crowded).map(|(domain, _)| domain)
     }
 }
 
@@ -106,10 +158,20 @@ mod tests {
         let all: BTreeMap<NodeId, Labels> =
             (0..9).map(|i| (id(i), labels(["a", "b", "c"][usize::from(i % 3)], "x"))).collect();
         let domains = Domains::new(&all);
-        assert_eq!(domains.kinds(), BTreeMap::from([("rack".to_string(), 3), ("site".to_string(), 1)]));
+        let kinds = domains.kinds((0..9).map(id));
+        assert_eq!(kinds["rack"], Kind { sizes: vec![3, 3, 3], others: 0 });
+        assert!(kinds["site"].is_everywhere() && kinds.len() == 2);
         let geometry = Geometry::new(4, 2).unwrap();
+        assert!(!kinds["rack"].is_crowded(geometry) && kinds["rack"].is_crowded(Geometry::new(6, 2).unwrap()));
+        // A rack with nearly everything: the others are too few.
+        let uneven = Kind { sizes: vec![18, 1, 1], others: 0 };
+        assert!(uneven.is_crowded(Geometry::new(10, 5).unwrap()));
+        assert!(!Kind { others: 8, ..uneven }.is_crowded(Geometry::new(10, 5).unwrap()));
+        let mut some = all.clone();
+        some.insert(id(20), Labels::new());
+        assert_eq!(Domains::new(&some).share(1, geometry), 2, "whatever has no label is another place");
         let counts = domains.count([0, 3, 6, 1].into_iter().map(id));
-        let crowded: Vec<String> = domains.crowded(&counts, geometry).map(|d| domains.name(d)).collect();
+        let crowded: Vec<String> = domains.crowded(counts, geometry).map(|d| domains.name(d)).collect();
         assert_eq!(crowded, ["rack=a"], "the only site is nobody's fault");
         let rack = domains.of(id(0))[0];
         assert_eq!(domains.share(rack, geometry), 2);

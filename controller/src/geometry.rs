@@ -7,6 +7,7 @@ use images::limits::PARITY_PIECES_MAX;
 use images::parity::Geometry;
 
 use crate::attendance::{Attendance, Class};
+use crate::domains::Kind;
 use crate::repair::threshold;
 
 /// More data pieces than this make no segment much cheaper, and every repair dearer.
@@ -30,8 +31,8 @@ pub struct Goal {
 pub struct Fleet<'a> {
     /// Stashes that may take pieces, by class.
     pub classes: BTreeMap<Class, usize>,
-    /// For each kind of failure domain, how many there are of it.
-    pub kinds: BTreeMap<String, usize>,
+    /// Kinds of failure domains, and how many of these stashes are in each.
+    pub kinds: BTreeMap<String, Kind>,
     /// When they are up.
     pub habits: Option<&'a Attendance>,
 }
@@ -78,14 +79,21 @@ struct Steady<'a> {
 
 impl<'a> Steady<'a> {
     fn new(fleet: &'a Fleet<'a>, goal: &Goal) -> Self {
-        let steady = fleet.classes.iter().filter(|(class, _)| class.is_steady());
+        // Who is new may turn out to be anything.
+        let steady = fleet.classes.iter().filter(|(class, _)| class.is_steady() && **class != Class::New);
         Self { fleet, count: steady.map(|(_, count)| count).sum(), wanted: goal.readable.unwrap_or(0.0) }
+    }
+
+    /// More than this would put all groups on a few stashes: twice their even share.
+    fn most(&self, n: usize) -> usize {
+        let stashes: usize = self.fleet.classes.values().sum();
+        (2 * n * self.count).div_ceil(stashes.max(1)).min(n).min(self.count)
     }
 
     /// The fewest, k at least, with which it can be read as often as wanted, and how often that is.
     fn fewest(&self, geometry: Geometry) -> (usize, f64) {
         let (k, n) = (geometry.data(), geometry.pieces());
-        let most = n.min(self.count);
+        let most = self.most(n);
         let Some(habits) = self.fleet.habits else { return (k.min(most), 1.0) };
         // Repair leaves some pieces missing for long.
         let there = n + 1 - threshold(geometry);
@@ -113,7 +121,7 @@ pub fn choose(fleet: &Fleet<'_>, goal: &Goal) -> Option<Choice> {
     let survive = goal.survive.map_or(usual_parity(stashes), usize::from);
     let parity = survive.min(most.checked_sub(1)?).min(PARITY_PIECES_MAX);
     let data_max = if goal.redundant { 1 } else { DATA_MAX };
-    let mut best: Option<((usize, f64, usize), Geometry, usize, f64)> = None;
+    let mut best: Option<((usize, f64, f64, usize), Geometry, usize, f64)> = None;
     for m in parity..=PARITY_PIECES_MAX.min(most - 1) {
         for k in 1..=data_max.min(most - m) {
             let Ok(geometry) = Geometry::new(k as u8, m as u8) else { continue };
@@ -121,10 +129,12 @@ pub fn choose(fleet: &Fleet<'_>, goal: &Goal) -> Option<Choice> {
             if m > parity && !goal.redundant && overhead > OVERHEAD_MAX {
                 continue;
             }
-            let crowded = fleet.kinds.values().filter(|count| is_crowded(**count, geometry)).count();
+            let crowded = fleet.kinds.values().filter(|kind| kind.is_crowded(geometry)).count();
             let (count, readable) = steady.fewest(geometry);
-            let misses = crowded + usize::from(readable < steady.wanted);
-            let cost = (misses, overhead, DATA_MAX.abs_diff(k));
+            // What cannot be reached should at least be come close to.
+            let short = (steady.wanted - readable).max(0.0);
+            let misses = crowded + usize::from(short > 0.0);
+            let cost = (misses, short, overhead, DATA_MAX.abs_diff(k));
             if best.as_ref().is_none_or(|(least, ..)| cost < *least) {
                 best = Some((cost, geometry, count, readable));
             }
@@ -140,11 +150,6 @@ pub fn choose(fleet: &Fleet<'_>, goal: &Goal) -> Option<Choice> {
 #[must_use]
 pub fn steady(fleet: &Fleet<'_>, goal: &Goal, geometry: Geometry) -> usize {
     Steady::new(fleet, goal).fewest(geometry).0
-}
-
-/// Whether one of so many domains takes more pieces along than can be lost, however they are spread.
-fn is_crowded(domains: usize, geometry: Geometry) -> bool {
-    domains > 1 && geometry.pieces().div_ceil(domains) > geometry.parity()
 }
 
 impl Choice {
@@ -166,31 +171,34 @@ impl Choice {
         };
         self.why.push(format!("m = {m}: {wanted}{usual}"));
         if m < survive {
-            self.unmet.push(format!(
-                "{survive} lost stashes cannot be survived by {stashes}: add {} stashes",
-                survive + 2 - stashes.min(survive + 1)
-            ));
+            // From four on, one stays out of a group.
+            let needed = if survive <= 2 { survive + 1 } else { survive + 2 };
+            self.unmet
+                .push(format!("{survive} lost stashes cannot be survived by {stashes}: it takes {needed} of them"));
         } else if m > survive {
-            self.why.push(format!(
-                "m is more than that so that a failure domain may fail, or more can be read in busy hours"
-            ));
+            self.why.push("m is more, so that a failure domain may fail, or more can be read in busy hours".into());
         }
         self.why.push(match () {
             () if goal.redundant => "k = 1: copies instead of parity were asked for".into(),
             () if k == DATA_MAX => format!("k = {k}: more would save little space, and make repairs dearer"),
-            () if n == pieces_max(stashes) => {
+            () if n == pieces_max(stashes) && stashes >= 4 => {
                 format!("k = {k}: {stashes} stashes hold no more pieces, one stands in when another fails")
             }
+            () if n == pieces_max(stashes) => format!("k = {k}: {stashes} stashes hold no more pieces"),
             () => format!("k = {k}: the cheapest that reaches the goal"),
         });
-        for (kind, count) in &fleet.kinds {
-            let share = n.div_ceil(*count);
-            if *count == 1 {
-                self.why.push(format!("{kind}: there is only one, so nothing can be done against its failure"));
-            } else if is_crowded(*count, self.geometry) {
-                self.unmet.push(format!("one {kind} of {count} would take {share} pieces along, and {m} may be lost: label more, or survive more"));
+        for (name, kind) in &fleet.kinds {
+            let domains = kind.sizes.len();
+            if kind.is_everywhere() {
+                self.why.push(format!("{name}: there is only one, so nothing can be done against its failure"));
+            } else if kind.is_crowded(self.geometry) {
+                let largest = kind.sizes.iter().max().copied().unwrap_or(0);
+                self.unmet.push(format!(
+                    "one {name} of {domains} would take more than {m} pieces of {n} along: the largest has {largest} of \
+                     {stashes} stashes; spread them more evenly, or survive more"
+                ));
             } else {
-                self.why.push(format!("{kind}: any one of {count} may fail, it takes at most {share} pieces along"));
+                self.why.push(format!("{name}: any one of {domains} may fail, it takes at most {m} pieces along"));
             }
         }
         if let Some(wanted) = goal.readable
@@ -202,9 +210,12 @@ impl Choice {
                 wanted * 100.0
             ));
         }
-        if steady < k {
+        let are_new = fleet.classes.get(&Class::New).copied().unwrap_or(0);
+        if self.steady < k && are_new < stashes {
             self.unmet.push(format!(
-                "{k} pieces should lie on stashes that are up when machines are installed, and only {steady} such stashes are there"
+                "{k} pieces of a segment should lie on stashes that are up when machines are installed: of {stashes} only {steady} are \
+                 known to be, and {} of a group can lie there",
+                self.steady
             ));
         }
     }
@@ -245,7 +256,10 @@ mod tests {
 
     #[test]
     fn a_failure_domain_may_fail() {
-        let racks = |stashes, racks| Fleet { kinds: BTreeMap::from([("rack".into(), racks)]), ..new(stashes) };
+        let racks = |stashes: usize, racks: usize| {
+            let sizes = (0..racks).map(|rack| (stashes + rack) / racks).collect();
+            Fleet { kinds: BTreeMap::from([("rack".into(), Kind { sizes, others: 0 })]), ..new(stashes) }
+        };
         assert_eq!(chosen(&racks(20, 4), Goal::default()), (10, 4));
         assert_eq!(chosen(&racks(20, 3), Goal::default()), (10, 5));
         assert_eq!(chosen(&racks(20, 2), Goal::default()), (9, 9));
@@ -282,6 +296,8 @@ mod tests {
         assert!(strict.geometry.parity() > 4 || strict.steady > 10, "{strict:?}");
         let laptops = Fleet { classes: BTreeMap::from([(Class::Laptop, 40)]), ..fleet.clone() };
         let choice = choose(&laptops, &Goal { readable: Some(0.999), ..Goal::default() }).unwrap();
-        assert!(choice.unmet.iter().any(|what| what.contains("are there")), "{choice:?}");
+        assert!(choice.unmet.iter().any(|what| what.contains("known to be")), "{choice:?}");
+        // What cannot be reached is come as close to as possible, not given up.
+        assert!(choice.readable > 0.9 && choice.geometry.data() == 1, "{choice:?}");
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use images::NodeId;
 use images::parity::Geometry;
 
-use crate::domains::{Domain, Domains};
+use crate::domains::{Domain, Domains, UNSTEADY};
 
 /// Time since any fixed start.
 pub type Now = Duration;
@@ -57,11 +57,12 @@ pub fn choose(mut candidates: Vec<Candidate<'_>>, piece_len: u64, wanted: &Wante
     let mut chosen = Vec::with_capacity(candidates.len());
     for left in (1..=n).rev() {
         let faults = |c: &Candidate<'_>| {
-            let over = |domain: &&Domain| {
-                taken.get(*domain).copied().unwrap_or(0) >= wanted.domains.share(**domain, wanted.geometry)
+            let of_domain = |domain: &Domain| {
+                let count = taken.get(domain).copied().unwrap_or(0) + 1;
+                wanted.domains.fault(*domain, count, wanted.geometry)
             };
-            // A piece more than can be lost in one domain is worse than one that is away at times.
-            2 * c.domains.iter().filter(over).count() + usize::from(!c.is_steady && steady >= left)
+            let unsteady = if !c.is_steady && steady >= left { UNSTEADY } else { 0 };
+            unsteady + c.domains.iter().map(of_domain).sum::<usize>()
         };
         let mut best = (usize::MAX, 0);
         for (at, candidate) in candidates.iter().enumerate() {

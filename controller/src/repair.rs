@@ -10,7 +10,7 @@ use images::parity::Geometry;
 use images::{GroupId, NodeId};
 
 use crate::catalog::{MoveRecord, Seat, Standing};
-use crate::domains::{Domain, Domains};
+use crate::domains::{Domain, Domains, UNSTEADY};
 
 /// When something is done.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +27,8 @@ pub struct Policy {
 
 /// Members that are looked at to find the best place for a piece.
 const LOOKED_AT: usize = 2000;
+/// Searches for a better place in one plan.
+const SEARCHES_MAX: usize = 100;
 
 /// A member.
 #[derive(Clone, Debug, Default)]
@@ -45,6 +47,8 @@ pub struct Seen {
     pub is_clearing: bool,
     /// It is often off in the busy hours.
     pub is_unsteady: bool,
+    /// Nobody knows yet when it is up.
+    pub is_new: bool,
     /// What is thought of it.
     pub standing: Standing,
 }
@@ -98,15 +102,16 @@ pub enum Weak {
 }
 
 /// Look at a group's members.
-#[must_use]
-pub fn weakness(group: &Whole, nodes: &BTreeMap<NodeId, Seen>, domains: &Domains) -> Option<Weak> {
+pub fn weaknesses<'a>(
+    group: &Whole,
+    nodes: &BTreeMap<NodeId, Seen>,
+    domains: &'a Domains,
+) -> impl Iterator<Item = Weak> + use<'a> {
     let counts = domains.count(group.members.iter().copied());
-    if let Some(domain) = domains.crowded(&counts, group.geometry).next() {
-        return Some(Weak::Crowded(domain));
-    }
     let is_steady = |node: &&NodeId| nodes.get(*node).is_some_and(|n| !n.is_unsteady);
     let steady = group.members.iter().filter(is_steady).count();
-    (steady < group.steady).then_some(Weak::Unsteady(steady))
+    let unsteady = (steady < group.steady).then_some(Weak::Unsteady(steady));
+    domains.crowded(counts, group.geometry).map(Weak::Crowded).chain(unsteady)
 }
 
 /// What to do.
@@ -242,9 +247,10 @@ impl Planner<'_> {
             let is_said = |(seat, node, _): &(Seat, NodeId, Why)| {
                 group.vacant.contains(&seat.1) || self.nodes.get(node).is_none_or(|n| !n.standing.is_durable())
             };
-            // What is due can still wait for its hours, unless it has become more meanwhile.
+            // What is due can still wait for its hours, unless it has become more meanwhile, or one more would leave no margin.
             let due = threshold(group.geometry) + usize::from(!self.policy.is_open);
-            if missing.len() >= due.min(group.geometry.parity().max(1)) || missing.iter().any(is_said) {
+            if missing.len() >= due.min(group.geometry.parity().saturating_sub(1).max(1)) || missing.iter().any(is_said)
+            {
                 // What cannot be made anew must not keep what can be waiting.
                 let margin = (group.members.len() - missing.len()).checked_sub(group.geometry.data());
                 lost.push((margin.unwrap_or(usize::MAX), missing));
@@ -319,39 +325,55 @@ impl Planner<'_> {
 
     /// Move pieces that lie badly, one of each group at a time, if there is a better place.
     fn improve(&mut self, kept: &BTreeMap<Seat, MoveRecord>, since_unix_s: u64) {
-        let (groups, nodes, domains) = (self.groups, self.nodes, self.domains);
-        for (id, group) in groups {
-            if kept.len() + self.plan.begin.len() >= self.policy.better_together {
+        let groups = self.groups;
+        // Not always the same ones first: looking for a place takes time, and may be in vain.
+        let start = GroupId((since_unix_s % u64::from(u32::MAX)) as u32 % (groups.len().max(1) as u32));
+        let mut searches = 0;
+        for (id, group) in groups.range(start..).chain(groups.range(..start)) {
+            if kept.len() + self.plan.begin.len() >= self.policy.better_together || searches >= SEARCHES_MAX {
                 return;
             }
             let stays = |node: &NodeId| {
                 let seen = self.nodes.get(node);
-                is_durable(seen, self.policy) && seen.is_some_and(|n| n.is_up && n.standing.may_take())
+                is_durable(seen, self.policy) && seen.is_some_and(|n| n.standing.may_take())
             };
             if self.coming.contains_key(id) || !group.vacant.is_empty() || !group.members.iter().all(stays) {
                 continue;
             }
-            let Some(weak) = weakness(group, nodes, domains) else { continue };
-            let is_wrong = |node: &NodeId| match weak {
-                Weak::Crowded(domain) => domains.of(*node).contains(&domain),
-                Weak::Unsteady(_) => nodes.get(node).is_some_and(|n| n.is_unsteady),
-            };
-            // The last one: data pieces are read first, and stay where they are.
-            let Some(piece) = group.members.iter().rposition(is_wrong) else { continue };
-            let from = group.members[piece];
-            let Some((to, faults)) = self.target(*id, from) else { continue };
-            if is_wrong(&to) || faults >= CROWDS {
-                continue;
+            if let Some((piece, to)) = self.better(*id, group, &mut searches) {
+                let (seat, from) = ((*id, piece as u8), group.members[piece]);
+                self.promise(*id, from, to);
+                self.plan.begin.push((seat, MoveRecord { from, to, via: None, since_unix_s }, Why::Better));
             }
-            let seat = (*id, piece as u8);
-            self.promise(*id, from, to);
-            self.plan.begin.push((seat, MoveRecord { from, to, via: None, since_unix_s }, Why::Better));
         }
     }
 
-    /// Who could have a piece of a group instead of one of its members: of the best places for it, the one with the fewest groups for its room; and
-    /// what is wrong with it.
-    fn target(&self, group: GroupId, from: NodeId) -> Option<(NodeId, usize)> {
+    /// A piece of a group that lies badly, and a better place for it.
+    fn better(&self, id: GroupId, group: &Whole, searches: &mut usize) -> Option<(usize, NodeId)> {
+        for weak in weaknesses(group, self.nodes, self.domains) {
+            let is_in = |node: &NodeId, domain| self.domains.of(*node).contains(&domain);
+            let seen = |node: &NodeId, what: fn(&Seen) -> bool| self.nodes.get(node).is_some_and(what);
+            let is_wrong = |node: &NodeId| match weak {
+                Weak::Crowded(domain) => is_in(node, domain),
+                Weak::Unsteady(_) => seen(node, |n| n.is_unsteady),
+            };
+            // The last one: data pieces are read first, and stay where they are. It is copied, so it has to be there.
+            let is_wrong_here = |node: &NodeId| is_wrong(node) && seen(node, |n| n.is_up);
+            let Some(piece) = group.members.iter().rposition(is_wrong_here) else { continue };
+            *searches += 1;
+            let Some((to, worse)) = self.target(id, group.members[piece]) else { continue };
+            // Whoever is new may turn out to be anything.
+            let is_known = matches!(weak, Weak::Crowded(_)) || !seen(&to, |n| n.is_new);
+            if !worse && is_known && !is_wrong(&to) {
+                return Some((piece, to));
+            }
+        }
+        None
+    }
+
+    /// Who could have a piece of a group instead of one of its members: of the best places for it, the one with the fewest groups for its
+    /// room; and whether that is no better than where it is.
+    fn target(&self, group: GroupId, from: NodeId) -> Option<(NodeId, bool)> {
         let whole = self.groups.get(&group)?;
         let coming = self.coming.get(&group);
         let fits = |node: &NodeId| {
@@ -367,18 +389,20 @@ impl Planner<'_> {
         let counts = self.domains.count(others.into_iter());
         let faults = |node: &NodeId| {
             let of_domain = |domain: &Domain| {
-                let share = self.domains.share(*domain, whole.geometry);
-                match counts.get(domain).copied().unwrap_or(0) + 1 {
-                    _ if share == usize::MAX => 0,
-                    count if count > whole.geometry.parity().max(1) => CROWDS,
-                    count => usize::from(count > share) * UNEVEN,
-                }
+                let count = counts.get(domain).copied().unwrap_or(0) + 1;
+                self.domains.fault(*domain, count, whole.geometry)
             };
             let steady = if needs_steady && is_unsteady(node) { UNSTEADY } else { 0 };
-            steady + self.domains.of(*node).iter().map(of_domain).max().unwrap_or(0)
+            steady + self.domains.of(*node).iter().map(of_domain).sum::<usize>()
         };
         let mut best: Option<(NodeId, usize)> = None;
-        for node in self.ranked.iter().map(|(_, node)| *node).filter(fits).take(LOOKED_AT) {
+        for (looked, node) in self.ranked.iter().map(|(_, node)| *node).enumerate() {
+            if looked >= LOOKED_AT && best.is_some() {
+                break;
+            }
+            if !fits(&node) {
+                continue;
+            }
             let of = faults(&node);
             if best.is_none_or(|(_, least)| of < least) {
                 best = Some((node, of));
@@ -387,15 +411,9 @@ impl Planner<'_> {
                 break;
             }
         }
-        best
+        best.map(|(node, of)| (node, of >= faults(&from)))
     }
 }
-
-/// What can be wrong with a place, the worst first: a domain would have more pieces than can be lost; it is off in busy hours, and the group
-/// has too few that are not; a domain would have more than its share.
-const CROWDS: usize = 4;
-const UNSTEADY: usize = 2;
-const UNEVEN: usize = 1;
 
 /// Groups for each byte of room, as a number to order by.
 fn rank((groups, free): (u32, u64)) -> u128 {
@@ -554,7 +572,20 @@ mod tests {
         }
         let planned = super::plan(&POLICY, &nodes, &groups, &BTreeMap::new(), &nothing, 7);
         assert_eq!(moves(&planned), [(1, 2, id(2), id(3), None)]);
-        assert_eq!(weakness(&groups[&GroupId(1)], &nodes, &nothing), Some(Weak::Unsteady(1)));
+        let weak: Vec<Weak> = weaknesses(&groups[&GroupId(1)], &nodes, &nothing).collect();
+        assert_eq!(weak, [Weak::Unsteady(1)]);
+        // Nobody moves to whoever is new.
+        (3..8).for_each(|i| nodes.get_mut(&id(i)).unwrap().is_new = true);
+        assert_eq!(super::plan(&POLICY, &nodes, &groups, &BTreeMap::new(), &nothing, 7), Plan::default());
+        // All in one building, which nobody can help, and three of four in one rack, which somebody can.
+        let labels = |i: u8| {
+            let both = [("building", 0), ("rack", i / 4)];
+            both.map(|(key, value)| (key.to_string(), value.to_string())).into_iter().collect()
+        };
+        let mut both: BTreeMap<NodeId, crate::domains::Labels> = (0..8).map(|i| (id(i), labels(i))).collect();
+        both.insert(id(9), [("building".to_string(), "1".to_string())].into());
+        let planned = super::plan(&POLICY, &fleet(8), &groups, &BTreeMap::new(), &Domains::new(&both), 7);
+        assert_eq!(moves(&planned), [(1, 2, id(2), id(5), None)]);
     }
 
     #[test]

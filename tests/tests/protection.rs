@@ -141,7 +141,7 @@ fn a_day_of_twelve_stashes_in_three_racks() {
 fn what_cannot_be_kept_is_said() {
     let mut t = start(3);
     let explained = t.fleet.ctl(&["policy", "set", "--survive", "3", "--readable", "99.9"]).unwrap();
-    assert!(explained["unmet"][0].as_str().unwrap().contains("add 2 stashes"), "{explained}");
+    assert!(explained["unmet"][0].as_str().unwrap().contains("it takes 5 of them"), "{explained}");
     let published = publish(&t, "one", 3);
     assert_eq!((&published["geometry"], &published["unmet"]), (&"1+2".into(), &explained["unmet"]));
     // Copies for one image, and parity for the others.
@@ -156,8 +156,10 @@ fn what_cannot_be_kept_is_said() {
     );
     for (args, why) in [
         (&["policy", "set"][..], "want what"),
-        (&["policy", "set", "--readable", "100"], "below 100"),
+        (&["policy", "set", "--readable", "100"], "99.99"),
         (&["policy", "set", "--survive", "17"], "at most 16"),
+        (&["policy", "set", "--limit", "50"], "1MB"),
+        (&["policy", "clear", "--image", "exam:1"], "without a tag"),
         (&["policy", "set", "--image", "exam", "--window", "20:00-06:00"], "all images"),
         (&["policy", "set", "--window", "20-6"], "20:00-06:00"),
         (&["policy", "set", "--image", "exam:1", "--survive", "1"], "without a tag"),

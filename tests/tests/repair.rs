@@ -7,6 +7,7 @@ use std::process::Output;
 use serde_json::Value;
 use tests::fleet::{TestFleet, start};
 use xtask::fleet::wait_for;
+use xtask::restless::SmallDisk;
 use xtask::sample;
 
 const LEN: usize = 12_000_000;
@@ -39,7 +40,8 @@ fn is_green(health: &Value) -> bool {
 }
 
 fn wait_until_green(t: &TestFleet) {
-    wait_for("everything to have its holder", || is_green(&health(t))).unwrap();
+    wait_for("everything to have its holder", || is_green(&health(t)))
+        .unwrap_or_else(|e| panic!("{e}: {}", t.fleet.ctl(&["repair"]).unwrap()));
     // A stash that was killed did not say goodbye: the controller's old connection to it has to end first.
     wait_for("all pieces to be proven", || t.fleet.ctl(&["verify"]).is_ok()).unwrap();
 }
@@ -175,8 +177,43 @@ fn a_smaller_stash_gives_away_what_is_too_much() {
     let fullest = (0..6).max_by_key(|stash| used(*stash)).unwrap();
     assert!(used(fullest) > 192 << 20, "{}", used(fullest));
     let out = coe_stash(&t, fullest, &["resize", "256MiB"]);
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{said}: {}", t.fleet.stash_status(fullest).unwrap());
     let len = fs::metadata(t.fleet.stashes[fullest].dir.join(".stash")).unwrap().len();
     assert_eq!(len, 257 << 20);
     wait_until_green(&t);
+}
+
+#[test]
+fn a_full_disk_gets_back_what_others_can_do_without() {
+    let mut t = start(3);
+    // 512 MiB on a disk of 900, of which 128 are to stay free: below 51 it is urgent.
+    let Some(small) = SmallDisk::add(&mut t.fleet).unwrap() else { return };
+    t.fleet.wait_until_up(4).unwrap();
+    let image = t.file("one");
+    fs::write(&image, sample::noise(9, 680_000_000)).unwrap();
+    t.fleet.publish(&image, &["--name", "one", "--data", "2", "--parity", "2"]).unwrap();
+    let dir = t.fleet.stashes[small.stash].dir.clone();
+    let (file, filler) = (dir.join(".stash"), dir.join("filler"));
+    let len = || fs::metadata(&file).unwrap().len();
+    let before = len();
+    // Nobody else could take its pieces, and without them still one stash may be lost: they are dropped.
+    fs::write(&filler, vec![1; 362 << 20]).unwrap();
+    wait_for("the disk to get space back", || len() < before).unwrap_or_else(|e| {
+        panic!("{e}: {} {}", t.fleet.stash_status(small.stash).unwrap(), t.fleet.ctl(&["nodes"]).unwrap())
+    });
+    wait_for("it to be said", || health(&t)["missing"].as_u64() > Some(0)).unwrap();
+    let short = health(&t);
+    assert!(short["lost_segments"] == 0 && short["spare"].as_u64() >= Some(1), "{short}");
+    let target = t.file("target");
+    t.fleet.install("one", &target, 680_000_000).unwrap();
+    assert!(fs::read(&target).unwrap() == fs::read(&image).unwrap());
+    // With room again, they are made anew where they were.
+    fs::remove_file(&filler).unwrap();
+    wait_for("it to be said where they go", || health(&t)["missing"] == 0).unwrap();
+    wait_for("half of them", || health(&t)["damaged"].as_u64() < Some(50)).unwrap();
+    wait_until_green(&t);
+    assert_eq!(health(&t)["spare"], 2);
+    drop(t.fleet);
+    drop(small);
 }

@@ -1,6 +1,6 @@
 //! The stash file on a real file system.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
@@ -45,10 +45,12 @@ impl FileStorage {
         file.is_ok_and(|file| fallocate(&file, FallocateFlags::empty(), 0, SLOT_LEN).is_ok())
     }
 
-    /// Device and inode: the same for nothing else.
+    /// Whether this is the file that lies there.
     #[must_use]
-    pub fn identity(&self) -> Option<(u64, u64)> {
-        self.0.metadata().ok().map(|about| (about.dev(), about.ino()))
+    pub fn is_at(&self, path: &Path) -> bool {
+        let identity = |about: Metadata| (about.dev(), about.ino());
+        let lies = std::fs::metadata(path).ok().map(identity);
+        lies.is_some() && lies == self.0.metadata().ok().map(identity)
     }
 
     /// Whether the medium gives any of the blocks that say whose file it is.

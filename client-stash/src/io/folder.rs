@@ -103,6 +103,11 @@ const AWAY: [Errno; 11] = [
 #[derive(Clone, Debug)]
 pub struct Folder(PathBuf);
 
+/// A path that is too long for a socket is no trouble but for whoever wants to ask the service.
+fn socket_elsewhere(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::InvalidInput { Ok(()) } else { Err(error) }
+}
+
 fn free_at(path: &Path) -> io::Result<u64> {
     let stat = rustix::fs::statvfs(path)?;
     Ok(stat.f_bavail * stat.f_frsize)
@@ -137,7 +142,13 @@ impl Folder {
 
     /// Where the stash file is.
     fn stash_file(&self) -> PathBuf {
-        self.settings().ok().and_then(|settings| settings.file).unwrap_or_else(|| self.own_stash_file())
+        self.settings().map_or_else(|_| self.own_stash_file(), |settings| self.file_of(&settings))
+    }
+
+    /// Where the stash file is, by these settings.
+    #[must_use]
+    pub fn file_of(&self, settings: &Settings) -> PathBuf {
+        settings.file.clone().unwrap_or_else(|| self.own_stash_file())
     }
 
     fn own_stash_file(&self) -> PathBuf {
@@ -147,14 +158,7 @@ impl Folder {
     /// Whether what is open is what lies where the stash file should.
     #[must_use]
     pub fn is_stash_file(&self, storage: &FileStorage) -> bool {
-        let lies = fs::metadata(self.stash_file()).ok().map(|about| (about.dev(), about.ino()));
-        lies.is_some() && lies == storage.identity()
-    }
-
-    /// Whether there is a stash file, and it can be read.
-    #[must_use]
-    pub fn can_read_stash_file(&self) -> bool {
-        FileStorage::look(&self.stash_file()).is_ok()
+        storage.is_at(&self.stash_file())
     }
 
     /// Wait until the stash file is there: its medium may not be plugged in yet.
@@ -204,7 +208,7 @@ impl Folder {
         }
         fs::set_permissions(&self.0, fs::Permissions::from_mode(0o700))
             .with_context(|| format!("keep others out of {}", self.0.display()))?;
-        control::check_socket(&self.0).with_context(|| {
+        control::check_socket(&self.0).or_else(socket_elsewhere).with_context(|| {
             format!(
                 "{} cannot have a socket in it, as on some network file systems: choose a --dir on a disk of this machine, \
                  and keep only the stash file there, with --file",

@@ -246,13 +246,16 @@ struct Look {
 }
 
 impl Look {
-    fn at(folder: &Folder, storage: &FileStorage, is_away: bool, has_failed: bool) -> Self {
-        let is_here = folder.is_stash_file(storage);
+    /// `before` are the settings that were read last: they may be on the same medium.
+    fn at(folder: &Folder, before: &Settings, storage: &FileStorage, is_away: bool, has_failed: bool) -> Self {
+        let settings = folder.settings().ok();
+        let file = folder.file_of(settings.as_ref().unwrap_or(before));
+        let is_here = storage.is_at(&file);
         let is_doubtful = is_away || has_failed || !is_here;
         Self {
-            settings: folder.settings().ok(),
+            settings,
             is_here,
-            can_be_opened: is_away && folder.can_read_stash_file(),
+            can_be_opened: is_away && FileStorage::look(&file).is_ok(),
             is_readable: !is_doubtful || storage.is_readable(),
             free: folder.free_bytes().ok(),
             own_free: folder.own_free_bytes().ok(),
@@ -268,12 +271,12 @@ pub(super) async fn watch(
     writer: Writer,
     storage: Arc<FileStorage>,
 ) {
-    let (mut settings, mut asked, mut looking) = (settings, None::<Instant>, None);
+    let (mut settings, mut asked, mut looking, mut has_gone) = (settings, None::<Instant>, None, false);
     loop {
         let (is_away, has_failed) = (manners.seen().is_away, manners.has_failed.swap(false, Ordering::Relaxed));
         let mut task = looking.take().unwrap_or_else(|| {
-            let (folder, storage) = (folder.clone(), storage.clone());
-            tokio::task::spawn_blocking(move || Look::at(&folder, &storage, is_away, has_failed))
+            let (folder, settings, storage) = (folder.clone(), settings.clone(), storage.clone());
+            tokio::task::spawn_blocking(move || Look::at(&folder, &settings, &storage, is_away, has_failed))
         });
         let look = match tokio::time::timeout(LOOKED_WITHIN, &mut task).await {
             Ok(look) => look.ok(),
@@ -293,15 +296,21 @@ pub(super) async fn watch(
         }
         let pressure = fs::read_to_string("/proc/pressure/io").ok().and_then(|text| manners::pressure(&text));
         seen.is_busy = pressure.is_some_and(|percent| percent > PRESSURE_MAX);
-        if seen.is_away && look.as_ref().is_some_and(|look| look.can_be_opened) {
+        let is_stuck = writer.stuck_for().await > LOOKED_WITHIN;
+        let is_well = look.as_ref().is_some_and(|look| look.is_here && look.is_readable);
+        // One that did not answer for a while, and lost nothing, goes on. Of one that was gone, everything that was known is out of date.
+        has_gone |= look.is_some() && !is_well;
+        if has_gone && !is_stuck && is_away && look.as_ref().is_some_and(|look| look.can_be_opened) {
             tracing::info!("the stash file is back");
             start_again();
         }
-        seen.is_away |= look.as_ref().is_none_or(|look| !look.is_here || !look.is_readable);
+        seen.is_away = has_gone || is_stuck || !is_well;
         if seen.is_away && !is_away {
             tracing::error!(
                 "the stash file is away: its medium is unplugged, does not answer, or it was moved; waiting for it"
             );
+        } else if is_away && !seen.is_away {
+            tracing::info!("the medium of the stash file answers again");
         }
         if let (Some(free), false) = (look.as_ref().and_then(|look| look.free), seen.is_away) {
             let floors = settings.floors();
@@ -350,8 +359,10 @@ async fn fit(folder: &Folder, manners: &Manners, writer: &Writer, free: u64) {
         return;
     }
     tracing::info!(now = sizes.now, wanted, free, "regions of the stash: the disk's owner comes first");
-    if let Err(why) = writer.resize(wanted).await {
-        tracing::warn!(why, "the stash has the size that it had");
+    match tokio::time::timeout(LOOKED_WITHIN, writer.resize(wanted)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(why)) => tracing::warn!(why, "the stash has the size that it had"),
+        Err(_) => tracing::warn!("the disk does not answer: the stash has the size that it had"),
     }
     manners.has_too_much(too_much);
 }

@@ -3,7 +3,7 @@
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use images::fragment::{FragmentHeader, FragmentId};
@@ -68,7 +68,7 @@ pub struct Writer {
     /// What it said last, for when its disk keeps it.
     last: Arc<Mutex<Report>>,
     /// A question that it has not answered in time.
-    unanswered: Arc<tokio::sync::Mutex<Option<oneshot::Receiver<Report>>>>,
+    unanswered: Arc<tokio::sync::Mutex<Option<(Instant, oneshot::Receiver<Report>)>>>,
 }
 
 /// How long whoever asks how it is waits for a disk that does not answer.
@@ -111,8 +111,10 @@ impl Writer {
     pub async fn report(&self) -> Report {
         let last = || self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let mut unanswered = self.unanswered.lock().await;
-        if unanswered.as_mut().is_some_and(|old| matches!(old.try_recv(), Err(TryRecvError::Empty))) {
-            return last().clone();
+        match unanswered.as_mut().map(|(_, old)| old.try_recv()) {
+            Some(Err(TryRecvError::Empty)) => return last().clone(),
+            Some(Ok(late)) => *last() = late,
+            Some(Err(TryRecvError::Closed)) | None => {}
         }
         let (answer, mut result) = oneshot::channel();
         let writer = self.clone();
@@ -122,9 +124,15 @@ impl Writer {
                 *unanswered = None;
                 last().clone_from(&report.unwrap_or_default());
             }
-            Err(_) => *unanswered = Some(result),
+            Err(_) => *unanswered = Some((Instant::now(), result)),
         }
         last().clone()
+    }
+
+    /// For how long its disk has kept it.
+    pub async fn stuck_for(&self) -> Duration {
+        drop(self.report().await);
+        self.unanswered.lock().await.as_ref().map_or(Duration::ZERO, |(since, _)| since.elapsed())
     }
 
     /// Ask for another size.

@@ -219,12 +219,18 @@ impl<S: Storage> Store<S> {
         victims.sort_by_key(|r| self.needed_bytes(r));
         let Some(victim) = victims.first() else { return Ok(false) };
         if must_win {
-            // One region more is free only if it fits an open one, or two fit one.
+            // One region more is free only if one fits what is open, or two fit one, or some fit what is open and one fewer than they are.
             let in_open = self.own_open(victim.header.owner).map(|open| self.books.regions[&open].room()).max();
-            let second = victims[1..].iter().find(|r| r.header.owner == victim.header.owner);
-            let both = second.map(|second| self.needed_bytes(second) + self.needed_bytes(victim) + 3 * RECORD_ALIGN);
-            let fits_open = self.needed_bytes(victim) + 2 * RECORD_ALIGN <= in_open.unwrap_or(0);
-            if !fits_open && both.is_none_or(|both| both > in_free) {
+            let owns = |r: &&&Region| r.header.owner == victim.header.owner;
+            let (mut needed, mut room) = (0, in_open.unwrap_or(0));
+            let wins = victims.iter().filter(owns).take(COPIES_MAX).enumerate().any(|(before, region)| {
+                needed += self.needed_bytes(region) + 2 * RECORD_ALIGN;
+                let fits = needed <= room || (before == 1 && needed <= in_free + RECORD_ALIGN);
+                // No record takes more than a sixteenth of a region, so no more than that is left over at the end of one.
+                room += in_free / 16 * 15;
+                fits
+            });
+            if !wins {
                 return Ok(false);
             }
         }

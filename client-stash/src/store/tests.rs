@@ -194,3 +194,48 @@ fn a_damaged_record_header_hides_nothing_behind_it() {
     store.put(vec![more.clone()]).remove(0).unwrap();
     check(&reopen(store), &[kept, vec![more]].concat());
 }
+
+/// Whatever is deleted in whatever order: what [`Store::begin_shrink`] says will fit, does.
+#[test]
+fn what_fits_a_smaller_file_gets_there() {
+    let mut state = 1u64;
+    let mut below = |n: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % n
+    };
+    for round in 0..60 {
+        let regions = 6 + below(5) as u32;
+        let mut store = Store::create_with(SimDisk::default(), ARRAY, NODE, regions, 4 << 20).unwrap();
+        let sizes = if below(2) == 0 { (131_072, 1) } else { (60_000, 200_000) };
+        let mut kept = Vec::new();
+        for i in 0..10_000 {
+            let item = fragment(round * 10_000 + i, sizes.0 + below(sizes.1) as usize);
+            if store.put(vec![item.clone()])[0].is_err() {
+                break;
+            }
+            kept.push(item);
+        }
+        let stays = 1 + below(9);
+        let (gone, mut left): (Vec<_>, Vec<_>) = kept.into_iter().partition(|_| below(10) >= stays);
+        let gone: Vec<FragmentId> = gone.iter().map(|(_, header, _)| header.id).collect();
+        gone.chunks(1 + below(40) as usize).for_each(|some| store.delete(some).unwrap());
+        for wanted in (REGIONS_MIN..regions).rev() {
+            if store.excess(wanted) > 0 {
+                break;
+            }
+            store.begin_shrink(wanted, OWNER).unwrap();
+            for step in 0.. {
+                match store.shrink_some(OWNER) {
+                    Ok(Shrinking::Done) => break,
+                    Ok(Shrinking::Left(_)) => assert!(step < 100, "round {round}: it never ends"),
+                    Err(error) => panic!("round {round}: {regions} regions to {wanted}: {error}"),
+                }
+            }
+            if below(3) == 0 && left.len() > 4 {
+                let (_, header, _) = left.remove(below(left.len() as u64) as usize);
+                store.delete(&[header.id]).unwrap();
+            }
+        }
+        check(&store, &left);
+    }
+}

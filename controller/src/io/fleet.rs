@@ -13,6 +13,8 @@ use protocol::message::member::Aside;
 pub struct Pulse {
     /// When.
     pub at: Instant,
+    /// On which connection.
+    pub connection: usize,
     /// Bytes it offers.
     pub capacity: u64,
     /// Bytes in use.
@@ -107,6 +109,13 @@ impl Fleet {
     #[must_use]
     pub fn is_heard(&self, node: NodeId) -> bool {
         self.pulses().get(&node).is_some_and(|pulse| pulse.at.elapsed() <= self.patience)
+    }
+
+    /// The same, and what it holds is where it is.
+    #[must_use]
+    pub fn has_its_medium(&self, node: NodeId) -> bool {
+        let pulse = self.pulses().get(&node).copied();
+        pulse.is_some_and(|pulse| pulse.aside != Some(Aside::Away) && pulse.at.elapsed() <= self.patience)
     }
 
     /// A stash got rid of bytes: do not wait for its next report to know.

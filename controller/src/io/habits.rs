@@ -34,6 +34,13 @@ fn write<T>(lock: &RwLock<Arc<T>>, value: T) {
     *lock.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(value);
 }
 
+/// Stashes without a label count, too.
+fn labels_of_all(catalog: &Catalog) -> Result<Domains, CatalogError> {
+    let mut labels = catalog.labels()?;
+    let all = catalog.nodes()?.into_iter().map(|(node, _)| (node, labels.remove(&node).unwrap_or_default()));
+    Ok(Domains::new(&all.collect()))
+}
+
 impl Habits {
     /// As the catalog knows them.
     ///
@@ -42,7 +49,7 @@ impl Habits {
     pub fn load(catalog: &Catalog) -> Result<Self, CatalogError> {
         let habits = Self::default();
         write(&habits.attendance, Attendance::of(&catalog.histories()?));
-        write(&habits.domains, Domains::new(&catalog.labels()?));
+        write(&habits.domains, labels_of_all(catalog)?);
         Ok(habits)
     }
 
@@ -127,7 +134,7 @@ impl Controller {
     /// The catalog's.
     pub fn choose_geometry(&self, goal: &Goal) -> Result<Option<Choice>, Refusal> {
         let habits = self.habits.attendance();
-        let kinds = self.habits.domains().kinds();
+        let kinds = self.habits.domains().kinds(self.takers()?.into_keys());
         Ok(choose(&Fleet { classes: self.classes()?, kinds, habits: Some(&habits) }, goal))
     }
 
@@ -146,11 +153,7 @@ impl Controller {
     /// # Errors
     /// The catalog's.
     pub fn look_at_labels(&self) -> Result<(), Refusal> {
-        let mut labels = self.catalog.labels().map_err(catalog_refusal)?;
-        let members: BTreeSet<NodeId> =
-            self.catalog.nodes().map_err(catalog_refusal)?.into_iter().map(|(node, _)| node).collect();
-        labels.retain(|node, _| members.contains(node));
-        write(&self.habits.domains, Domains::new(&labels));
+        write(&self.habits.domains, labels_of_all(&self.catalog).map_err(catalog_refusal)?);
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use std::time::{Instant, SystemTime};
 use images::NodeId;
 use protocol::identity::{Identity, Role};
 use protocol::io::issue::{Admitted, BACKDATE, DELEGATION_LASTS};
+use protocol::io::rpc::Peer;
 use protocol::message::boot::{Delegation, GetDelegation};
 use protocol::message::{Refusal, enroll, member};
 use protocol::ticket::secret_hash;
@@ -85,6 +86,9 @@ impl Controller {
         let admitted = if is_installer { admitted } else { Admitted::default() };
         let (_, certificate) = self.authority.issue(role, &request.csr, admitted).map_err(invalid)?;
         let directory = self.directory().map_err(catalog_refusal)?;
+        if role == Role::Stash {
+            self.look_at_labels()?;
+        }
         tracing::info!(%node, %role, "member joined");
         Ok(enroll::Enrolled {
             node,
@@ -129,7 +133,7 @@ impl Controller {
     pub async fn heartbeat(
         self: &Arc<Self>,
         node: NodeId,
-        from: SocketAddr,
+        peer: Peer,
         beat: member::Heartbeat,
     ) -> Result<member::HeartbeatAck, Refusal> {
         let ack = |directory, in_charge, to_hand_over| {
@@ -145,7 +149,7 @@ impl Controller {
             }
             return Err(Refusal::NotAdmitted("this stash was removed from the array".into()));
         };
-        let addresses = vec![SocketAddr::new(from.ip().to_canonical(), beat.port)];
+        let addresses = vec![SocketAddr::new(peer.address.ip().to_canonical(), beat.port)];
         // Whatever else is to be thought of it: it forgets them once they were heard.
         if !beat.lost.is_empty() {
             let lost = beat.lost.clone();
@@ -188,7 +192,12 @@ impl Controller {
             Some(member::Wish::LessNow(bytes)) => (bytes, true),
             _ => (0, false),
         };
-        let pulse = Pulse { at: Instant::now(), capacity, used, fragments, aside: beat.aside, too_much, is_urgent };
+        let connection = peer.connection;
+        if self.fleet.pulse(node).is_none_or(|(before, _)| before.connection != connection) {
+            self.pool.forget(node);
+        }
+        let (at, aside) = (Instant::now(), beat.aside);
+        let pulse = Pulse { at, connection, capacity, used, fragments, aside, too_much, is_urgent };
         self.fleet.heard(node, pulse);
         let directory = self.directory().map_err(catalog_refusal)?.update_for(beat.directory);
         // Not nothing before it is no member any more: its shares of keys go to others, too.

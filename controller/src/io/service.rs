@@ -65,6 +65,7 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
     tokio::spawn(announce(controller.clone()));
     tokio::spawn(controller.clone().sweep_regularly());
     tokio::spawn(controller.clone().repair_regularly());
+    tokio::spawn(controller.clone().mend_regularly());
     tokio::spawn(controller.clone().look_after_regularly());
     tokio::spawn(controller.clone().wake_regularly());
     tokio::spawn(renew(controller.clone(), endpoint.clone(), https.acceptor()));
@@ -158,9 +159,7 @@ async fn answer(controller: &Arc<Controller>, peer: Peer, request: Request, body
     };
     let who = bearer.identity;
     match request {
-        Request::Heartbeat(beat) => {
-            Answer::to::<member::Heartbeat>(controller.heartbeat(who.node, peer.address, beat).await)
-        }
+        Request::Heartbeat(beat) => Answer::to::<member::Heartbeat>(controller.heartbeat(who.node, peer, beat).await),
         Request::Renew(renew) => Answer::to::<member::Renew>(controller.renew(who, &renew)),
         Request::Begin(begin) => Answer::to::<publish::Begin>(controller.begin(begin)),
         Request::Have(have) => Answer::to::<publish::Have>(controller.have(&have)),

@@ -51,14 +51,19 @@ impl Controller {
         let fitting = || groups.iter().filter(|(_, g)| g.geometry == geometry);
         let (habits, domains) = (self.habits.attendance(), self.habits.domains());
         let known = fitting().count() >= groups_wanted(up.len(), geometry);
-        let least_used = |may_be_crowded: bool| {
-            let is_crowded = |group: &GroupRecord| {
-                domains.crowded(&domains.count(group.members.iter().copied()), geometry).next().is_some()
+        let least_used = |may_be_weak: bool| {
+            let is_weak = |group: &GroupRecord| {
+                let members = || group.members.iter().copied();
+                let is_crowded = domains.crowded(domains.count(members()), geometry).next().is_some();
+                is_crowded || members().filter(|node| habits.class(*node).is_steady()).count() < steady
             };
-            let usable = fitting().filter(|(_, g)| may_be_crowded || !is_crowded(g));
+            let usable = fitting().filter(|(_, g)| may_be_weak || !is_weak(g));
             least_used(usable.map(|(id, g)| (*id, g.members.as_slice(), g.segments)), &up, piece_len)
         };
-        let group = known.then(|| least_used(false).or_else(|| least_used(true))).flatten();
+        // If none of those that are there is as it should be, there may be some more; but not without end.
+        let is_enough = fitting().count() >= 2 * groups_wanted(up.len(), geometry);
+        let any = || is_enough.then(|| least_used(true)).flatten();
+        let group = known.then(|| least_used(false).or_else(any)).flatten();
         let mut loads: BTreeMap<NodeId, u32> = BTreeMap::new();
         for member in groups.values().flat_map(|g| &g.members) {
             *loads.entry(*member).or_default() += 1;

@@ -57,6 +57,11 @@ impl Pool {
         self.addresses.lock().unwrap_or_else(PoisonError::into_inner).insert(node, addresses);
     }
 
+    /// A member was started anew: whatever was connected to it leads nowhere.
+    pub fn forget(&self, node: NodeId) {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner).remove(&node);
+    }
+
     /// The connection to a stash. Callers that come at the same time share one handshake.
     ///
     /// # Errors

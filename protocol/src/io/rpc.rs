@@ -166,6 +166,8 @@ pub struct Peer {
     pub bearer: Option<Bearer>,
     /// Where from.
     pub address: SocketAddr,
+    /// On which connection: another one after a restart.
+    pub connection: usize,
 }
 
 /// An answer, ready to travel.
@@ -223,13 +225,13 @@ where
 
 /// A member by its certificate, or a stranger that said that it wants to enroll.
 fn admit(connection: &Connection, array: ArrayId) -> Option<Peer> {
-    let address = connection.remote_address();
+    let peer = |bearer| Peer { bearer, address: connection.remote_address(), connection: connection.stable_id() };
     let data = connection.handshake_data()?.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?;
     if data.protocol.as_deref() == Some(tls::ALPN_ENROLL) {
-        return Some(Peer { bearer: None, address });
+        return Some(peer(None));
     }
     let chain = connection.peer_identity()?.downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>().ok()?;
-    Some(Peer { bearer: Some(tls::bearer_of(chain.first()?, array)?), address })
+    Some(peer(Some(tls::bearer_of(chain.first()?, array)?)))
 }
 
 async fn answer_one<H, F>(peer: Peer, mut send: SendStream, mut recv: RecvStream, handler: Arc<H>)

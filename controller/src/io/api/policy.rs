@@ -18,8 +18,10 @@ use crate::catalog::PolicyRecord;
 use crate::domains::{Labels, is_valid_part};
 use crate::io::controller::{Controller, catalog_refusal};
 use crate::io::sweep::segments_of;
-use crate::repair::{Seen, Weak, Whole, is_durable, weakness};
+use crate::repair::{Seen, Weak, Whole, is_durable, weaknesses};
 
+/// Bytes a second below which repair would not go on.
+const LIMIT_MIN: u64 = 1_000_000;
 /// Hours that are no limit.
 const ALWAYS: &str = "always";
 
@@ -78,8 +80,13 @@ impl PolicyInfo {
         if self.survive.is_some_and(|survive| usize::from(survive) > images::limits::PARITY_PIECES_MAX) {
             return Err(invalid("at most 16 lost stashes can be survived"));
         }
-        if self.readable.is_some_and(|share| !(share > 0.0 && share < 100.0)) {
-            return Err(invalid("readable is a percentage above 0 and below 100, such as 99.9"));
+        if self.readable.is_some_and(|share| !(0.01..=99.99).contains(&share)) {
+            return Err(invalid("readable is a percentage from 0.01 to 99.99, such as 99.9"));
+        }
+        if self.limit.is_some_and(|limit| limit > 0 && limit < LIMIT_MIN) {
+            return Err(invalid(
+                "with less than 1MB a second nothing would ever be repaired: want more, or 0 for no limit",
+            ));
         }
         let layout = match self.layout.as_deref() {
             None => None,
@@ -198,6 +205,7 @@ impl Controller {
         let policy = self.policy_for(name)?;
         let common = self.common_policy()?;
         let choice = self.choose_geometry(&policy.goal)?;
+        let kinds = self.habits.domains().kinds(self.takers()?.into_keys());
         let record = PolicyRecord {
             survive: policy.goal.survive,
             readable: policy.goal.readable.map(|share| (share * 10_000.0).round() as u16),
@@ -210,7 +218,7 @@ impl Controller {
             policy: PolicyInfo::of(name, &record),
             stashes: self.classes()?.into_iter().map(|(class, n)| count((class.to_string(), n))).collect(),
             busy_hours: self.habits.attendance().busy_hours() as u64,
-            domains: self.habits.domains().kinds().into_iter().map(count).collect(),
+            domains: kinds.into_iter().map(|(name, kind)| count((name, kind.sizes.len()))).collect(),
             geometry: choice.as_ref().map(|choice| choice.geometry.to_string()),
             overhead: choice.as_ref().map_or(0.0, |c| c.geometry.pieces() as f64 / c.geometry.data() as f64),
             readable: choice.as_ref().map_or(0.0, |choice| choice.readable * 100.0),
@@ -251,7 +259,7 @@ impl Controller {
         };
         let there: Vec<NodeId> = group.members.iter().enumerate().filter(is_there).map(|(_, node)| *node).collect();
         let classes: Vec<Class> = there.iter().map(|node| habits.class(*node)).collect();
-        let weak = weakness(group, nodes, &domains).map(|weak| match weak {
+        let weak = weaknesses(group, nodes, &domains).next().map(|weak| match weak {
             Weak::Crowded(domain) => {
                 let count = group.members.iter().filter(|node| domains.of(**node).contains(&domain)).count();
                 let (name, m) = (domains.name(domain), group.geometry.parity());
@@ -297,6 +305,8 @@ pub(super) async fn change_policy(State(c): Shared, Json(ask): Json<PolicyInfo>)
 #[utoipa::path(delete, path = "/v1/policies", params(Which), responses((status = 200, body = Explanation)))]
 pub(super) async fn clear_policy(State(c): Shared, Query(which): Query<Which>) -> Answer<Explanation> {
     let name = which.image.unwrap_or_default();
+    let ask = PolicyInfo { image: Some(name.clone()).filter(|name| !name.is_empty()), ..PolicyInfo::default() };
+    ask.change().map(drop)?;
     let of = name.clone();
     let changed =
         c.committer.change(move |catalog| catalog.change_policy(&of, |record| *record = PolicyRecord::default()));

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::routes::{Answer, Shared};
 use crate::io::controller::{Controller, catalog_refusal};
 use crate::io::unix_s;
-use crate::repair::{Weak, Why, is_durable, weakness};
+use crate::repair::{Weak, Why, is_durable, weaknesses};
 
 /// How safe everything is.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
@@ -119,7 +119,7 @@ impl Controller {
             let durable = group.members.iter().enumerate().filter(is_there).count();
             health.missing += (group.members.len() - durable) as u64 * segments;
             let spare = durable.saturating_sub(group.geometry.data()) as u64;
-            match weakness(group, &nodes, &domains) {
+            match weaknesses(group, &nodes, &domains).next() {
                 None => {}
                 Some(Weak::Crowded(_)) => health.crowded += 1,
                 Some(Weak::Unsteady(_)) => health.unsteady += 1,

@@ -39,10 +39,7 @@ impl Controller {
             tasks.spawn(async move {
                 for (id, piece) in fragments {
                     match controller.mend(node, id, piece).await {
-                        Ok(fetched) => {
-                            let limit = controller.common_policy().ok().and_then(|policy| policy.limit);
-                            controller.repairs.keep_pace(fetched, limit).await;
-                        }
+                        Ok(fetched) => drop(controller.keep_pace(fetched).await),
                         Err(error) => {
                             tracing::warn!(%node, segment = %id, piece, %error, "a lost fragment is not made anew yet");
                             return;

@@ -19,6 +19,7 @@ use tokio::sync::{Notify, Semaphore};
 use super::controller::{Controller, catalog_refusal};
 use super::habits::COUNT_EVERY;
 use super::unix_s;
+use crate::attendance::Class;
 use crate::catalog::{CatalogError, GroupRecord, ImageRecord, MoveRecord, Seat, Standing};
 use crate::repair::{self, Policy, Seen, Whole, Why};
 use moves::Task;
@@ -31,6 +32,8 @@ const STASHES_AN_AUDIT: usize = 10;
 const MOVES_TOGETHER: usize = 4;
 /// Moves that are planned ahead.
 const PLANNED_TOGETHER: usize = 1024;
+/// Segments of a group that lies badly whose lengths are looked up every time.
+const LOOKED_AT_MAX: u64 = 256;
 /// While so many are under way, nothing is moved only to lie better.
 const BETTER_TOGETHER: usize = 16;
 /// A new holder that cannot take its pieces for so long is given up, and another one is found; and for so long it is not chosen again.
@@ -127,14 +130,6 @@ impl Repairs {
         }
     }
 
-    /// Wait so long that repair moves no more bytes a second than `limit`.
-    async fn keep_pace(&self, bytes: u64, limit: Option<u64>) {
-        if let Some(limit) = limit {
-            let wait = lock(&self.pace).take(self.since.elapsed(), bytes, limit);
-            tokio::time::sleep(wait).await;
-        }
-    }
-
     fn is_avoided(&self, node: NodeId) -> bool {
         lock(&self.avoided).get(&node).is_some_and(|since| since.elapsed() < GIVE_UP_AFTER)
     }
@@ -158,6 +153,31 @@ fn conflict_only(error: CatalogError) -> Result<(), Refusal> {
 }
 
 impl Controller {
+    /// Wait so long that repair moves no more bytes a second than the policy says. A second at a time: it may say something else meanwhile.
+    async fn keep_pace(&self, bytes: u64) -> Result<(), Refusal> {
+        let mut left = bytes;
+        while left > 0 {
+            let Some(limit) = self.common_policy()?.limit else { return Ok(()) };
+            let some = left.min(limit);
+            left -= some;
+            let wait = lock(&self.repairs.pace).take(self.repairs.since.elapsed(), some, limit);
+            tokio::time::sleep(wait).await;
+        }
+        Ok(())
+    }
+
+    /// Make lost fragments anew for ever.
+    pub async fn mend_regularly(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(EVERY).await;
+            if self.may_repair()
+                && let Err(error) = self.mend_damaged().await
+            {
+                tracing::warn!(%error, "lost fragments were not made anew");
+            }
+        }
+    }
+
     /// Repair for ever.
     pub async fn repair_regularly(self: Arc<Self>) {
         let slots = Arc::new(Semaphore::new(MOVES_TOGETHER));
@@ -179,9 +199,6 @@ impl Controller {
             tokio::time::sleep(EVERY).await;
             if !self.may_repair() {
                 continue;
-            }
-            if let Err(error) = self.mend_damaged().await {
-                tracing::warn!(%error, "lost fragments were not made anew");
             }
             if counted.elapsed() < COUNT_EVERY {
                 continue;
@@ -209,10 +226,11 @@ impl Controller {
     async fn count_absence(&self) -> Result<(), Refusal> {
         let known = self.catalog.nodes().map_err(catalog_refusal)?;
         let standings = self.catalog.standings().map_err(catalog_refusal)?;
-        let is_heard = |node: NodeId| self.fleet.is_heard(node);
-        if known.iter().filter(|(node, _)| is_heard(*node)).count() * 2 < known.len() {
+        if known.iter().filter(|(node, _)| self.fleet.is_heard(*node)).count() * 2 < known.len() {
             return Ok(());
         }
+        // A service whose medium is away speaks for nothing that it had.
+        let is_heard = |node: NodeId| self.fleet.has_its_medium(node);
         let silent = |node: &NodeId| standings.get(node).map_or(0, |s| s.silent_s);
         let changes: Vec<(NodeId, u64)> = known
             .iter()
@@ -249,12 +267,13 @@ impl Controller {
             let too_much = pulse.map_or(0, |pulse| pulse.too_much);
             let seen = Seen {
                 is_up: up.contains_key(&node),
-                silent_s: if pulse.is_some() { 0 } else { standing.silent_s },
+                silent_s: if self.fleet.has_its_medium(node) { 0 } else { standing.silent_s },
                 free: up.get(&node).copied().filter(|_| !self.repairs.is_avoided(node)).unwrap_or(0),
                 too_much,
                 is_urgent: pulse.is_some_and(|pulse| pulse.is_urgent),
                 is_clearing: too_much > 0 && self.catalog.has_trash(node).map_err(catalog_refusal)?,
                 is_unsteady: !habits.class(node).is_steady(),
+                is_new: habits.class(node) == Class::New,
                 standing,
             };
             nodes.insert(node, seen);
@@ -272,8 +291,8 @@ impl Controller {
         for (id, group) in self.catalog.groups().map_err(catalog_refusal)?.into_iter().filter(|(_, g)| g.segments > 0) {
             let vacant = all_vacant.remove(&id).unwrap_or_default();
             let is_well = vacant.is_empty() && group.members.iter().all(is_fine);
-            let bytes = if is_well { 0 } else { self.bytes_of(id, &group)? };
             let (geometry, segments) = (group.geometry, group.segments);
+            let bytes = if is_well { 0 } else { self.bytes_of(id, geometry)? };
             let steady = match steady_of.get(&geometry) {
                 Some(known) => *known,
                 None => {
@@ -283,20 +302,21 @@ impl Controller {
                 }
             };
             let mut whole = Whole { geometry, members: group.members, vacant, bytes, steady };
-            if is_well && repair::weakness(&whole, &nodes, &domains).is_some() {
-                // It may stay so for long: no reason to look at all segments every time.
-                whole.bytes = segments * geometry.piece_len(SEALED_MAX) as u64;
+            if is_well && repair::weaknesses(&whole, &nodes, &domains).next().is_some() {
+                // It may lie badly for long: no reason to look at many segments every time.
+                let most = segments * geometry.piece_len(SEALED_MAX) as u64;
+                whole.bytes = if segments < LOOKED_AT_MAX { self.bytes_of(id, geometry)? } else { most };
             }
             groups.insert(id, whole);
         }
         Ok((nodes, groups))
     }
 
-    fn bytes_of(&self, id: GroupId, group: &GroupRecord) -> Result<u64, Refusal> {
+    fn bytes_of(&self, id: GroupId, geometry: Geometry) -> Result<u64, Refusal> {
         let mut bytes = 0;
         for segment in self.catalog.segments_of(id).map_err(catalog_refusal)? {
             if let Some(record) = self.catalog.segment(&segment).map_err(catalog_refusal)? {
-                bytes += group.geometry.piece_len(record.sealed_len as usize) as u64;
+                bytes += geometry.piece_len(record.sealed_len as usize) as u64;
             }
         }
         Ok(bytes)

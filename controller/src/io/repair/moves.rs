@@ -81,6 +81,10 @@ impl Task {
         lock(&self.progress).clone()
     }
 
+    fn fetched(&self) -> u64 {
+        lock(&self.progress).fetched
+    }
+
     pub(super) fn forget(&self, segments: impl Iterator<Item = SegmentId>) {
         let mut progress = lock(&self.progress);
         for segment in segments {
@@ -163,10 +167,9 @@ impl Controller {
             todo.retain(|id| !has.contains(id));
             let mut first = None;
             for some in todo.chunks(REBUILD_TOGETHER) {
-                let before = task.progress().fetched;
+                let before = task.fetched();
                 let outcome = self.have_some(task, some).await;
-                let fetched = task.progress().fetched - before;
-                self.repairs.keep_pace(fetched, self.common_policy()?.limit).await;
+                self.keep_pace(task.fetched() - before).await?;
                 match outcome {
                     Ok(()) => {}
                     // What cannot be had now must not keep the rest waiting.
@@ -190,8 +193,12 @@ impl Controller {
                 break;
             }
         }
-        let bytes =
-            self.catalog.groups().map_err(catalog_refusal)?.get(&seat.0).map(|group| self.bytes_of(seat.0, group));
+        let bytes = self
+            .catalog
+            .groups()
+            .map_err(catalog_refusal)?
+            .get(&seat.0)
+            .map(|group| self.bytes_of(seat.0, group.geometry));
         self.fleet.gave(task.record.from, bytes.transpose()?.unwrap_or(0));
         tracing::info!(group = seat.0.0, piece = seat.1, from = %task.record.from, %to, "a holder was replaced");
         Ok(())
