@@ -263,6 +263,7 @@ impl Run<'_> {
         self.habits = Attendance::of(&self.histories);
         for (node, seen) in &mut self.nodes {
             seen.is_unsteady = !self.habits.class(*node).is_steady();
+            seen.is_new = self.habits.class(*node) == Behaviour::New;
         }
     }
 

@@ -59,6 +59,9 @@ struct Years {
     /// m [default: 4]
     #[arg(long, requires = "clients")]
     parity: Option<u8>,
+    /// Instead of k and m: how often a segment is to be read in the busy hours, as `coe-ctl policy set --readable`
+    #[arg(long, requires = "clients", value_name = "PERCENT")]
+    readable: Option<f64>,
     /// Days of silence after which a stash is not expected back [default: 14]
     #[arg(long, requires = "clients")]
     gone_after_days: Option<u64>,
@@ -82,6 +85,7 @@ impl Years {
             ("--departures", self.departures.map(|n| n.to_string())),
             ("--data", self.data.map(|n| n.to_string())),
             ("--parity", self.parity.map(|n| n.to_string())),
+            ("--readable", self.readable.map(|n| n.to_string())),
             ("--gone-after-days", self.gone_after_days.map(|n| n.to_string())),
             ("--wiped", self.wiped.map(|n| n.to_string())),
             ("--gib", self.gib.map(|n| n.to_string())),
