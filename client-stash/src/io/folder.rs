@@ -206,8 +206,6 @@ impl Folder {
                 name.display()
             );
         }
-        fs::set_permissions(&self.0, fs::Permissions::from_mode(0o700))
-            .with_context(|| format!("keep others out of {}", self.0.display()))?;
         control::check_socket(&self.0).or_else(socket_elsewhere).with_context(|| {
             format!(
                 "{} cannot have a socket in it, as on some network file systems: choose a --dir on a disk of this machine, \
@@ -215,6 +213,8 @@ impl Folder {
                 self.0.display()
             )
         })?;
+        fs::set_permissions(&self.0, fs::Permissions::from_mode(0o700))
+            .with_context(|| format!("keep others out of {}", self.0.display()))?;
         match fs::remove_file(self.0.join(LEFT)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}

@@ -50,6 +50,7 @@ impl Controller {
         let groups = self.catalog.groups().map_err(catalog_refusal)?;
         let fitting = || groups.iter().filter(|(_, g)| g.geometry == geometry);
         let (habits, domains) = (self.habits.attendance(), self.habits.domains());
+        let steady = steady.min(geometry.pieces());
         let known = fitting().count() >= groups_wanted(up.len(), geometry);
         let least_used = |may_be_weak: bool| {
             let is_weak = |group: &GroupRecord| {
