@@ -116,3 +116,32 @@ fn a_change_that_fails_leaves_nothing() {
     assert!(matches!(result, Err(CatalogError::Conflict(_))));
     assert!(catalog.segments().unwrap().is_empty());
 }
+
+#[test]
+fn habits_labels_and_policies_last_as_long_as_what_they_are_of() {
+    let catalog = catalog();
+    let record = NodeRecord { role: protocol::identity::Role::Stash, addresses: vec![], capacity: 1, joined_unix_s: 0 };
+    let rack = || [("rack".to_string(), "a".to_string())].into();
+    catalog
+        .change(|c| {
+            (1..=4).try_for_each(|i| c.put_node(node(i), &record))?;
+            c.change_labels(node(1), |labels| *labels = rack())?;
+            // Five days, in which 1 is always there, 2 and 4 by day, and 3 never.
+            (0..120).try_for_each(|hour| c.note_hour(hour, |n| n == node(1) || (n != node(3) && hour % 24 < 10)))
+        })
+        .unwrap();
+    let habits = crate::attendance::Attendance::of(&catalog.histories().unwrap());
+    use crate::attendance::Class::{Always, Office, Rare};
+    assert_eq!([1, 2, 3].map(|i| habits.class(node(i))), [Always, Office, Rare]);
+    assert_eq!(catalog.labels().unwrap(), BTreeMap::from([(node(1), rack())]));
+    catalog.change(|c| c.remove_node(node(1))).unwrap();
+    assert!(catalog.labels().unwrap().is_empty() && !catalog.histories().unwrap().contains_key(&node(1)));
+
+    let survive = |record: &mut PolicyRecord, n| record.survive = n;
+    catalog.change(|c| c.change_policy("exam", |r| survive(r, Some(3)))).unwrap();
+    catalog.change(|c| c.change_policy("exam", |r| r.redundant = Some(true))).unwrap();
+    let wanted = PolicyRecord { survive: Some(3), redundant: Some(true), ..PolicyRecord::default() };
+    assert_eq!(catalog.policies().unwrap(), BTreeMap::from([("exam".to_string(), wanted)]));
+    catalog.change(|c| c.change_policy("exam", |r| *r = PolicyRecord::default())).unwrap();
+    assert!(catalog.policies().unwrap().is_empty(), "what wants nothing is forgotten");
+}

@@ -179,10 +179,11 @@ impl Explanation {
             println!("domains    {}", counts(&self.domains));
         }
         if let Some(geometry) = &self.geometry {
-            println!(
-                "new data   {geometry}: {:.2} bytes on clients for each byte; readable {:.2} % of {} busy hours a week",
-                self.overhead, self.readable, self.busy_hours
-            );
+            let readable = match self.busy_hours {
+                0 => "when stashes are up was not measured yet".into(),
+                hours => format!("readable {:.2} % of {hours} busy hours a week", self.readable),
+            };
+            println!("new data   {geometry}: {:.2} bytes on clients for each byte; {readable}", self.overhead);
         }
         self.why.iter().for_each(|why| println!("           {why}"));
         self.unmet.iter().for_each(|what| println!("NOT KEPT   {what}"));
@@ -195,7 +196,7 @@ impl Explanation {
                     g.durable.to_string(),
                     g.online.to_string(),
                     g.steady.to_string(),
-                    format!("{:.2} %", g.readable),
+                    if self.busy_hours == 0 { "-".into() } else { format!("{:.2} %", g.readable) },
                     g.weakness.clone().unwrap_or_default(),
                 ]
             };
