@@ -237,12 +237,8 @@ impl Controller {
             }
         }
         let (nodes, groups) = self.repair_facts()?;
-        let segments = |id: &GroupId| counts.get(id).copied();
-        groups
-            .iter()
-            .filter_map(|(id, group)| Some((id, group, segments(id)?)))
-            .map(|(id, group, segments)| self.describe(*id, group, segments, &nodes))
-            .collect()
+        let described = |(id, group): (&GroupId, &Whole)| Some(self.describe(*id, group, *counts.get(id)?, &nodes));
+        groups.iter().filter_map(described).collect()
     }
 
     fn describe(

@@ -37,7 +37,7 @@ pub struct Health {
     pub stuck: u64,
     /// Groups of which one failure domain would take more pieces along than can be lost.
     pub crowded: u64,
-    /// Groups of which fewer than k members are usually up in the busy hours.
+    /// Groups of which fewer members than should are usually up in the busy hours.
     pub unsteady: u64,
 }
 
