@@ -18,6 +18,9 @@ pub fn is_valid_part(text: &str) -> bool {
     !text.is_empty() && text.len() <= PART_MAX && text.chars().all(is_plain)
 }
 
+/// The kind of domains that each mass-storage device is one of: nobody can label anything so.
+const DEVICE: &str = "mass storage";
+
 /// One thing that can fail: a number instead of its key and value.
 pub type Domain = usize;
 
@@ -47,12 +50,12 @@ pub struct Kind {
 }
 
 impl Kind {
-    /// Whether one of them would take more pieces along than can be lost, however they are spread. Of one that everything is in, nothing
-    /// can be done.
+    /// Whether one of them would take more of these pieces along than can be lost, however they are spread. Of one that everything is in,
+    /// nothing can be done.
     #[must_use]
-    pub fn is_crowded(&self, geometry: Geometry) -> bool {
-        let places = self.sizes.iter().map(|size| (*size).min(geometry.parity())).sum::<usize>() + self.others;
-        !self.is_everywhere() && places < geometry.pieces()
+    pub fn is_crowded(&self, pieces: usize, may_be_lost: usize) -> bool {
+        let places = self.sizes.iter().map(|size| (*size).min(may_be_lost)).sum::<usize>() + self.others;
+        !self.is_everywhere() && places < pieces
     }
 
     /// Whether everything is in one domain.
@@ -63,9 +66,22 @@ impl Kind {
 }
 
 impl Domains {
-    /// From the labels of all stashes; some may have none.
+    /// From the labels of all stashes; some may have none. A mass-storage device fails by itself, and is no place for what clients should have.
     #[must_use]
-    pub fn new(labels: &BTreeMap<NodeId, Labels>) -> Self {
+    pub fn new(labels: &BTreeMap<NodeId, Labels>, devices: &BTreeSet<NodeId>) -> Self {
+        let (devices, clients): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            labels.iter().map(|(node, labels)| (*node, labels.clone())).partition(|(node, _)| devices.contains(node));
+        let itself = |node: &NodeId| (*node, Labels::from([(DEVICE.to_string(), node.to_string())]));
+        let (mut all, devices) = (Self::of_labels(&clients), Self::of_labels(&devices.keys().map(itself).collect()));
+        let first = all.names.len();
+        let further = |(node, domains): (NodeId, Vec<Domain>)| (node, domains.iter().map(|d| d + first).collect());
+        all.of.extend(devices.of.into_iter().map(further));
+        all.names.extend(devices.names);
+        all.places.extend(devices.places);
+        all
+    }
+
+    fn of_labels(labels: &BTreeMap<NodeId, Labels>) -> Self {
         let names: BTreeSet<(&String, &String)> = labels.values().flatten().collect();
         let names: Vec<(String, String)> = names.into_iter().map(|(k, v)| (k.clone(), v.clone())).collect();
         let (mut domains, mut labelled): (BTreeMap<&String, usize>, BTreeMap<&String, usize>) = Default::default();
@@ -157,19 +173,23 @@ mod tests {
         let id = |i: u8| NodeId([i; 16]);
         let all: BTreeMap<NodeId, Labels> =
             (0..9).map(|i| (id(i), labels(["a", "b", "c"][usize::from(i % 3)], "x"))).collect();
-        let domains = Domains::new(&all);
+        let domains = Domains::new(&all, &BTreeSet::new());
         let kinds = domains.kinds((0..9).map(id));
         assert_eq!(kinds["rack"], Kind { sizes: vec![3, 3, 3], others: 0 });
         assert!(kinds["site"].is_everywhere() && kinds.len() == 2);
         let geometry = Geometry::new(4, 2).unwrap();
-        assert!(!kinds["rack"].is_crowded(geometry) && kinds["rack"].is_crowded(Geometry::new(6, 2).unwrap()));
+        assert!(!kinds["rack"].is_crowded(6, 2) && kinds["rack"].is_crowded(8, 2));
         // A rack with nearly everything: the others are too few.
         let uneven = Kind { sizes: vec![18, 1, 1], others: 0 };
-        assert!(uneven.is_crowded(Geometry::new(10, 5).unwrap()));
-        assert!(!Kind { others: 8, ..uneven }.is_crowded(Geometry::new(10, 5).unwrap()));
+        assert!(uneven.is_crowded(15, 5));
+        assert!(!Kind { others: 8, ..uneven }.is_crowded(15, 5));
         let mut some = all.clone();
         some.insert(id(20), Labels::new());
-        assert_eq!(Domains::new(&some).share(1, geometry), 2, "whatever has no label is another place");
+        assert_eq!(
+            Domains::new(&some, &BTreeSet::new()).share(1, geometry),
+            2,
+            "whatever has no label is another place"
+        );
         let counts = domains.count([0, 3, 6, 1].into_iter().map(id));
         let crowded: Vec<String> = domains.crowded(counts, geometry).map(|d| domains.name(d)).collect();
         assert_eq!(crowded, ["rack=a"], "the only site is nobody's fault");

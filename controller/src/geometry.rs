@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use images::limits::PARITY_PIECES_MAX;
 use images::parity::Geometry;
+use protocol::message::publish::Layout;
 
 use crate::attendance::{Attendance, Class};
 use crate::domains::Kind;
@@ -24,6 +25,8 @@ pub struct Goal {
     pub readable: Option<f64>,
     /// Copies instead of parity.
     pub redundant: bool,
+    /// Who keeps what.
+    pub layout: Layout,
 }
 
 /// What the fleet is like.
@@ -35,6 +38,8 @@ pub struct Fleet<'a> {
     pub kinds: BTreeMap<String, Kind>,
     /// When they are up.
     pub habits: Option<&'a Attendance>,
+    /// Mass-storage devices that may take pieces.
+    pub devices: usize,
 }
 
 /// What was chosen.
@@ -73,6 +78,7 @@ fn pieces_max(stashes: usize) -> usize {
 /// Members of which so many should be steady: a group is readable in the busy hours because of them.
 struct Steady<'a> {
     fleet: &'a Fleet<'a>,
+    layout: Layout,
     count: usize,
     wanted: f64,
 }
@@ -81,7 +87,8 @@ impl<'a> Steady<'a> {
     fn new(fleet: &'a Fleet<'a>, goal: &Goal) -> Self {
         // Who is new may turn out to be anything.
         let steady = fleet.classes.iter().filter(|(class, _)| class.is_steady() && **class != Class::New);
-        Self { fleet, count: steady.map(|(_, count)| count).sum(), wanted: goal.readable.unwrap_or(0.0) }
+        let count = steady.map(|(_, count)| count).sum();
+        Self { fleet, layout: goal.layout, count, wanted: goal.readable.unwrap_or(0.0) }
     }
 
     /// More than this would put all groups on a few stashes: twice their even share.
@@ -92,11 +99,13 @@ impl<'a> Steady<'a> {
 
     /// The fewest, k at least, with which it can be read as often as wanted, and how often that is.
     fn fewest(&self, geometry: Geometry) -> (usize, f64) {
-        let (k, n) = (geometry.data(), geometry.pieces());
+        // Mass-storage devices are there: so many pieces come from clients.
+        let n = self.layout.on_clients(geometry);
+        let k = geometry.data().saturating_sub(geometry.pieces() - n);
         let most = self.most(n);
         let Some(habits) = self.fleet.habits else { return (k.min(most), 1.0) };
         // Repair leaves some pieces missing for long.
-        let there = n + 1 - threshold(geometry);
+        let there = (n + 1).saturating_sub(threshold(geometry));
         let readable = |steady: usize| habits.readable_of(&self.fleet.classes, there, steady.min(there), k);
         let (mut low, mut high) = (k.min(most), most);
         if readable(low) >= self.wanted {
@@ -110,6 +119,11 @@ impl<'a> Steady<'a> {
     }
 }
 
+/// Pieces of a segment that the device with the most of them has.
+fn on_device(fleet: &Fleet<'_>, layout: Layout, geometry: Geometry) -> usize {
+    layout.on_devices(geometry).len().div_ceil(fleet.devices.max(1))
+}
+
 /// Choose. None if there is no stash.
 ///
 /// The cheapest geometry that reaches all of the goal; if there is none, that which misses the fewest of its parts.
@@ -119,21 +133,33 @@ pub fn choose(fleet: &Fleet<'_>, goal: &Goal) -> Option<Choice> {
     let most = pieces_max(stashes);
     let steady = Steady::new(fleet, goal);
     let survive = goal.survive.map_or(usual_parity(stashes), usize::from);
-    let parity = survive.min(most.checked_sub(1)?).min(PARITY_PIECES_MAX);
+    // Of those that lie on clients, one data piece at least; of parity on devices there may be as much as is wanted.
+    let parity_max = match goal.layout {
+        Layout::Mirror | Layout::Clients => most.checked_sub(1)?,
+        Layout::ParityOnController => most.min(1) * PARITY_PIECES_MAX,
+        Layout::ParityOnClients => most,
+    };
+    let parity_max = parity_max.min(PARITY_PIECES_MAX);
+    let parity = survive.min(parity_max);
     let data_max = if goal.redundant { 1 } else { DATA_MAX };
     let mut best: Option<((usize, f64, f64, usize), Geometry, usize, f64)> = None;
-    for m in parity..=PARITY_PIECES_MAX.min(most - 1) {
-        for k in 1..=data_max.min(most - m) {
+    for m in parity..=parity_max {
+        for k in 1..=data_max {
             let Ok(geometry) = Geometry::new(k as u8, m as u8) else { continue };
+            if goal.layout.on_clients(geometry) > most {
+                continue;
+            }
             let overhead = geometry.pieces() as f64 / k as f64;
             if m > parity && !goal.redundant && overhead > OVERHEAD_MAX {
                 continue;
             }
-            let crowded = fleet.kinds.values().filter(|kind| kind.is_crowded(geometry)).count();
+            let on_clients = goal.layout.on_clients(geometry);
+            let crowded = fleet.kinds.values().filter(|kind| kind.is_crowded(on_clients, m)).count();
             let (count, readable) = steady.fewest(geometry);
             // What cannot be reached should at least be come close to.
             let short = (steady.wanted - readable).max(0.0);
-            let misses = crowded + usize::from(short > 0.0);
+            let is_device_dear = on_device(fleet, goal.layout, geometry) > m;
+            let misses = crowded + usize::from(short > 0.0) + usize::from(is_device_dear);
             let cost = (misses, short, overhead, DATA_MAX.abs_diff(k));
             if best.as_ref().is_none_or(|(least, ..)| cost < *least) {
                 best = Some((cost, geometry, count, readable));
@@ -160,7 +186,8 @@ impl Choice {
     }
 
     fn explain(&mut self, fleet: &Fleet<'_>, goal: &Goal, survive: usize, steady: usize) {
-        let (k, m, n) = (self.geometry.data(), self.geometry.parity(), self.geometry.pieces());
+        let (k, m) = (self.geometry.data(), self.geometry.parity());
+        let on_clients = goal.layout.on_clients(self.geometry);
         let stashes: usize = fleet.classes.values().sum();
         let (wanted, usual) = match goal.survive {
             Some(_) => (format!("{survive} lost stashes are to be survived"), ""),
@@ -170,31 +197,35 @@ impl Choice {
             ),
         };
         self.why.push(format!("m = {m}: {wanted}{usual}"));
+        self.explain_devices(fleet, goal.layout);
         if m < survive {
             // From four on, one stays out of a group.
             let needed = if survive <= 2 { survive + 1 } else { survive + 2 };
             self.unmet
                 .push(format!("{survive} lost stashes cannot be survived by {stashes}: it takes {needed} of them"));
         } else if m > survive {
-            self.why.push("m is more, so that a failure domain may fail, or more can be read in busy hours".into());
+            self.why.push(
+                "m is more, so that a failure domain or a mass-storage device may fail, or more can be read in busy hours"
+                    .into(),
+            );
         }
         self.why.push(match () {
             () if goal.redundant => "k = 1: copies instead of parity were asked for".into(),
             () if k == DATA_MAX => format!("k = {k}: more would save little space, and make repairs dearer"),
-            () if n == pieces_max(stashes) && stashes >= 4 => {
+            () if on_clients == pieces_max(stashes) && stashes >= 4 => {
                 format!("k = {k}: {stashes} stashes hold no more pieces, one stands in when another fails")
             }
-            () if n == pieces_max(stashes) => format!("k = {k}: {stashes} stashes hold no more pieces"),
+            () if on_clients == pieces_max(stashes) => format!("k = {k}: {stashes} stashes hold no more pieces"),
             () => format!("k = {k}: the cheapest that reaches the goal"),
         });
         for (name, kind) in &fleet.kinds {
             let domains = kind.sizes.len();
             if kind.is_everywhere() {
                 self.why.push(format!("{name}: there is only one, so nothing can be done against its failure"));
-            } else if kind.is_crowded(self.geometry) {
+            } else if kind.is_crowded(on_clients, m) {
                 let largest = kind.sizes.iter().max().copied().unwrap_or(0);
                 self.unmet.push(format!(
-                    "one {name} of {domains} would take more than {m} pieces of {n} along: the largest has {largest} of \
+                    "one {name} of {domains} would take more than {m} pieces of {on_clients} along: the largest has {largest} of \
                      {stashes} stashes; spread them more evenly, or survive more"
                 ));
             } else {
@@ -211,13 +242,47 @@ impl Choice {
             ));
         }
         let are_new = fleet.classes.get(&Class::New).copied().unwrap_or(0);
-        if self.steady < k && are_new < stashes {
+        let needed = k.saturating_sub(self.geometry.pieces() - on_clients);
+        if self.steady < needed && are_new < stashes {
             self.unmet.push(format!(
-                "{k} pieces of a segment should lie on stashes that are up when machines are installed: of {stashes} only {steady} are \
+                "{needed} pieces of a segment should lie on stashes that are up when machines are installed: of {stashes} only {steady} are \
                  known to be, and {} of a group can lie there",
                 self.steady
             ));
         }
+    }
+}
+
+impl Choice {
+    /// What mass storage has to do with it.
+    fn explain_devices(&mut self, fleet: &Fleet<'_>, layout: Layout) {
+        let (k, m) = (self.geometry.data(), self.geometry.parity());
+        let (on_devices, on_clients) = (layout.on_devices(self.geometry).len(), layout.on_clients(self.geometry));
+        if on_devices == 0 {
+            return;
+        }
+        let (devices, of_one) = (fleet.devices, on_device(fleet, layout, self.geometry));
+        if devices == 0 {
+            self.unmet.push(format!(
+                "layout {layout} needs a mass-storage device, and none is up that may take pieces: join a stash where it is to be, and say \
+                 `coe-ctl node device ID`"
+            ));
+            return;
+        }
+        self.why.push(format!(
+            "{on_clients} pieces lie on clients, {on_devices} on {devices} mass-storage device{}",
+            if devices == 1 { "" } else { "s" }
+        ));
+        if of_one > m {
+            self.unmet.push(format!(
+                "one mass-storage device has {of_one} pieces of a segment, and {m} may be lost: add devices or stashes"
+            ));
+        }
+        self.why.push(if on_clients >= k {
+            format!("without mass storage, segments can be read when {k} of {on_clients} holders are up")
+        } else {
+            format!("without mass storage, nothing can be read: clients have {on_clients} pieces, and {k} are needed")
+        });
     }
 }
 
@@ -252,6 +317,38 @@ mod tests {
             }
         }
         assert_eq!(chosen(&new(9), Goal { survive: Some(3), redundant: true, ..Goal::default() }), (1, 3));
+    }
+
+    #[test]
+    fn mass_storage_keeps_a_part() {
+        let with = |stashes, devices| Fleet { devices, ..new(stashes) };
+        let goal = |layout, survive| Goal { layout, survive, ..Goal::default() };
+        let parity = |survive| goal(Layout::ParityOnController, survive);
+        assert_eq!(chosen(&with(6, 1), parity(Some(3))), (5, 3), "all clients but one have data");
+        assert_eq!(chosen(&with(40, 2), parity(None)), (10, 4));
+        assert_eq!(chosen(&with(1, 1), parity(Some(1))), (1, 1));
+        assert_eq!(choose(&with(0, 1), &parity(Some(1))), None);
+        let data = |survive| goal(Layout::ParityOnClients, survive);
+        assert_eq!(chosen(&with(12, 5), data(Some(2))), (10, 2), "a device has two pieces, and two may be lost");
+        assert_eq!(chosen(&with(12, 1), data(Some(2))), (10, 10), "the only device may fail, too");
+        assert_eq!(chosen(&with(3, 1), data(Some(1))), (3, 3));
+        assert_eq!(chosen(&with(40, 10), data(None)), (10, 4), "as many as the fleet's size asks for");
+        let choice = choose(&with(5, 0), &data(None)).unwrap();
+        assert!(choice.unmet.iter().any(|what| what.contains("needs a mass-storage device")), "{choice:?}");
+        for stashes in 1..40 {
+            for devices in 1..6 {
+                for layout in [Layout::ParityOnController, Layout::ParityOnClients] {
+                    for survive in 0..8 {
+                        let choice = choose(&with(stashes, devices), &goal(layout, Some(survive))).unwrap();
+                        let g = choice.geometry;
+                        assert!(layout.on_clients(g) <= pieces_max(stashes), "{g} on {stashes}");
+                        let is_kept = g.parity() >= usize::from(survive)
+                            && layout.on_devices(g).len().div_ceil(devices) <= g.parity();
+                        assert!(is_kept || !choice.unmet.is_empty(), "{g}: {choice:?}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]

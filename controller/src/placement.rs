@@ -1,13 +1,14 @@
 //! Placing one segment: each piece on a member of its own, counted only when that member says that it is durable.
 //!
 //! The owner sends pieces as told, and reports confirmations, failures and the time. A missing confirmation picks another
-//! member; a member gets at most one piece. Who the members are is decided before, by [`choose`].
+//! member; a stash gets at most one piece, a mass-storage device may get several. Who the members are is decided before, by [`choose`].
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use images::NodeId;
 use images::parity::Geometry;
+use protocol::message::publish::Layout;
 
 use crate::domains::{Domain, Domains, UNSTEADY};
 
@@ -16,6 +17,44 @@ pub type Now = Duration;
 
 /// How long a member may take to make a piece durable: slow disks flush for seconds.
 pub const CONFIRM_WITHIN: Duration = Duration::from_secs(20);
+
+/// How new segments are protected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Protection {
+    /// k + m.
+    pub geometry: Geometry,
+    /// Who keeps what.
+    pub layout: Layout,
+    /// Stashes of a group that must be steady.
+    pub steady: usize,
+}
+
+impl Protection {
+    /// That of a manifest's pages: whole copies on clients, any one of which is enough, as far as there are so many.
+    #[must_use]
+    pub fn of_pages(self, stashes: usize) -> Self {
+        let parity = self.geometry.parity().min(stashes.saturating_sub(1)) as u8;
+        let geometry = Geometry::new(1, parity).unwrap_or_else(|_| self.geometry.redundant());
+        let layout = if self.layout == Layout::Mirror { Layout::Mirror } else { Layout::Clients };
+        Self { geometry, layout, ..self }
+    }
+
+    /// As many data pieces as lie on clients, and the same m: by this is told how many of them must give a share of a key.
+    #[must_use]
+    pub fn of_clients(self) -> Geometry {
+        let (k, m) = (self.geometry.data(), self.geometry.parity());
+        let on_clients = self.layout.on_clients(self.geometry);
+        Geometry::new(k.min(on_clients).max(1) as u8, m as u8).unwrap_or(self.geometry)
+    }
+
+    /// Whether the members of a group are of the kinds that they should be.
+    #[must_use]
+    pub fn fits(self, geometry: Geometry, members: &[NodeId], devices: &BTreeMap<NodeId, u64>) -> bool {
+        let on_devices = self.layout.on_devices(geometry);
+        let is_right = |(piece, node): (usize, &NodeId)| devices.contains_key(node) == on_devices.contains(&piece);
+        geometry == self.geometry && members.iter().enumerate().all(is_right)
+    }
+}
 
 /// A stash that could take a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,13 +75,15 @@ pub struct Candidate<'a> {
 pub struct Wanted<'a> {
     /// k + m.
     pub geometry: Geometry,
+    /// Pieces that need a stash.
+    pub pieces: usize,
     /// Members that must be steady.
     pub steady: usize,
     /// What fails together.
     pub domains: &'a Domains,
 }
 
-/// Order candidates for a new group, its n members first. Those with few groups for their free space are preferred, so that load follows space;
+/// Order candidates for a new group, its members first. Those with few groups for their free space are preferred, so that load follows space;
 /// but so many must be steady, and no failure domain has more than its share as long as there are others.
 #[must_use]
 pub fn choose(mut candidates: Vec<Candidate<'_>>, piece_len: u64, wanted: &Wanted<'_>) -> Vec<NodeId> {
@@ -51,7 +92,7 @@ pub fn choose(mut candidates: Vec<Candidate<'_>>, piece_len: u64, wanted: &Wante
         let load = |c: &Candidate<'_>| u128::from(c.groups + 1);
         (load(a) * u128::from(b.free)).cmp(&(load(b) * u128::from(a.free))).then(a.node.cmp(&b.node))
     });
-    let n = wanted.geometry.pieces().min(candidates.len());
+    let n = wanted.pieces.min(candidates.len());
     let mut steady = wanted.steady.min(n);
     let mut taken: BTreeMap<Domain, usize> = BTreeMap::new();
     let mut chosen = Vec::with_capacity(candidates.len());
@@ -117,26 +158,36 @@ enum Piece {
     Homeless,
 }
 
+/// Who could have the pieces of a segment.
+#[derive(Clone, Debug, Default)]
+pub struct Members {
+    /// Of each piece, who should.
+    pub first: Vec<NodeId>,
+    /// Stashes that could stand in.
+    pub spares: Vec<NodeId>,
+    /// Mass-storage devices. Each may have several pieces, and one stands in for another.
+    pub devices: Vec<NodeId>,
+}
+
 /// One segment on its way to its holders.
 pub struct Placement {
     pieces: Vec<Piece>,
     spares: VecDeque<NodeId>,
+    devices: Vec<NodeId>,
     failed: BTreeSet<NodeId>,
     sends: VecDeque<Send>,
 }
 
 impl Placement {
-    /// Place n pieces on the first n of `members`; the rest are spares.
-    ///
-    /// # Panics
-    /// If there are fewer members than pieces.
+    /// Place each piece on its first member.
     #[must_use]
-    pub fn new(geometry: Geometry, members: &[NodeId], now: Now) -> Self {
-        let (first, spares) = members.split_at(geometry.pieces());
+    pub fn new(members: &Members, now: Now) -> Self {
+        let first = &members.first;
         let send = |(piece, &node): (usize, &NodeId)| Send { piece: piece as u8, node };
         Self {
             pieces: first.iter().map(|&node| Piece::Waiting(node, now + CONFIRM_WITHIN)).collect(),
-            spares: spares.iter().copied().collect(),
+            spares: members.spares.iter().copied().collect(),
+            devices: members.devices.clone(),
             failed: BTreeSet::new(),
             sends: first.iter().enumerate().map(send).collect(),
         }
@@ -216,7 +267,13 @@ impl Placement {
 
     fn replace(&mut self, send: Send, now: Now) {
         self.failed.insert(send.node);
-        self.pieces[usize::from(send.piece)] = match self.spares.pop_front() {
+        let stand_in = if self.devices.contains(&send.node) {
+            let others: Vec<NodeId> = self.devices.iter().filter(|d| !self.failed.contains(*d)).copied().collect();
+            others.get(usize::from(send.piece) % others.len().max(1)).copied()
+        } else {
+            self.spares.pop_front()
+        };
+        self.pieces[usize::from(send.piece)] = match stand_in {
             None => Piece::Homeless,
             Some(node) => {
                 self.sends.push_back(Send { piece: send.piece, node });
@@ -226,10 +283,10 @@ impl Placement {
     }
 }
 
-/// How many groups a fleet should have of one geometry, so that load spreads and the directory stays small.
+/// How many groups with so many stashes each a fleet should have of one geometry, so that load spreads and the directory stays small.
 #[must_use]
-pub fn groups_wanted(stashes: usize, geometry: Geometry) -> usize {
-    (stashes * 2).div_ceil(geometry.pieces()).max(1)
+pub fn groups_wanted(stashes: usize, members: usize) -> usize {
+    (stashes * 2).div_ceil(members.max(1)).max(1)
 }
 
 /// The group to use next: the one with the fewest segments among those whose members can all take a piece.
@@ -253,11 +310,15 @@ mod tests {
         NodeId([i; 16])
     }
 
+    fn three_of(members: u8) -> Members {
+        let first = (0..3).map(node).collect();
+        Members { first, spares: (3..members).map(node).collect(), devices: Vec::new() }
+    }
+
     /// Runs a placement of 2 + 1 over `members`; `answer` says what a member does.
     fn run(members: u8, answer: fn(u8) -> Option<bool>) -> (Outcome, Now) {
-        let members: Vec<_> = (0..members).map(node).collect();
         let mut now = Now::ZERO;
-        let mut placement = Placement::new(Geometry::new(2, 1).unwrap(), &members, now);
+        let mut placement = Placement::new(&three_of(members), now);
         loop {
             while let Some(send) = placement.poll_send() {
                 match answer(send.node.0[0]) {
@@ -288,8 +349,7 @@ mod tests {
 
     #[test]
     fn a_late_confirmation_does_not_make_two_holders() {
-        let members: Vec<_> = (0..4).map(node).collect();
-        let mut placement = Placement::new(Geometry::new(2, 1).unwrap(), &members, Now::ZERO);
+        let mut placement = Placement::new(&three_of(4), Now::ZERO);
         let sends: Vec<_> = std::iter::from_fn(|| placement.poll_send()).collect();
         placement.tick(CONFIRM_WITHIN);
         placement.confirmed(sends[0]);
@@ -297,9 +357,25 @@ mod tests {
     }
 
     #[test]
+    fn a_device_stands_in_for_another_one() {
+        let devices = vec![node(8), node(9)];
+        let members = Members { first: [0, 8, 9, 8].map(node).to_vec(), spares: vec![node(1)], devices };
+        let mut placement = Placement::new(&members, Now::ZERO);
+        while let Some(send) = placement.poll_send() {
+            if send.node == node(8) { placement.failed(send, Now::ZERO) } else { placement.confirmed(send) }
+        }
+        assert_eq!(placement.outcome(), Outcome::Durable([0, 9, 9, 9].map(node).to_vec()));
+        let alone = Members { devices: vec![node(8)], ..members };
+        let mut placement = Placement::new(&alone, Now::ZERO);
+        placement.failed(Send { piece: 1, node: node(8) }, Now::ZERO);
+        assert!(matches!(placement.pieces[1], Piece::Homeless), "no client takes what is for mass storage");
+    }
+
+    #[test]
     fn load_follows_free_space() {
         let c = |i, free, groups| Candidate { node: node(i), free, groups, is_steady: true, domains: &[] };
-        let wanted = Wanted { geometry: Geometry::new(2, 1).unwrap(), steady: 2, domains: &Domains::default() };
+        let wanted =
+            Wanted { geometry: Geometry::new(2, 1).unwrap(), pieces: 3, steady: 2, domains: &Domains::default() };
         let all = vec![c(1, 100, 0), c(2, 300, 0), c(3, 300, 3), c(4, 5, 0)];
         assert_eq!(choose(all, 10, &wanted), [2, 1, 3].map(node));
     }
@@ -307,8 +383,8 @@ mod tests {
     #[test]
     fn members_are_steady_and_fail_apart() {
         let rack = |i: u8| BTreeMap::from([("rack".to_string(), (i % 3).to_string())]);
-        let domains = Domains::new(&(0..12).map(|i| (node(i), rack(i))).collect());
-        let wanted = Wanted { geometry: Geometry::new(4, 2).unwrap(), steady: 4, domains: &domains };
+        let domains = Domains::new(&(0..12).map(|i| (node(i), rack(i))).collect(), &BTreeSet::new());
+        let wanted = Wanted { geometry: Geometry::new(4, 2).unwrap(), pieces: 6, steady: 4, domains: &domains };
         // Those of rack 0 have the most room; only those from 6 on are steady.
         let all = (0..12).map(|i| Candidate {
             node: node(i),

@@ -49,6 +49,8 @@ pub struct Seen {
     pub is_unsteady: bool,
     /// Nobody knows yet when it is up.
     pub is_new: bool,
+    /// It is a mass-storage device: its pieces go to another one, which may have several of a group.
+    pub is_device: bool,
     /// What is thought of it.
     pub standing: Standing,
 }
@@ -64,7 +66,7 @@ pub struct Whole {
     pub vacant: BTreeSet<u8>,
     /// Bytes of all its segments at one member.
     pub bytes: u64,
-    /// Members that should be up in the busy hours.
+    /// Members, mass-storage devices apart, that should be up in the busy hours.
     pub steady: usize,
 }
 
@@ -108,7 +110,7 @@ pub fn weaknesses<'a>(
     domains: &'a Domains,
 ) -> impl Iterator<Item = Weak> + use<'a> {
     let counts = domains.count(group.members.iter().copied());
-    let is_steady = |node: &&NodeId| nodes.get(*node).is_some_and(|n| !n.is_unsteady);
+    let is_steady = |node: &&NodeId| nodes.get(*node).is_some_and(|n| !n.is_unsteady && !n.is_device);
     let steady = group.members.iter().filter(is_steady).count();
     let unsteady = (steady < group.steady).then_some(Weak::Unsteady(steady));
     domains.crowded(counts, group.geometry).map(Weak::Crowded).chain(unsteady)
@@ -151,7 +153,7 @@ struct Planner<'a> {
     /// The same members, those with the fewest groups for their room first.
     ranked: BTreeSet<(u128, NodeId)>,
     /// New members of each group.
-    coming: BTreeMap<GroupId, BTreeSet<NodeId>>,
+    coming: BTreeMap<GroupId, Vec<NodeId>>,
     /// Members of each group that are being replaced.
     going: BTreeMap<GroupId, BTreeSet<NodeId>>,
     domains: &'a Domains,
@@ -203,7 +205,7 @@ impl Planner<'_> {
     fn promise(&mut self, group: GroupId, from: NodeId, to: NodeId) {
         self.fill(group, to);
         self.going.entry(group).or_default().insert(from);
-        self.coming.entry(group).or_default().insert(to);
+        self.coming.entry(group).or_default().push(to);
     }
 
     /// Bytes of a group are on their way to a member.
@@ -311,10 +313,8 @@ impl Planner<'_> {
                 self.plan.stuck.push((seat, from, why));
                 continue;
             };
-            let via = (why == Why::Lost).then(|| makers.get(&seat.0).copied()).flatten();
-            if why == Why::Lost && via.is_none() {
-                makers.insert(seat.0, to);
-            }
+            let maker = (why == Why::Lost).then(|| *makers.entry(seat.0).or_insert(to));
+            let via = maker.filter(|maker| *maker != to);
             self.promise(seat.0, from, to);
             if let Some(via) = via {
                 self.fill(seat.0, via);
@@ -376,16 +376,19 @@ impl Planner<'_> {
     fn target(&self, group: GroupId, from: NodeId) -> Option<(NodeId, bool)> {
         let whole = self.groups.get(&group)?;
         let coming = self.coming.get(&group);
+        let is_device = |node: &NodeId| self.nodes.get(node).is_some_and(|n| n.is_device);
         let fits = |node: &NodeId| {
             let is_in = whole.members.contains(node) || coming.is_some_and(|c| c.contains(node));
-            !is_in && self.takers.get(node).is_some_and(|(_, free)| *free > whole.bytes)
+            let may = if is_device(node) { *node != from } else { !is_in };
+            may && is_device(node) == is_device(&from)
+                && self.takers.get(node).is_some_and(|(_, free)| *free > whole.bytes)
         };
         let going = self.going.get(&group);
         let stays = |node: &&NodeId| **node != from && !going.is_some_and(|g| g.contains(*node));
         let others: Vec<NodeId> =
             whole.members.iter().filter(stays).chain(coming.into_iter().flatten()).copied().collect();
         let is_unsteady = |node: &NodeId| self.nodes.get(node).is_some_and(|n| n.is_unsteady);
-        let needs_steady = others.iter().filter(|node| !is_unsteady(node)).count() < whole.steady;
+        let needs_steady = others.iter().filter(|node| !is_unsteady(node) && !is_device(node)).count() < whole.steady;
         let counts = self.domains.count(others.into_iter());
         let faults = |node: &NodeId| {
             let of_domain = |domain: &Domain| {
@@ -474,6 +477,33 @@ mod tests {
     }
 
     #[test]
+    fn a_mass_storage_device_is_replaced_by_others() {
+        // Data on clients 0 to 3, parity on devices 8 and 9.
+        let groups = BTreeMap::from([group(1, 4, 3, &[0, 1, 2, 3, 8, 9, 8], 10)]);
+        let mut nodes = fleet(12);
+        (8..11).for_each(|i| nodes.get_mut(&id(i)).unwrap().is_device = true);
+        let labels = nodes.keys().map(|n| (*n, Default::default())).collect();
+        let domains = Domains::new(&labels, &[8, 9, 10].map(id).into());
+        let plan = |nodes: &_, under_way: &_| super::plan(&POLICY, nodes, &groups, under_way, &domains, 7);
+        assert_eq!(plan(&nodes, &BTreeMap::new()), Plan::default());
+        nodes.get_mut(&id(8)).unwrap().standing.lost = true;
+        let planned = plan(&nodes, &BTreeMap::new());
+        let both = [(1, 4, id(8), id(10), None), (1, 6, id(8), id(9), Some(id(10)))];
+        assert_eq!(moves(&planned), both, "not to a client, and not both to one");
+        nodes.get_mut(&id(9)).unwrap().is_up = false;
+        let planned = plan(&nodes, &BTreeMap::new());
+        assert_eq!(moves(&planned), [(1, 4, id(8), id(10), None), (1, 6, id(8), id(10), None)], "there is one only");
+        let under_way = planned.begin.iter().map(|(seat, record, _)| (*seat, record.clone())).collect();
+        assert_eq!(plan(&nodes, &under_way), Plan::default());
+        // A client's piece goes to a client, and a device without another one waits.
+        nodes.get_mut(&id(10)).unwrap().standing.draining = true;
+        nodes.get_mut(&id(0)).unwrap().standing.draining = true;
+        let planned = plan(&nodes, &BTreeMap::new());
+        assert_eq!(moves(&planned), [(1, 0, id(0), id(4), None)]);
+        assert_eq!(planned.stuck.len(), 2);
+    }
+
+    #[test]
     fn losses_are_gathered_and_made_from_one_read() {
         let groups = BTreeMap::from([group(1, 4, 4, &[0, 1, 2, 3, 4, 5, 6, 7], 10)]);
         let mut nodes = fleet(11);
@@ -545,7 +575,7 @@ mod tests {
     fn pieces_that_lie_badly_are_moved_in_their_hours() {
         // Two racks of four; a group of 2 + 2 has three pieces in rack 0.
         let rack = |i: u8| BTreeMap::from([("rack".to_string(), (i / 4).to_string())]);
-        let domains = Domains::new(&(0..8).map(|i| (id(i), rack(i))).collect());
+        let domains = Domains::new(&(0..8).map(|i| (id(i), rack(i))).collect(), &BTreeSet::new());
         let groups = BTreeMap::from([group(1, 2, 2, &[0, 1, 2, 4], 10)]);
         let mut nodes = fleet(8);
         let now = |nodes: &BTreeMap<NodeId, Seen>, is_open| {
@@ -584,7 +614,8 @@ mod tests {
         };
         let mut both: BTreeMap<NodeId, crate::domains::Labels> = (0..8).map(|i| (id(i), labels(i))).collect();
         both.insert(id(9), [("building".to_string(), "1".to_string())].into());
-        let planned = super::plan(&POLICY, &fleet(8), &groups, &BTreeMap::new(), &Domains::new(&both), 7);
+        let planned =
+            super::plan(&POLICY, &fleet(8), &groups, &BTreeMap::new(), &Domains::new(&both, &BTreeSet::new()), 7);
         assert_eq!(moves(&planned), [(1, 2, id(2), id(5), None)]);
     }
 

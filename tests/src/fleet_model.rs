@@ -289,7 +289,8 @@ impl Run<'_> {
             is_steady: self.habits.class(*node).is_steady(),
             domains: &[],
         };
-        let wanted = Wanted { geometry: self.geometry, steady: self.steady, domains: &Domains::default() };
+        let (geometry, steady) = (self.geometry, self.steady);
+        let wanted = Wanted { geometry, pieces: geometry.pieces(), steady, domains: &Domains::default() };
         let mut members = choose(some.iter().map(candidate).collect(), self.model.piece_bytes(), &wanted);
         members.truncate(self.geometry.pieces());
         members

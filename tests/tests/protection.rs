@@ -204,3 +204,97 @@ fn each_layout_survives_what_it_promises() {
         }
     }
 }
+
+fn be_device(t: &TestFleet, stash: usize) {
+    t.fleet.ctl(&["node", "device", &t.fleet.stashes[stash].node]).unwrap();
+}
+
+fn bring_back(t: &mut TestFleet, stashes: &[usize]) {
+    for stash in stashes {
+        t.fleet.bring_back_stash(*stash).unwrap();
+    }
+    t.fleet.wait_until_up(t.fleet.running()).unwrap();
+}
+
+fn is_refused(t: &TestFleet, name: &str) {
+    let refused = t.fleet.install(name, &t.file("target"), LEN as u64).unwrap_err().to_string();
+    assert!(refused.contains("pieces") && refused.contains("unreachable"), "{refused}");
+}
+
+/// Of each group of an image that is not of copies: its geometry, and how many pieces lie on mass-storage devices.
+fn on_devices(t: &TestFleet, image: &str) -> Vec<(String, u64)> {
+    let of = |g: &Value| (g["geometry"].as_str().unwrap().to_string(), g["on_devices"].as_u64().unwrap());
+    groups(t, image).iter().map(of).filter(|(geometry, _)| !geometry.starts_with("1+")).collect()
+}
+
+#[test]
+fn mass_storage_devices_keep_parity_or_data() {
+    let mut t = start(7);
+    let set = |t: &TestFleet, layout: &str, survive: &str| {
+        t.fleet.ctl(&["policy", "set", "--survive", survive, "--layout", layout]).unwrap()
+    };
+    // Without a device there is no such layout.
+    let explained = set(&t, "parity-on-controller", "2");
+    assert!(explained["unmet"][0].as_str().unwrap().contains("needs a mass-storage device"), "{explained}");
+    let image = t.file("none");
+    fs::write(&image, sample::noise(9, 1_000_000)).unwrap();
+    let refused = t.fleet.publish(&image, &["--name", "none"]).unwrap_err().to_string();
+    assert!(refused.contains("coe-ctl node device"), "{refused}");
+
+    // Data on five clients, parity on two devices.
+    be_device(&t, 5);
+    be_device(&t, 6);
+    let explained = set(&t, "parity-on-controller", "2");
+    assert_eq!((&explained["geometry"], &explained["unmet"]), (&"4+2".into(), &Value::Array(vec![])), "{explained}");
+    publish(&t, "parity", 7);
+    let all = on_devices(&t, "parity");
+    assert!(!all.is_empty() && all.iter().all(|of| *of == ("4+2".into(), 2)), "{all:?}");
+    let refused = t.fleet.ctl(&["node", "device", &t.fleet.stashes[0].node]).unwrap_err().to_string();
+    assert!(refused.contains("drain"), "what holds pieces stays what it is: {refused}");
+    kill_and_wait(&mut t, &[0, 1]);
+    installs(&t, "parity");
+    kill_and_wait(&mut t, &[2, 3]);
+    is_refused(&t, "parity");
+    bring_back(&mut t, &[0, 1, 2, 3]);
+    kill_and_wait(&mut t, &[5, 6]);
+    installs(&t, "parity");
+
+    // A device is gone for good: the other one has its parity from now on, and no client.
+    bring_back(&mut t, &[6]);
+    let id = t.fleet.stashes[5].node.clone();
+    t.fleet.ctl(&["node", "remove", &id, "--lost", "--wait"]).unwrap();
+    wait_until_green(&t);
+    let all = on_devices(&t, "parity");
+    assert!(all.iter().all(|of| *of == ("4+2".into(), 2)), "{all:?}");
+    kill_and_wait(&mut t, &[3, 4]);
+    installs(&t, "parity");
+    bring_back(&mut t, &[3, 4]);
+
+    // Data on two devices, parity on clients: either device may fail.
+    t.fleet.add_stash("1GiB").unwrap();
+    t.fleet.wait_until_up(7).unwrap();
+    be_device(&t, 7);
+    let explained = set(&t, "parity-on-clients", "1");
+    assert_eq!((&explained["geometry"], &explained["unmet"]), (&"8+4".into(), &Value::Array(vec![])), "{explained}");
+    publish(&t, "data", 8);
+    let all = on_devices(&t, "data");
+    assert!(!all.is_empty() && all.iter().all(|of| *of == ("8+4".into(), 8)), "{all:?}");
+    kill_and_wait(&mut t, &[7]);
+    installs(&t, "data");
+    kill_and_wait(&mut t, &[0, 1, 2, 3, 4]);
+    is_refused(&t, "data");
+    bring_back(&mut t, &[0, 1, 2, 3, 4, 7]);
+
+    // Replacing a device is a repair like any other.
+    let id = t.fleet.stashes[6].node.clone();
+    t.fleet.add_stash("1GiB").unwrap();
+    t.fleet.wait_until_up(8).unwrap();
+    be_device(&t, 8);
+    t.fleet.ctl(&["node", "remove", &id, "--wait"]).unwrap();
+    t.fleet.kill_stash(6);
+    wait_until_green(&t);
+    installs(&t, "data");
+    installs(&t, "parity");
+    let verified = t.fleet.ctl(&["verify"]).unwrap();
+    assert_eq!(verified["problem_count"], 0, "{verified}");
+}

@@ -1,12 +1,12 @@
 //! What an admin wants of the array, what stashes are labelled with, and when they were up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use images::{NodeId, wire};
 use redb::{ReadableDatabase as _, ReadableTable as _};
 
 use super::records::PolicyRecord;
-use super::tables::{HISTORIES, LABELS, NODES, POLICIES};
+use super::tables::{DEVICES, HISTORIES, LABELS, NODES, POLICIES};
 use super::{Catalog, Change, Result};
 use crate::attendance::History;
 use crate::domains::Labels;
@@ -32,6 +32,16 @@ impl Catalog {
     /// [`super::CatalogError`].
     pub fn labels(&self) -> Result<BTreeMap<NodeId, Labels>> {
         Ok(self.all(LABELS)?.into_iter().map(|(node, labels)| (NodeId(node), labels)).collect())
+    }
+
+    /// Which of the stashes are mass-storage devices.
+    ///
+    /// # Errors
+    /// [`super::CatalogError`].
+    pub fn devices(&self) -> Result<BTreeSet<NodeId>> {
+        let read = self.0.begin_read()?;
+        let table = read.open_table(DEVICES)?;
+        table.iter()?.map(|row| Ok(NodeId(row?.0.value()))).collect()
     }
 
     /// When stashes were up.
@@ -78,6 +88,29 @@ impl Change<'_> {
         Ok(())
     }
 
+    /// A stash is a mass-storage device, or is none any more. What it holds would then lie on the wrong kind of member, so it must be empty.
+    ///
+    /// # Errors
+    /// [`super::CatalogError::Conflict`] if it has a place in a group, or gets one.
+    pub fn set_device(&self, node: NodeId, is_device: bool) -> Result<()> {
+        let mut table = self.0.open_table(DEVICES)?;
+        if table.get(node.0)?.is_some() == is_device {
+            return Ok(());
+        }
+        self.check_empty(node)?;
+        if is_device {
+            drop(table.insert(node.0, ())?)
+        } else {
+            drop(table.remove(node.0)?)
+        }
+        drop(table);
+        self.change_standing(node, |standing| standing.draining = false).map(drop)
+    }
+
+    pub(super) fn is_device(&self, node: NodeId) -> Result<bool> {
+        Ok(self.0.open_table(DEVICES)?.get(node.0)?.is_some())
+    }
+
     /// An hour of the week is over: these members were up in it, and the others not.
     ///
     /// # Errors
@@ -98,6 +131,7 @@ impl Change<'_> {
     pub(super) fn forget_habits(&self, node: NodeId) -> Result<()> {
         self.0.open_table(HISTORIES)?.remove(node.0)?;
         self.0.open_table(LABELS)?.remove(node.0)?;
+        self.0.open_table(DEVICES)?.remove(node.0)?;
         Ok(())
     }
 }

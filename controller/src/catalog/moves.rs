@@ -164,7 +164,9 @@ impl Change<'_> {
             let other: MoveRecord = wire::decode(row?.1.value())?;
             targets.insert(other.to);
         }
-        let is_free = !members.contains(&new.to) && !targets.contains(&new.to);
+        // A mass-storage device may have several.
+        let is_free =
+            new.from != new.to && (self.is_device(new.to)? || !members.contains(&new.to) && !targets.contains(&new.to));
         if members.get(usize::from(piece)) != Some(&new.from)
             || !is_free
             || table.get((group.0, piece))?.is_some()
@@ -332,18 +334,19 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// Forget a member that no group needs. What was to be deleted there is gone with it.
-    ///
-    /// # Errors
-    /// [`CatalogError::Conflict`] if it still has a place in a group.
-    pub fn remove_node(&self, node: NodeId) -> Result<()> {
+    /// A member must hold nothing for the array, nor be getting anything by repair. The answer is the groups without segments that it is in.
+    pub(super) fn check_empty(&self, node: NodeId) -> Result<Vec<u32>> {
         let mut empty = Vec::new();
         for row in self.0.open_table(GROUPS)?.iter()? {
             let (id, value) = row?;
             let group: super::GroupRecord = wire::decode(value.value())?;
             if group.members.contains(&node) {
                 if group.segments > 0 {
-                    return Err(CatalogError::Conflict(format!("{node} still holds pieces of group {}", id.value())));
+                    return Err(CatalogError::Conflict(format!(
+                        "{node} still holds pieces of group {}: `coe-ctl node drain {} --wait` moves them elsewhere",
+                        id.value(),
+                        node.short()
+                    )));
                 }
                 empty.push(id.value());
             }
@@ -354,6 +357,15 @@ impl Change<'_> {
                 return Err(CatalogError::Conflict(format!("{node} is getting pieces of a group")));
             }
         }
+        Ok(empty)
+    }
+
+    /// Forget a member that no group needs. What was to be deleted there is gone with it.
+    ///
+    /// # Errors
+    /// [`CatalogError::Conflict`] if it still has a place in a group.
+    pub fn remove_node(&self, node: NodeId) -> Result<()> {
+        let empty = self.check_empty(node)?;
         let mut groups = self.0.open_table(GROUPS)?;
         for id in empty {
             groups.remove(id)?;

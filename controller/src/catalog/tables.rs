@@ -38,6 +38,8 @@ pub(super) const STANDINGS: TableDefinition<'_, [u8; 16], &[u8]> = TableDefiniti
 pub(super) const POLICIES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("policies1");
 /// Node: its labels.
 pub(super) const LABELS: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("labels1");
+/// Node: it is a mass-storage device.
+pub(super) const DEVICES: TableDefinition<'_, [u8; 16], ()> = TableDefinition::new("devices1");
 /// Node: when it was up.
 pub(super) const HISTORIES: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("histories1");
 
@@ -65,6 +67,7 @@ pub(super) fn create_all(transaction: &WriteTransaction) -> Result<(), CatalogEr
     transaction.open_table(STANDINGS)?;
     transaction.open_table(POLICIES)?;
     transaction.open_table(LABELS)?;
+    transaction.open_table(DEVICES)?;
     transaction.open_table(HISTORIES)?;
     transaction.open_table(GROUP_SEGMENTS)?;
     Ok(())

@@ -81,7 +81,7 @@ impl Controller {
         let at = self.store_page(bytes, &session).await?;
         let manifest = root.id();
         let offline = match session.offline {
-            true => self.split_key(manifest, &draft.key, session.geometry).await?,
+            true => self.split_key(manifest, &draft.key, session.protection.of_clients()).await?,
             false => None,
         };
         let record = ImageRecord { number: 0, manifest, signed, root: at, key: draft.key.clone(), offline };
@@ -114,10 +114,9 @@ impl Controller {
         if let Some(known) = self.catalog.segment(&id).map_err(catalog_refusal)? {
             return Ok(PageRef::of(&bytes, known.group));
         }
-        // Whole copies: any one of those that are up is enough.
-        let (geometry, steady) = (session.geometry.redundant(), session.steady);
+        let protection = session.protection.of_pages(self.takers()?.len());
         let sealed = Bytes::from(bytes);
-        let pieces = fragment::split(&Codec::new(geometry), id, &sealed);
+        let pieces = fragment::split(&Codec::new(protection.geometry), id, &sealed);
         let record = SegmentRecord {
             sealed_len: sealed.len() as u32,
             data_len: 0,
@@ -125,12 +124,12 @@ impl Controller {
             key: SegmentKey([0; 32]),
             group: GroupId(0),
             fragments: pieces.iter().map(|(header, _)| header.digest).collect(),
-            on_mass_storage: session.layout == Layout::Mirror,
+            on_mass_storage: protection.layout == Layout::Mirror,
             references: 0,
             stored_unix_s: unix_s(),
         };
         let placing =
-            Placing { id, sealed: sealed.clone(), pieces, geometry, steady, record, chunks: Vec::new(), is_page: true };
+            Placing { id, sealed: sealed.clone(), pieces, protection, record, chunks: Vec::new(), is_page: true };
         self.place(placing).await?;
         let stored = self.catalog.segment(&id).map_err(catalog_refusal)?;
         let group = stored.ok_or_else(|| Refusal::Failed("a page was not noted".into()))?.group;

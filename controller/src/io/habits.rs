@@ -38,7 +38,7 @@ fn write<T>(lock: &RwLock<Arc<T>>, value: T) {
 fn labels_of_all(catalog: &Catalog) -> Result<Domains, CatalogError> {
     let mut labels = catalog.labels()?;
     let all = catalog.nodes()?.into_iter().map(|(node, _)| (node, labels.remove(&node).unwrap_or_default()));
-    Ok(Domains::new(&all.collect()))
+    Ok(Domains::new(&all.collect(), &catalog.devices()?))
 }
 
 impl Habits {
@@ -66,25 +66,15 @@ impl Habits {
     }
 }
 
-/// What is wanted of an image, with all that was left open filled in.
-#[derive(Clone, Debug)]
-pub struct Policy {
-    /// How much is to be survived.
-    pub goal: Goal,
-    /// Who keeps what.
-    pub layout: Layout,
-}
-
-impl Policy {
-    fn of(policies: &BTreeMap<String, PolicyRecord>, name: &str) -> Self {
-        let own = policies.get(name).cloned().unwrap_or_default();
-        let all = policies.get("").cloned().unwrap_or_default();
-        let goal = Goal {
-            survive: own.survive.or(all.survive),
-            readable: own.readable.or(all.readable).map(|share| f64::from(share) / 10_000.0),
-            redundant: own.redundant.or(all.redundant).unwrap_or(false),
-        };
-        Self { goal, layout: own.layout.or(all.layout).unwrap_or_default() }
+/// What is wanted of images of a name, with all that was left open filled in.
+fn goal_of(policies: &BTreeMap<String, PolicyRecord>, name: &str) -> Goal {
+    let own = policies.get(name).cloned().unwrap_or_default();
+    let all = policies.get("").cloned().unwrap_or_default();
+    Goal {
+        survive: own.survive.or(all.survive),
+        readable: own.readable.or(all.readable).map(|share| f64::from(share) / 10_000.0),
+        redundant: own.redundant.or(all.redundant).unwrap_or(false),
+        layout: own.layout.or(all.layout).unwrap_or_default(),
     }
 }
 
@@ -93,8 +83,8 @@ impl Controller {
     ///
     /// # Errors
     /// The catalog's.
-    pub fn policy_for(&self, name: &str) -> Result<Policy, Refusal> {
-        Ok(Policy::of(&self.catalog.policies().map_err(catalog_refusal)?, name))
+    pub fn goal_for(&self, name: &str) -> Result<Goal, Refusal> {
+        Ok(goal_of(&self.catalog.policies().map_err(catalog_refusal)?, name))
     }
 
     /// What is wanted of all images.
@@ -135,17 +125,18 @@ impl Controller {
     pub fn choose_geometry(&self, goal: &Goal) -> Result<Option<Choice>, Refusal> {
         let habits = self.habits.attendance();
         let kinds = self.habits.domains().kinds(self.takers()?.into_keys());
-        Ok(choose(&Fleet { classes: self.classes()?, kinds, habits: Some(&habits) }, goal))
+        let devices = self.device_takers()?.len();
+        Ok(choose(&Fleet { classes: self.classes()?, kinds, habits: Some(&habits), devices }, goal))
     }
 
     /// Members of a group that should be up in the busy hours.
     ///
     /// # Errors
     /// The catalog's.
-    pub fn steady_members(&self, geometry: Geometry) -> Result<usize, Refusal> {
+    pub fn steady_members(&self, geometry: Geometry, layout: Layout) -> Result<usize, Refusal> {
         let habits = self.habits.attendance();
         let fleet = Fleet { classes: self.classes()?, habits: Some(&habits), ..Fleet::default() };
-        Ok(geometry::steady(&fleet, &self.policy_for("")?.goal, geometry))
+        Ok(geometry::steady(&fleet, &Goal { layout, ..self.goal_for("")? }, geometry))
     }
 
     /// Labels changed, or a stash joined or left.

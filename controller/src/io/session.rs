@@ -9,7 +9,7 @@ use bytes::Bytes;
 use images::fragment::FragmentHeader;
 use images::limits::PAGE_RUNS_MAX;
 use images::manifest::ImageName;
-use images::parity::{Codec, Geometry};
+use images::parity::Codec;
 use images::span::Span;
 use images::{ChunkId, GroupId, SegmentId, fragment};
 use protocol::limits::{DRAFT_PAGE_SEGMENTS_MAX, HAVE_MAX};
@@ -22,7 +22,8 @@ use super::controller::{Controller, catalog_refusal};
 use super::spread::Spread;
 use super::unix_s;
 use crate::catalog::{NewSegment, PendingRecord, SegmentRecord};
-use crate::geometry::Choice;
+use crate::geometry::{Choice, Goal};
+use crate::placement::Protection;
 
 /// A publication without a word for this long was given up.
 const IDLE: Duration = Duration::from_secs(600);
@@ -32,9 +33,7 @@ pub(super) struct Placing {
     pub(super) id: SegmentId,
     pub(super) sealed: Bytes,
     pub(super) pieces: Vec<(FragmentHeader, Bytes)>,
-    pub(super) geometry: Geometry,
-    /// Members of its group that must be steady.
-    pub(super) steady: usize,
+    pub(super) protection: Protection,
     /// As it will be noted; its group is found then.
     pub(super) record: SegmentRecord,
     pub(super) chunks: Vec<(ChunkId, u32)>,
@@ -43,10 +42,7 @@ pub(super) struct Placing {
 
 pub(super) struct Session {
     pub(super) image: ImageName,
-    pub(super) geometry: Geometry,
-    /// Members of each group that must be steady.
-    pub(super) steady: usize,
-    pub(super) layout: Layout,
+    pub(super) protection: Protection,
     pub(super) disk_len: u64,
     pub(super) offline: bool,
     pub(super) last_word: Instant,
@@ -117,21 +113,27 @@ impl Controller {
         if begin.disk_len > images::limits::IMAGE_LEN_MAX {
             return Err(Refusal::Invalid("an image of more than 64 TiB".into()));
         }
-        let up = self.takers()?.len();
-        self.check_fleet_is_known(up)?;
-        let policy = self.policy_for(&begin.name)?;
+        let (up, devices) = (self.takers()?.len(), self.device_takers()?.len());
+        self.check_fleet_is_known(up + devices)?;
+        let goal = self.goal_for(&begin.name)?;
+        let layout = begin.layout.unwrap_or(goal.layout);
         let choice = match begin.geometry {
             Some(geometry) => Some(Choice::said(geometry)),
-            None => self.choose_geometry(&policy.goal)?,
+            None => self.choose_geometry(&Goal { layout, ..goal })?,
         };
         let choice = choice.ok_or_else(|| {
             Refusal::Unavailable("no stash is up: start some with `coe-stash serve`, see `coe-ctl nodes`".into())
         })?;
         let geometry = choice.geometry;
-        if geometry.pieces() > up {
+        if layout.on_clients(geometry) > up {
             return Err(Refusal::Unavailable(format!(
                 "{geometry} needs {} stashes, {up} are up: see `coe-ctl nodes`",
-                geometry.pieces()
+                layout.on_clients(geometry)
+            )));
+        }
+        if devices == 0 && !layout.on_devices(geometry).is_empty() {
+            return Err(Refusal::Unavailable(format!(
+                "layout {layout} needs a mass-storage device, and none is up: join a stash where it is to be, and say `coe-ctl node device ID`"
             )));
         }
         let mut id = [0; 8];
@@ -142,9 +144,7 @@ impl Controller {
             session,
             Session {
                 image: image.clone(),
-                geometry,
-                steady: choice.steady,
-                layout: begin.layout.unwrap_or(policy.layout),
+                protection: Protection { geometry, layout, steady: choice.steady },
                 disk_len: begin.disk_len,
                 offline: begin.offline,
                 last_word: Instant::now(),
@@ -179,7 +179,8 @@ impl Controller {
                 .is_some_and(|(g, _)| g.members.iter().filter(|m| up.contains_key(m)).count() >= g.geometry.data());
             unreadable += u64::from(!readable);
             weaker += u64::from(found.is_some_and(|(g, copied)| {
-                g.geometry.parity() < session.geometry.parity() || (session.layout == Layout::Mirror && !copied)
+                let wanted = session.protection;
+                g.geometry.parity() < wanted.geometry.parity() || (wanted.layout == Layout::Mirror && !copied)
             }));
         }
         if unreadable > 0 {
@@ -208,7 +209,8 @@ impl Controller {
     /// # Errors
     /// If the bytes are not what they are called, or it cannot be made durable.
     pub async fn put_segment(self: &Arc<Self>, put: PutSegment, sealed: Bytes) -> Result<SegmentStored, Refusal> {
-        let (geometry, steady, layout) = self.sessions.with(put.session, |s| (s.geometry, s.steady, s.layout))?;
+        let protection = self.sessions.with(put.session, |s| s.protection)?;
+        let geometry = protection.geometry;
         let data_len: u64 = put.chunks.iter().map(|(_, len)| u64::from(*len)).sum();
         if data_len != u64::from(put.data_len) {
             return Err(Refusal::Invalid("chunk lengths do not add up to the segment".into()));
@@ -238,7 +240,7 @@ impl Controller {
                 key: put.key,
                 group: GroupId(0),
                 fragments: pieces.iter().map(|(header, _)| header.digest).collect(),
-                on_mass_storage: layout == Layout::Mirror,
+                on_mass_storage: protection.layout == Layout::Mirror,
                 references: 0,
                 stored_unix_s: unix_s(),
             },
@@ -247,8 +249,7 @@ impl Controller {
             id,
             sealed,
             pieces,
-            geometry,
-            steady,
+            protection,
         });
         let spread = spread.await?;
         self.sessions.with(put.session, |_| ())?;
@@ -257,7 +258,7 @@ impl Controller {
 
     /// Make a segment durable, on mass storage if its record says so and on all its holders; then note it.
     pub(super) async fn place(&self, new: Placing) -> Result<Spread, Refusal> {
-        let Placing { id, sealed, pieces, geometry, steady, record, chunks, is_page } = new;
+        let Placing { id, sealed, pieces, protection, record, chunks, is_page } = new;
         let copy = async {
             if !record.on_mass_storage {
                 return Ok(());
@@ -268,9 +269,10 @@ impl Controller {
             let stored = self.mass_storage.put(&id, sealed.clone()).await;
             stored.map_err(|e| Refusal::Failed(format!("mass storage: {e}")))
         };
-        let (spread, copied) = tokio::join!(self.spread(id, steady, &pieces), copy);
+        let (spread, copied) = tokio::join!(self.spread(id, protection, &pieces), copy);
         copied?;
         let spread = spread?;
+        let geometry = protection.geometry;
         let new = NewSegment { id, record, chunks, geometry, holders: spread.holders.clone() };
         let stored = self.committer.change(move |change| {
             if is_page {

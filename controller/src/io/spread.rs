@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use images::fragment::FragmentHeader;
-use images::parity::Geometry;
 use images::{NodeId, SegmentId};
 use protocol::io::rpc;
 use protocol::message::{Refusal, store};
@@ -13,7 +12,9 @@ use tokio::task::JoinSet;
 
 use super::controller::{Controller, catalog_refusal};
 use crate::catalog::{GroupRecord, PendingRecord, TrashKey};
-use crate::placement::{Candidate, Outcome, Placement, Send, Wanted, choose, groups_wanted, least_used};
+use crate::placement::{
+    Candidate, Members, Outcome, Placement, Protection, Send, Wanted, choose, groups_wanted, least_used,
+};
 
 /// Where a segment went.
 pub struct Spread {
@@ -26,18 +27,13 @@ pub struct Spread {
 }
 
 impl Controller {
-    /// Members for a segment: a group's first, then everybody else who could stand in.
+    /// Members for a segment: a group's, and everybody else who could stand in.
     ///
     /// # Errors
     /// If too few stashes are up.
-    pub fn members_for(
-        &self,
-        segment: SegmentId,
-        geometry: Geometry,
-        steady: usize,
-        piece_len: u64,
-    ) -> Result<Vec<NodeId>, Refusal> {
-        let mut up = self.takers()?;
+    pub fn members_for(&self, segment: SegmentId, protection: Protection, piece_len: u64) -> Result<Members, Refusal> {
+        let Protection { geometry, layout, steady } = protection;
+        let (mut up, mut devices) = (self.takers()?, self.device_takers()?);
         let trash = self.catalog.trash().map_err(catalog_refusal)?;
         for key in trash {
             // What is still to be deleted at a member must not be stored there again before it is.
@@ -45,24 +41,29 @@ impl Controller {
                 && dead == segment
             {
                 up.remove(&node);
+                devices.remove(&node);
             }
         }
         let groups = self.catalog.groups().map_err(catalog_refusal)?;
-        let fitting = || groups.iter().filter(|(_, g)| g.geometry == geometry);
+        let fitting = || groups.iter().filter(|(_, g)| protection.fits(g.geometry, &g.members, &devices));
         let (habits, domains) = (self.habits.attendance(), self.habits.domains());
-        let steady = steady.min(geometry.pieces());
-        let known = fitting().count() >= groups_wanted(up.len(), geometry);
+        let on_clients = layout.on_clients(geometry);
+        let steady = steady.min(on_clients);
+        let wanted_groups = groups_wanted(up.len(), on_clients);
+        let known = fitting().count() >= wanted_groups;
+        let usable: BTreeMap<NodeId, u64> = up.iter().chain(&devices).map(|(node, free)| (*node, *free)).collect();
         let least_used = |may_be_weak: bool| {
             let is_weak = |group: &GroupRecord| {
                 let members = || group.members.iter().copied();
                 let is_crowded = domains.crowded(domains.count(members()), geometry).next().is_some();
-                is_crowded || members().filter(|node| habits.class(*node).is_steady()).count() < steady
+                let is_steady = |node: &NodeId| up.contains_key(node) && habits.class(*node).is_steady();
+                is_crowded || members().filter(is_steady).count() < steady
             };
-            let usable = fitting().filter(|(_, g)| may_be_weak || !is_weak(g));
-            least_used(usable.map(|(id, g)| (*id, g.members.as_slice(), g.segments)), &up, piece_len)
+            let strong = fitting().filter(|(_, g)| may_be_weak || !is_weak(g));
+            least_used(strong.map(|(id, g)| (*id, g.members.as_slice(), g.segments)), &usable, piece_len)
         };
         // If none of those that are there is as it should be, there may be some more; but not without end.
-        let is_enough = fitting().count() >= 2 * groups_wanted(up.len(), geometry);
+        let is_enough = fitting().count() >= 2 * wanted_groups;
         let any = || is_enough.then(|| least_used(true)).flatten();
         let group = known.then(|| least_used(false).or_else(any)).flatten();
         let mut loads: BTreeMap<NodeId, u32> = BTreeMap::new();
@@ -76,19 +77,37 @@ impl Controller {
             is_steady: habits.class(node).is_steady(),
             domains: domains.of(node),
         };
-        let wanted = Wanted { geometry, steady, domains: &domains };
-        let ranked = choose(up.iter().map(candidate).collect(), piece_len, &wanted);
-        let mut members = group.map_or_else(Vec::new, |id| groups[&id].members.clone());
-        let others: Vec<NodeId> = ranked.into_iter().filter(|n| !members.contains(n)).collect();
-        members.extend(others);
-        if members.len() < geometry.pieces() {
-            let (need, have) = (geometry.pieces(), members.len());
-            return Err(Refusal::Unavailable(format!(
-                "{geometry} needs {need} stashes that are up and have room, there are {have}: add or start stashes, or \
-                 publish with fewer pieces (--data, --parity)"
-            )));
-        }
-        Ok(members)
+        let wanted = Wanted { geometry, pieces: on_clients, steady, domains: &domains };
+        let mut ranked = choose(up.iter().map(candidate).collect(), piece_len, &wanted);
+        // The emptiest first, and all in turn: none has more pieces of a segment than it must.
+        devices.retain(|_, free| *free > piece_len);
+        let mut devices: Vec<(u64, NodeId)> = devices.into_iter().map(|(node, free)| (free, node)).collect();
+        devices.sort_unstable_by(|a, b| b.cmp(a));
+        let devices: Vec<NodeId> = devices.into_iter().map(|(_, node)| node).collect();
+        let first = match group {
+            Some(id) => groups[&id].members.clone(),
+            None if ranked.len() < on_clients => {
+                let have = ranked.len();
+                return Err(Refusal::Unavailable(format!(
+                    "{geometry} needs {on_clients} stashes that are up and have room, there are {have}: add or start stashes, or \
+                     publish with fewer pieces (--data, --parity)"
+                )));
+            }
+            None if devices.is_empty() && on_clients < geometry.pieces() => {
+                let what =
+                    format!("layout {layout} needs a mass-storage device that is up and has room: see `coe-ctl nodes`");
+                return Err(Refusal::Unavailable(what));
+            }
+            None => {
+                let on_devices = layout.on_devices(geometry);
+                let mut clients = ranked.iter().copied();
+                let mut in_turn = devices.iter().copied().cycle();
+                let holder = |piece| if on_devices.contains(&piece) { in_turn.next() } else { clients.next() };
+                (0..geometry.pieces()).filter_map(holder).collect()
+            }
+        };
+        ranked.retain(|node| !first.contains(node));
+        Ok(Members { first, spares: ranked, devices })
     }
 
     /// Put every piece on a member of its own and wait until each is durable.
@@ -98,16 +117,16 @@ impl Controller {
     pub async fn spread(
         &self,
         segment: SegmentId,
-        steady: usize,
+        protection: Protection,
         pieces: &[(FragmentHeader, Bytes)],
     ) -> Result<Spread, Refusal> {
         let Some((first, _)) = pieces.first() else {
             return Err(Refusal::Invalid("a segment without pieces".into()));
         };
         let piece_len = first.payload_len() as u64;
-        let members = self.members_for(segment, first.geometry, steady, piece_len)?;
+        let members = self.members_for(segment, protection, piece_len)?;
         let start = Instant::now();
-        let mut placement = Placement::new(first.geometry, &members, start.elapsed());
+        let mut placement = Placement::new(&members, start.elapsed());
         let mut sends: JoinSet<(Send, Result<(), rpc::CallError>)> = JoinSet::new();
         let mut sent = 0;
         loop {

@@ -1,5 +1,7 @@
 //! `coe-ctl publish` to the controller. Sealed segments travel once, and only those that are new.
 
+use std::ops::Range;
+
 use images::disk::Layout as DiskLayout;
 use images::keys::{OwnerKey, SegmentKey};
 use images::manifest::{ImageName, Run};
@@ -9,7 +11,7 @@ use images::{ChunkId, ContentDigest, ManifestId, SegmentId};
 use serde::{Deserialize, Serialize};
 
 /// Who keeps what of an image.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Layout {
     /// k + m pieces on clients, and a whole copy on the controller's mass storage.
@@ -17,6 +19,28 @@ pub enum Layout {
     Mirror,
     /// k + m pieces on clients only.
     Clients,
+    /// k pieces on clients, m on mass-storage devices.
+    ParityOnController,
+    /// k pieces on mass-storage devices, m on clients.
+    ParityOnClients,
+}
+
+impl Layout {
+    /// Pieces that lie on mass-storage devices.
+    #[must_use]
+    pub fn on_devices(self, geometry: Geometry) -> Range<usize> {
+        match self {
+            Self::Mirror | Self::Clients => 0..0,
+            Self::ParityOnController => geometry.data()..geometry.pieces(),
+            Self::ParityOnClients => 0..geometry.data(),
+        }
+    }
+
+    /// Number of pieces that lie on clients, each on another one.
+    #[must_use]
+    pub fn on_clients(self, geometry: Geometry) -> usize {
+        geometry.pieces() - self.on_devices(geometry).len()
+    }
 }
 
 impl std::fmt::Display for Layout {
@@ -24,7 +48,19 @@ impl std::fmt::Display for Layout {
         f.write_str(match self {
             Self::Mirror => "mirror",
             Self::Clients => "clients",
+            Self::ParityOnController => "parity-on-controller",
+            Self::ParityOnClients => "parity-on-clients",
         })
+    }
+}
+
+impl std::str::FromStr for Layout {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = [Self::Mirror, Self::Clients, Self::ParityOnController, Self::ParityOnClients];
+        let found = all.into_iter().find(|layout| layout.to_string() == text);
+        found.ok_or_else(|| format!("a layout is one of {}", all.map(|layout| layout.to_string()).join(", ")))
     }
 }
 

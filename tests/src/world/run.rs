@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use client_stash::storage::{Fault as DiskFault, SimDisk};
 use client_stash::store::Store;
-use controller::placement::{Outcome, Placement, Send};
+use controller::placement::{Members, Outcome, Placement, Send};
 use images::fragment::{FragmentHeader, FragmentId, assemble, split};
 use images::keys::OwnerKey;
 use images::parity::{Codec, Geometry};
@@ -223,7 +223,9 @@ impl World {
             for j in (1..members.len()).rev() {
                 members.swap(j, self.rng.below(j as u64 + 1) as usize);
             }
-            self.segments[i].placement = Some(Placement::new(self.geometry, &members, self.now));
+            let spares = members.split_off(self.geometry.pieces());
+            let members = Members { first: members, spares, devices: Vec::new() };
+            self.segments[i].placement = Some(Placement::new(&members, self.now));
         }
         for _ in 0..self.rng.below(6) {
             let (when, who) = (self.rng.below(3_000), self.rng.below(self.stashes.len() as u64) as usize);

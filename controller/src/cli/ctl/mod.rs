@@ -81,6 +81,10 @@ enum LayoutArg {
     Mirror,
     /// Pieces on clients only
     Clients,
+    /// Data pieces on clients, parity on mass-storage devices
+    ParityOnController,
+    /// Data pieces on mass-storage devices, parity on clients
+    ParityOnClients,
 }
 
 impl From<LayoutArg> for Layout {
@@ -88,6 +92,8 @@ impl From<LayoutArg> for Layout {
         match layout {
             LayoutArg::Mirror => Self::Mirror,
             LayoutArg::Clients => Self::Clients,
+            LayoutArg::ParityOnController => Self::ParityOnController,
+            LayoutArg::ParityOnClients => Self::ParityOnClients,
         }
     }
 }

@@ -14,6 +14,22 @@ pub enum Node {
     Keep(Keep),
     Remove(Remove),
     Label(Label),
+    Device(Device),
+}
+
+/// Have a stash be a mass-storage device, for the layouts that want one
+///
+/// It has no share in what clients keep. It must be empty: join it, or drain it first.
+#[derive(Args)]
+#[command(
+    after_help = "Example:\n  coe-ctl node device 3f9a\n  coe-ctl node device 3f9a --not    # a stash like others again"
+)]
+pub struct Device {
+    #[command(flatten)]
+    which: Which,
+    /// It is none any more
+    #[arg(long)]
+    not: bool,
 }
 
 /// Say what stashes fail with: a site, a rack, a building's power. Pieces are spread so that one of these can fail
@@ -162,6 +178,14 @@ impl Node {
         match self {
             Self::Drain(args) => args.which.send_away(NodeChange::Drain, args.wait, "empty").await,
             Self::Label(args) => args.run().await,
+            Self::Device(args) => {
+                let (change, what) = match args.not {
+                    false => (NodeChange::Device, "a mass-storage device"),
+                    true => (NodeChange::NoDevice, "a stash like others"),
+                };
+                let changed = args.which.change(change).await?;
+                args.which.say(&changed, what)
+            }
             Self::Keep(args) => {
                 let changed = args.which.change(NodeChange::Keep).await?;
                 args.which.say(&changed, "a member like any other")

@@ -183,7 +183,7 @@ impl Explanation {
                 0 => "when stashes are up was not measured yet".into(),
                 hours => format!("readable {:.2} % of {hours} busy hours a week", self.readable),
             };
-            println!("new data   {geometry}: {:.2} bytes on clients for each byte; {readable}", self.overhead);
+            println!("new data   {geometry}: {:.2} bytes stored for each byte; {readable}", self.overhead);
         }
         self.why.iter().for_each(|why| println!("           {why}"));
         self.unmet.iter().for_each(|what| println!("NOT KEPT   {what}"));
@@ -196,12 +196,14 @@ impl Explanation {
                     g.durable.to_string(),
                     g.online.to_string(),
                     g.steady.to_string(),
+                    if g.on_devices > 0 { g.on_devices.to_string() } else { "-".into() },
                     if self.busy_hours == 0 { "-".into() } else { format!("{:.2} %", g.readable) },
                     g.weakness.clone().unwrap_or_default(),
                 ]
             };
             println!();
-            let heading = ["GROUP", "PIECES", "SEGMENTS", "DURABLE", "ONLINE", "STEADY", "READABLE", "WEAKNESS"];
+            let heading =
+                ["GROUP", "PIECES", "SEGMENTS", "DURABLE", "ONLINE", "STEADY", "DEVICES", "READABLE", "WEAKNESS"];
             table::print(&heading, &self.groups.iter().map(row).collect::<Vec<_>>());
         }
         Ok(())

@@ -37,7 +37,7 @@ pub struct PolicyInfo {
     /// How often a segment can be read from clients in the busy hours, percent.
     #[serde(default)]
     pub readable: Option<f64>,
-    /// `mirror` or `clients`.
+    /// `mirror`, `clients`, `parity-on-controller` or `parity-on-clients`.
     #[serde(default)]
     pub layout: Option<String>,
     /// Copies instead of parity.
@@ -88,12 +88,7 @@ impl PolicyInfo {
                 "with less than 1MB a second nothing would ever be repaired: want more, or 0 for no limit",
             ));
         }
-        let layout = match self.layout.as_deref() {
-            None => None,
-            Some("mirror") => Some(Layout::Mirror),
-            Some("clients") => Some(Layout::Clients),
-            Some(_) => return Err(invalid("a layout is mirror or clients")),
-        };
+        let layout = self.layout.as_deref().map(str::parse::<Layout>).transpose().map_err(Refusal::Invalid)?;
         let window = match self.window.as_deref() {
             None => None,
             Some(ALWAYS) => Some(None),
@@ -134,6 +129,8 @@ pub struct GroupInfo {
     pub group: u32,
     /// `k+m`.
     pub geometry: String,
+    /// Pieces on mass-storage devices.
+    pub on_devices: u64,
     /// Segments of the image in it, pages of its manifest included.
     pub segments: u64,
     /// Pieces that are there.
@@ -142,7 +139,7 @@ pub struct GroupInfo {
     pub online: u64,
     /// Pieces whose holder is usually up in the busy hours.
     pub steady: u64,
-    /// How often it can be read from clients in the busy hours, percent, by what its members did.
+    /// How often it can be read in the busy hours, percent, by what its members did; mass-storage devices are taken to be up.
     pub readable: f64,
     /// What is wrong with its members although all are there.
     pub weakness: Option<String>,
@@ -161,7 +158,7 @@ pub struct Explanation {
     pub domains: Vec<Count>,
     /// `k+m` of new segments; none if there is no stash.
     pub geometry: Option<String>,
-    /// Bytes stored on clients for each byte.
+    /// Bytes stored for each byte, copies on mass storage apart.
     pub overhead: f64,
     /// How often a new segment can be read from clients in the busy hours, percent.
     pub readable: f64,
@@ -202,15 +199,15 @@ pub struct Labelled {
 
 impl Controller {
     fn explain(&self, name: &str, image: Option<&ImageName>) -> Result<Explanation, Refusal> {
-        let policy = self.policy_for(name)?;
+        let goal = self.goal_for(name)?;
         let common = self.common_policy()?;
-        let choice = self.choose_geometry(&policy.goal)?;
+        let choice = self.choose_geometry(&goal)?;
         let kinds = self.habits.domains().kinds(self.takers()?.into_keys());
         let record = PolicyRecord {
-            survive: policy.goal.survive,
-            readable: policy.goal.readable.map(|share| (share * 10_000.0).round() as u16),
-            layout: Some(policy.layout),
-            redundant: Some(policy.goal.redundant),
+            survive: goal.survive,
+            readable: goal.readable.map(|share| (share * 10_000.0).round() as u16),
+            layout: Some(goal.layout),
+            redundant: Some(goal.redundant),
             ..common
         };
         let count = |(what, count): (String, usize)| Count { what, count: count as u64 };
@@ -254,7 +251,10 @@ impl Controller {
             !group.vacant.contains(&(*piece as u8)) && is_durable(nodes.get(*node), &policy)
         };
         let there: Vec<NodeId> = group.members.iter().enumerate().filter(is_there).map(|(_, node)| *node).collect();
-        let classes: Vec<Class> = there.iter().map(|node| habits.class(*node)).collect();
+        let is_device = |node: &NodeId| nodes.get(node).is_some_and(|n| n.is_device);
+        let (on_devices, on_clients): (Vec<NodeId>, Vec<NodeId>) = there.iter().copied().partition(is_device);
+        let classes: Vec<Class> = on_clients.iter().map(|node| habits.class(*node)).collect();
+        let needed = group.geometry.data().saturating_sub(on_devices.len());
         let weak = weaknesses(group, nodes, &domains).next().map(|weak| match weak {
             Weak::Crowded(domain) => {
                 let count = group.members.iter().filter(|node| domains.of(**node).contains(&domain)).count();
@@ -268,11 +268,12 @@ impl Controller {
         Ok(GroupInfo {
             group: id.0,
             geometry: group.geometry.to_string(),
+            on_devices: group.members.iter().filter(|node| is_device(node)).count() as u64,
             segments,
             durable: there.len() as u64,
             online: there.iter().filter(|node| nodes.get(node).is_some_and(|n| n.is_up)).count() as u64,
             steady: classes.iter().filter(|class| class.is_steady()).count() as u64,
-            readable: habits.readable(classes.into_iter(), group.geometry.data()) * 100.0,
+            readable: habits.readable(classes.into_iter(), needed) * 100.0,
             weakness: weak,
         })
     }

@@ -91,6 +91,10 @@ pub enum NodeChange {
     Remove,
     /// The same, and what it holds is lost: it is not coming back.
     Lost,
+    /// It is a mass-storage device.
+    Device,
+    /// It is none.
+    NoDevice,
 }
 
 /// What it holds.
@@ -211,7 +215,11 @@ pub(super) async fn change_node(
         .into());
     }
     let change = c.committer.change(move |change| {
+        if let NodeChange::Device | NodeChange::NoDevice = ask {
+            return change.set_device(node, ask == NodeChange::Device);
+        }
         let changed = change.change_standing(node, |standing| match ask {
+            NodeChange::Device | NodeChange::NoDevice => {}
             NodeChange::Drain => standing.draining = true,
             NodeChange::Keep => {
                 (standing.draining, standing.leaving, standing.removed) = (false, false, false);
@@ -224,6 +232,7 @@ pub(super) async fn change_node(
     });
     change.await.map_err(catalog_refusal)?;
     tracing::info!(%node, ?ask, "an admin said");
+    c.look_at_labels()?;
     c.repairs.wake.notify_one();
     Ok(Json(NodeChanged { node: node.to_string(), to_hand_over: c.to_hand_over(node)? }))
 }

@@ -142,11 +142,14 @@ pub struct NodeInfo {
     pub state: String,
     /// Fragments that it holds for the array.
     pub to_hand_over: u64,
-    /// What it behaves like: `new`, `always on`, `office hours`, `laptop` or `rare`.
+    /// What it behaves like: `new`, `always on`, `office hours`, `laptop` or `rare`; or that it is a device of `mass storage`.
     pub class: String,
     /// What it fails with.
     pub labels: std::collections::BTreeMap<String, String>,
 }
+
+/// In place of a class.
+const MASS_STORAGE: &str = "mass storage";
 
 /// An image in a list.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -405,6 +408,7 @@ async fn nodes(State(c): Shared) -> Answer<Vec<NodeInfo>> {
     let liars = c.liars.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let standings = c.catalog.standings().map_err(catalog_refusal)?;
     let (labels, habits) = (c.catalog.labels().map_err(catalog_refusal)?, c.habits.attendance());
+    let devices = c.catalog.devices().map_err(catalog_refusal)?;
     let info = |(id, record): (images::NodeId, crate::catalog::NodeRecord)| {
         let pulse = c.fleet.pulse(id);
         let standing = standings.get(&id).cloned().unwrap_or_default();
@@ -421,7 +425,7 @@ async fn nodes(State(c): Shared) -> Answer<Vec<NodeInfo>> {
         NodeInfo {
             state: state.into(),
             to_hand_over: c.to_hand_over(id).unwrap_or(0),
-            class: habits.class(id).to_string(),
+            class: if devices.contains(&id) { MASS_STORAGE.into() } else { habits.class(id).to_string() },
             labels: labels.get(&id).cloned().unwrap_or_default(),
             node: id.to_string(),
             addresses: record.addresses.iter().map(ToString::to_string).collect(),

@@ -13,6 +13,7 @@ use images::limits::SEALED_MAX;
 use images::parity::Geometry;
 use images::{GroupId, NodeId, SegmentId};
 use protocol::message::Refusal;
+use protocol::message::publish::Layout;
 use protocol::pace::Bucket;
 use tokio::sync::{Notify, Semaphore};
 
@@ -152,6 +153,16 @@ fn conflict_only(error: CatalogError) -> Result<(), Refusal> {
     }
 }
 
+/// Who keeps what in a group; whether there are whole copies, too, nobody can see by its members.
+pub fn layout_of(geometry: Geometry, members: &[NodeId], devices: &BTreeSet<NodeId>) -> Layout {
+    let is_device = |piece: usize| members.get(piece).is_some_and(|node| devices.contains(node));
+    match () {
+        () if is_device(0) => Layout::ParityOnClients,
+        () if is_device(geometry.pieces() - 1) => Layout::ParityOnController,
+        () => Layout::Clients,
+    }
+}
+
 impl Controller {
     /// Wait so long that repair moves no more bytes a second than the policy says. A second at a time: it may say something else meanwhile.
     async fn keep_pace(&self, bytes: u64) -> Result<(), Refusal> {
@@ -243,22 +254,36 @@ impl Controller {
         change.await.map_err(catalog_refusal)
     }
 
-    /// Free bytes of each stash that is up and that new pieces may go to.
+    /// Free bytes of each stash that is up and that new pieces may go to, mass-storage devices apart.
     ///
     /// # Errors
     /// The catalog's.
     pub fn takers(&self) -> Result<BTreeMap<NodeId, u64>, Refusal> {
+        self.takers_that(false)
+    }
+
+    /// Free bytes of each mass-storage device that is up and that new pieces may go to.
+    ///
+    /// # Errors
+    /// The catalog's.
+    pub fn device_takers(&self) -> Result<BTreeMap<NodeId, u64>, Refusal> {
+        self.takers_that(true)
+    }
+
+    fn takers_that(&self, are_devices: bool) -> Result<BTreeMap<NodeId, u64>, Refusal> {
+        let devices = self.catalog.devices().map_err(catalog_refusal)?;
         let standings = self.catalog.standings().map_err(catalog_refusal)?;
         let has_room = |node: &NodeId| self.fleet.pulse(*node).is_none_or(|(pulse, _)| pulse.too_much == 0);
         let may_take = |node: &NodeId| standings.get(node).is_none_or(Standing::may_take) && has_room(node);
-        Ok(self.fleet.up().into_iter().filter(|(node, _)| may_take(node)).collect())
+        let is_meant = |node: &NodeId| devices.contains(node) == are_devices && may_take(node);
+        Ok(self.fleet.up().into_iter().filter(|(node, _)| is_meant(node)).collect())
     }
 
     /// The facts that decisions are made from. Only groups that something may have to be done for have a size.
     pub(super) fn repair_facts(&self) -> Result<(BTreeMap<NodeId, Seen>, BTreeMap<GroupId, Whole>), Refusal> {
         let standings = self.catalog.standings().map_err(catalog_refusal)?;
         let (habits, domains) = (self.habits.attendance(), self.habits.domains());
-        let up = self.fleet.up();
+        let (up, devices) = (self.fleet.up(), self.catalog.devices().map_err(catalog_refusal)?);
         let mut nodes: BTreeMap<NodeId, Seen> = BTreeMap::new();
         for (node, _) in self.catalog.nodes().map_err(catalog_refusal)? {
             let standing = standings.get(&node).cloned().unwrap_or_default();
@@ -274,6 +299,7 @@ impl Controller {
                 is_clearing: too_much > 0 && self.catalog.has_trash(node).map_err(catalog_refusal)?,
                 is_unsteady: !habits.class(node).is_steady(),
                 is_new: habits.class(node) == Class::New,
+                is_device: devices.contains(&node),
                 standing,
             };
             nodes.insert(node, seen);
@@ -293,11 +319,12 @@ impl Controller {
             let is_well = vacant.is_empty() && group.members.iter().all(is_fine);
             let (geometry, segments) = (group.geometry, group.segments);
             let bytes = if is_well { 0 } else { self.bytes_of(id, geometry)? };
-            let steady = match steady_of.get(&geometry) {
+            let layout = layout_of(geometry, &group.members, &devices);
+            let steady = match steady_of.get(&(geometry, layout)) {
                 Some(known) => *known,
                 None => {
-                    let steady = self.steady_members(geometry)?;
-                    steady_of.insert(geometry, steady);
+                    let steady = self.steady_members(geometry, layout)?;
+                    steady_of.insert((geometry, layout), steady);
                     steady
                 }
             };
@@ -389,9 +416,10 @@ impl Controller {
     fn start_moves(self: &Arc<Self>, slots: &Arc<Semaphore>) -> Result<(), Refusal> {
         let under_way = self.catalog.moves().map_err(catalog_refusal)?;
         let is_made_first = |task: &Arc<Task>| {
-            let maker =
-                |(other, made): (&Seat, &MoveRecord)| other.0 == task.seat.0 && Some(made.to) == task.record.via;
-            under_way.iter().any(maker)
+            under_way.iter().any(|(other, made)| {
+                let is_before = made.to == task.record.to && *other < task.seat;
+                other.0 == task.seat.0 && (Some(made.to) == task.record.via || is_before)
+            })
         };
         let mut tasks = self.repairs.tasks_of(&under_way);
         tasks.retain(|task| task.may_start() && !is_made_first(task));
@@ -422,11 +450,11 @@ impl Controller {
     pub fn to_hand_over(&self, node: NodeId) -> Result<u64, Refusal> {
         let (groups, vacant) =
             (self.catalog.groups().map_err(catalog_refusal)?, self.catalog.vacant().map_err(catalog_refusal)?);
-        let holds = |(id, group): &(&GroupId, &GroupRecord)| {
-            let seat = group.members.iter().position(|member| *member == node);
-            seat.is_some_and(|piece| !vacant.contains(&(**id, piece as u8)))
+        let held = |(id, group): (&GroupId, &GroupRecord)| {
+            let seats = group.members.iter().enumerate().filter(|(_, member)| **member == node);
+            seats.filter(|(piece, _)| !vacant.contains(&(*id, *piece as u8))).count() as u64 * group.segments
         };
-        Ok(groups.iter().filter(holds).map(|(_, group)| group.segments).sum())
+        Ok(groups.iter().map(held).sum())
     }
 
     /// Members that leave, and that nobody needs any more, are members no longer.

@@ -213,12 +213,17 @@ impl Controller {
         if under_way.get(&seat) != Some(&task.record) {
             return Err(Trouble::Other("it was given up meanwhile".into()));
         }
-        // It makes the pieces of those, too, who copy them from it afterwards.
-        let others = under_way.iter().filter(|(other, made)| other.0 == seat.0 && made.via == Some(to));
+        let up = self.fleet.up();
+        // It makes the pieces of those, too, who copy them from it afterwards; and all that it is to have itself of what is lost.
+        let is_own = |made: &MoveRecord| made.to == to && made.via.is_none() && !up.contains_key(&made.from);
+        let is_lost = !up.contains_key(&task.record.from);
+        let is_along = |(other, made): &(&Seat, &MoveRecord)| {
+            other.0 == seat.0 && **other != seat && (made.via == Some(to) || is_lost && is_own(made))
+        };
+        let others = under_way.iter().filter(is_along);
         let pieces: Vec<u8> = std::iter::once(seat.1).chain(others.map(|(other, _)| other.1)).collect();
         let group = self.catalog.groups().map_err(catalog_refusal)?.remove(&seat.0);
         let group = group.ok_or_else(|| Trouble::Other("its group is gone".into()))?;
-        let up = self.fleet.up();
         let from = [task.record.via, Some(task.record.from)].into_iter().flatten().find(|node| up.contains_key(node));
         // Whoever makes others' pieces does not find them all at one member.
         let from = from.filter(|_| pieces.len() == 1);
