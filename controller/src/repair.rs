@@ -25,6 +25,8 @@ pub struct Policy {
     pub better_together: usize,
 }
 
+/// A member gives a piece away to one of which this share less is in use: less of a difference is not worth the traffic.
+const FULLER: f64 = 0.2;
 /// Members that are looked at to find the best place for a piece.
 const LOOKED_AT: usize = 2000;
 /// Searches for a better place in one plan.
@@ -39,6 +41,8 @@ pub struct Seen {
     pub silent_s: u64,
     /// Bytes that it could still take.
     pub free: u64,
+    /// Bytes that it offers.
+    pub capacity: u64,
     /// Bytes that it wants to be rid of.
     pub too_much: u64,
     /// And at once.
@@ -64,8 +68,10 @@ pub struct Whole {
     pub members: Vec<NodeId>,
     /// Pieces that their holders were allowed to drop.
     pub vacant: BTreeSet<u8>,
-    /// Bytes of all its segments at one member.
+    /// Bytes of all its segments at one member; if nothing is wrong with it, at the most so many.
     pub bytes: u64,
+    /// The same, by their number alone: to compare groups with each other.
+    pub weight: u64,
     /// Members, mass-storage devices apart, that should be up in the busy hours.
     pub steady: usize,
 }
@@ -81,6 +87,8 @@ pub enum Why {
     Less,
     /// Others would be a better place for its piece.
     Better,
+    /// Others are much emptier.
+    Fuller,
 }
 
 impl std::fmt::Display for Why {
@@ -90,6 +98,7 @@ impl std::fmt::Display for Why {
             Self::Leaves => "leaves",
             Self::Less => "has less room",
             Self::Better => "is not the best place",
+            Self::Fuller => "is fuller than others",
         })
     }
 }
@@ -156,6 +165,8 @@ struct Planner<'a> {
     coming: BTreeMap<GroupId, Vec<NodeId>>,
     /// Members of each group that are being replaced.
     going: BTreeMap<GroupId, BTreeSet<NodeId>>,
+    /// What each member holds when all is done, by weight.
+    held: BTreeMap<NodeId, u64>,
     domains: &'a Domains,
     plan: Plan,
 }
@@ -179,8 +190,13 @@ pub fn plan(
         }
     }
     let ranked = takers.iter().map(|(id, taker)| (rank(*taker), *id)).collect();
+    let mut held: BTreeMap<NodeId, u64> = BTreeMap::new();
+    for (node, weight) in groups.values().flat_map(|g| g.members.iter().map(|node| (*node, g.weight))) {
+        *held.entry(node).or_default() += weight;
+    }
     let (coming, going) = (BTreeMap::new(), BTreeMap::new());
-    let mut planner = Planner { policy, nodes, groups, takers, ranked, coming, going, domains, plan: Plan::default() };
+    let plan = Plan::default();
+    let mut planner = Planner { policy, nodes, groups, takers, ranked, coming, going, held, domains, plan };
     let mut kept = BTreeMap::new();
     for (seat, record) in under_way {
         let is_good = |node: &NodeId| nodes.get(node).is_some_and(|n| n.standing.may_take() && n.too_much == 0);
@@ -204,6 +220,10 @@ pub fn plan(
 impl Planner<'_> {
     fn promise(&mut self, group: GroupId, from: NodeId, to: NodeId) {
         self.fill(group, to);
+        let weight = self.groups.get(&group).map_or(0, |g| g.weight);
+        *self.held.entry(to).or_default() += weight;
+        let left = self.held.entry(from).or_default();
+        *left = left.saturating_sub(weight);
         self.going.entry(group).or_default().insert(from);
         self.coming.entry(group).or_default().push(to);
     }
@@ -309,7 +329,7 @@ impl Planner<'_> {
             if self.plan.begin.len() >= rooms {
                 return;
             }
-            let Some((to, _)) = self.target(seat.0, from) else {
+            let Some(Place { node: to, .. }) = self.target(seat.0, from) else {
                 self.plan.stuck.push((seat, from, why));
                 continue;
             };
@@ -329,6 +349,8 @@ impl Planner<'_> {
         // Not always the same ones first: looking for a place takes time, and may be in vain.
         let start = GroupId((since_unix_s % u64::from(u32::MAX)) as u32 % (groups.len().max(1) as u32));
         let mut searches = 0;
+        let takers = self.takers.keys().map(|node| self.in_use(*node, 0));
+        let emptiest = takers.fold(1.0, f64::min);
         for (id, group) in groups.range(start..).chain(groups.range(..start)) {
             if kept.len() + self.plan.begin.len() >= self.policy.better_together || searches >= SEARCHES_MAX {
                 return;
@@ -340,12 +362,35 @@ impl Planner<'_> {
             if self.coming.contains_key(id) || !group.vacant.is_empty() || !group.members.iter().all(stays) {
                 continue;
             }
-            if let Some((piece, to)) = self.better(*id, group, &mut searches) {
+            let better = self.better(*id, group, &mut searches).map(|(piece, to)| (piece, to, Why::Better));
+            let emptier =
+                || self.emptier(*id, group, emptiest, &mut searches).map(|(piece, to)| (piece, to, Why::Fuller));
+            if let Some((piece, to, why)) = better.or_else(emptier) {
                 let (seat, from) = ((*id, piece as u8), group.members[piece]);
                 self.promise(*id, from, to);
-                self.plan.begin.push((seat, MoveRecord { from, to, via: None, since_unix_s }, Why::Better));
+                self.plan.begin.push((seat, MoveRecord { from, to, via: None, since_unix_s }, why));
             }
         }
+    }
+
+    /// Share of what a member offers that is in use, when it has this much more.
+    fn in_use(&self, node: NodeId, more: u64) -> f64 {
+        let held = self.held.get(&node).copied().unwrap_or(0) + more;
+        let capacity = self.nodes.get(&node).map_or(0, |n| n.capacity);
+        if capacity == 0 { 1.0 } else { held as f64 / capacity as f64 }
+    }
+
+    /// The piece of a group that its fullest member has, and somebody much emptier for it: stashes that joined take their part.
+    fn emptier(&self, id: GroupId, group: &Whole, emptiest: f64, searches: &mut usize) -> Option<(usize, NodeId)> {
+        let is_up = |node: &NodeId| self.nodes.get(node).is_some_and(|n| n.is_up && n.capacity > 0);
+        let members = group.members.iter().enumerate().filter(|(_, node)| is_up(node));
+        let fullest =
+            members.map(|(piece, node)| (piece, *node, self.in_use(*node, 0))).max_by(|a, b| a.2.total_cmp(&b.2));
+        let (piece, from, in_use) = fullest.filter(|(.., in_use)| in_use - emptiest >= FULLER)?;
+        *searches += 1;
+        let found = self.target(id, from)?;
+        (found.faults <= found.faults_of_before && in_use - self.in_use(found.node, group.weight) >= FULLER)
+            .then_some((piece, found.node))
     }
 
     /// A piece of a group that lies badly, and a better place for it.
@@ -361,10 +406,12 @@ impl Planner<'_> {
             let is_wrong_here = |node: &NodeId| is_wrong(node) && seen(node, |n| n.is_up);
             let Some(piece) = group.members.iter().rposition(is_wrong_here) else { continue };
             *searches += 1;
-            let Some((to, worse)) = self.target(id, group.members[piece]) else { continue };
+            let Some(Place { node: to, faults, faults_of_before }) = self.target(id, group.members[piece]) else {
+                continue;
+            };
             // Whoever is new may turn out to be anything.
             let is_known = matches!(weak, Weak::Crowded(_)) || !seen(&to, |n| n.is_new);
-            if !worse && is_known && !is_wrong(&to) {
+            if faults < faults_of_before && is_known && !is_wrong(&to) {
                 return Some((piece, to));
             }
         }
@@ -372,8 +419,8 @@ impl Planner<'_> {
     }
 
     /// Who could have a piece of a group instead of one of its members: of the best places for it, the one with the fewest groups for its
-    /// room; and whether that is no better than where it is.
-    fn target(&self, group: GroupId, from: NodeId) -> Option<(NodeId, bool)> {
+    /// room.
+    fn target(&self, group: GroupId, from: NodeId) -> Option<Place> {
         let whole = self.groups.get(&group)?;
         let coming = self.coming.get(&group);
         let is_device = |node: &NodeId| self.nodes.get(node).is_some_and(|n| n.is_device);
@@ -414,8 +461,15 @@ impl Planner<'_> {
                 break;
             }
         }
-        best.map(|(node, of)| (node, of >= faults(&from)))
+        best.map(|(node, of)| Place { node, faults: of, faults_of_before: faults(&from) })
     }
+}
+
+/// A place for a piece, how bad it is, and how bad the one is that it has.
+struct Place {
+    node: NodeId,
+    faults: usize,
+    faults_of_before: usize,
 }
 
 /// Groups for each byte of room, as a number to order by.
@@ -450,7 +504,8 @@ mod tests {
     fn group(number: u32, k: u8, m: u8, members: &[u8], bytes: u64) -> (GroupId, Whole) {
         let geometry = Geometry::new(k, m).unwrap();
         let members = members.iter().map(|i| id(*i)).collect();
-        (GroupId(number), Whole { geometry, members, vacant: BTreeSet::new(), bytes, steady: k.into() })
+        let (vacant, steady) = (BTreeSet::new(), k.into());
+        (GroupId(number), Whole { geometry, members, vacant, bytes, weight: bytes, steady })
     }
 
     fn moves(plan: &Plan) -> Vec<(u32, u8, NodeId, NodeId, Option<NodeId>)> {
@@ -474,6 +529,37 @@ mod tests {
         nodes.get_mut(&id(4)).unwrap().standing.leaving = true;
         let planned = plan(&POLICY, &nodes, &groups, &under_way, 8);
         assert_eq!(planned.give_up, [(GroupId(1), 1)]);
+    }
+
+    #[test]
+    fn who_joins_takes_a_part() {
+        // Four stashes of 100, with four groups of 10 on each.
+        let mut groups: BTreeMap<_, _> = (1..=4).map(|g| group(g, 2, 2, &[0, 1, 2, 3], 10)).collect();
+        let of_100 = |free| Seen { is_up: true, free, capacity: 100, ..Seen::default() };
+        let mut nodes: BTreeMap<NodeId, Seen> = (0..4).map(|i| (id(i), of_100(60))).collect();
+        assert_eq!(plan(&POLICY, &nodes, &groups, &BTreeMap::new(), 1), Plan::default());
+        (4..6).for_each(|i| drop(nodes.insert(id(i), of_100(100))));
+        let mut rounds = 0;
+        loop {
+            let planned = plan(&POLICY, &nodes, &groups, &BTreeMap::new(), rounds);
+            assert!(planned.begin.iter().all(|(.., why)| *why == Why::Fuller) && rounds < 10, "{planned:?}");
+            if planned.begin.is_empty() {
+                break;
+            }
+            for ((group, piece), record, _) in planned.begin {
+                groups.get_mut(&group).unwrap().members[usize::from(piece)] = record.to;
+                nodes.get_mut(&record.to).unwrap().free -= 10;
+                nodes.get_mut(&record.from).unwrap().free += 10;
+            }
+            rounds += 1;
+        }
+        let held = |i| groups.values().filter(|g| g.members.contains(&id(i))).count();
+        let all: Vec<usize> = (0..6).map(held).collect();
+        assert!(all.iter().all(|held| (2..=4).contains(held)) && all[4] + all[5] >= 4, "{all:?}");
+        // In other hours nothing moves.
+        (6..8).for_each(|i| drop(nodes.insert(id(i), of_100(100))));
+        let closed = Policy { is_open: false, ..POLICY };
+        assert_eq!(plan(&closed, &nodes, &groups, &BTreeMap::new(), 1), Plan::default());
     }
 
     #[test]

@@ -216,7 +216,7 @@ impl Run<'_> {
         self.clients.insert(node, Client { class, is_alive: true, dark_until: 0 });
         // Room for twice what it is to hold.
         let free = self.model.piece_bytes() * 4;
-        self.nodes.insert(node, Seen { free, ..Seen::default() });
+        self.nodes.insert(node, Seen { free, capacity: free, ..Seen::default() });
         node
     }
 
@@ -240,6 +240,7 @@ impl Run<'_> {
                 members,
                 vacant: std::collections::BTreeSet::new(),
                 bytes: self.model.piece_bytes(),
+                weight: self.model.piece_bytes(),
                 steady: self.steady,
             };
             self.groups.insert(GroupId(number), whole);
@@ -434,7 +435,7 @@ impl Run<'_> {
         for (seat, record, why) in plan.begin {
             let would_come_back = self.clients.get(&record.from).is_some_and(|c| c.is_alive);
             self.outcome.in_vain += u64::from(why == Why::Lost && would_come_back);
-            self.outcome.improved += u64::from(why == Why::Better);
+            self.outcome.improved += u64::from(matches!(why, Why::Better | Why::Fuller));
             self.take_room(record.to, true);
             self.moves.insert(seat, record);
         }

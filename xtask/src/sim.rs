@@ -12,6 +12,8 @@ pub enum World {
     /// Placement, stashes and getter under a simulated network
     #[default]
     Fleet,
+    /// Months of repair, catalog and placement, while stashes come, go, fail and lie
+    Array,
     /// Directory and key shares while controllers come and go
     Mirror,
     /// One stash whose disk crashes at every boundary and fails in every way
@@ -21,7 +23,7 @@ pub enum World {
 /// Run seeds of a simulated world, or replay one
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  cargo xtask sim stash --seeds 2000\n  cargo xtask sim mirror --seed 17\n  cargo xtask sim stash --kill 10000\n  cargo xtask sim fleet --clients 100000 --years 5"
+    after_help = "Examples:\n  cargo xtask sim stash --seeds 2000\n  cargo xtask sim array --seeds 500\n  cargo xtask sim mirror --seed 17\n  cargo xtask sim stash --kill 10000\n  cargo xtask sim fleet --clients 100000 --years 5"
 )]
 pub struct Sim {
     /// Which
@@ -116,6 +118,7 @@ impl Sim {
         let mut command = shell::cargo(&["run", "--quiet", "--release", "--package", "tests", "--bin", "sim", "--"]);
         command.arg(match self.world {
             World::Fleet => "fleet",
+            World::Array => "array",
             World::Mirror => "mirror",
             World::Stash => "stash",
         });

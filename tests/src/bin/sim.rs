@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::process::ExitCode;
 
 use clap::Parser;
-use tests::world::{self, Failure, MirrorStats, StashStats, Stats};
+use tests::world::{self, ArrayStats, Failure, MirrorStats, StashStats, Stats};
 use xtask::sim::World;
 
 #[derive(Parser)]
@@ -48,6 +48,7 @@ fn main() -> ExitCode {
     };
     match cli.world {
         World::Fleet => all(seeds, "cargo xtask sim", |seed| world::run(seed, log), Stats::add),
+        World::Array => all(seeds, "cargo xtask sim array", |seed| world::run_array(seed, log), ArrayStats::add),
         World::Mirror => all(seeds, "cargo xtask sim mirror", |seed| world::run_mirror(seed, log), MirrorStats::add),
         World::Stash => all(seeds, "cargo xtask sim stash", |seed| world::run_stash(seed, log), StashStats::add),
     }

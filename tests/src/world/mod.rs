@@ -6,13 +6,17 @@
 //!
 //! `stash` crashes one stash at every boundary, and lets its disk fail in every way.
 //!
+//! `array` lets months of an array pass: repair, catalog and placement, while stashes come, go, fail and lie.
+//!
 //! `mirror` does the same for the directory and for shares of keys, while controllers come and go.
 
+mod array;
 mod mirror;
 mod rng;
 mod run;
 mod stash;
 
+pub use array::{ArrayStats, run as run_array};
 pub use mirror::{MirrorStats, run as run_mirror, spread};
 pub use rng::Rng;
 pub use run::{Failure, Stats, run};

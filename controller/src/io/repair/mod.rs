@@ -293,6 +293,7 @@ impl Controller {
             let seen = Seen {
                 is_up: up.contains_key(&node),
                 silent_s: if self.fleet.has_its_medium(node) { 0 } else { standing.silent_s },
+                capacity: pulse.map_or(0, |pulse| pulse.capacity),
                 free: up.get(&node).copied().filter(|_| !self.repairs.is_avoided(node)).unwrap_or(0),
                 too_much,
                 is_urgent: pulse.is_some_and(|pulse| pulse.is_urgent),
@@ -318,7 +319,8 @@ impl Controller {
             let vacant = all_vacant.remove(&id).unwrap_or_default();
             let is_well = vacant.is_empty() && group.members.iter().all(is_fine);
             let (geometry, segments) = (group.geometry, group.segments);
-            let bytes = if is_well { 0 } else { self.bytes_of(id, geometry)? };
+            let weight = segments * geometry.piece_len(SEALED_MAX) as u64;
+            let bytes = if is_well { weight } else { self.bytes_of(id, geometry)? };
             let layout = layout_of(geometry, &group.members, &devices);
             let steady = match steady_of.get(&(geometry, layout)) {
                 Some(known) => *known,
@@ -328,11 +330,11 @@ impl Controller {
                     steady
                 }
             };
-            let mut whole = Whole { geometry, members: group.members, vacant, bytes, steady };
-            if is_well && repair::weaknesses(&whole, &nodes, &domains).next().is_some() {
-                // It may lie badly for long: no reason to look at many segments every time.
-                let most = segments * geometry.piece_len(SEALED_MAX) as u64;
-                whole.bytes = if segments < LOOKED_AT_MAX { self.bytes_of(id, geometry)? } else { most };
+            let mut whole = Whole { geometry, members: group.members, vacant, bytes, weight, steady };
+            // It may lie badly for long: no reason to look at many segments every time.
+            let is_small = segments < LOOKED_AT_MAX;
+            if is_well && is_small && repair::weaknesses(&whole, &nodes, &domains).next().is_some() {
+                whole.bytes = self.bytes_of(id, geometry)?;
             }
             groups.insert(id, whole);
         }

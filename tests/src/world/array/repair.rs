@@ -1,0 +1,284 @@
+//! What the controller's loop does with the plan: the same steps, on simulated stashes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use controller::catalog::{GroupRecord, MoveRecord, Seat, Standing, TrashKey};
+use controller::repair::{self, Policy, Seen, Whole};
+use images::{GroupId, NodeId, SegmentId};
+
+use super::{STEPS_A_DAY, World, catalog_fails};
+use crate::world::run::Failure;
+
+const GONE_AFTER_S: u64 = 14 * 24 * 3600;
+/// Fragments that holders prove in an hour.
+const AUDITED: u64 = 6;
+
+/// Why a holder does not have the pieces that it is to have.
+enum Trouble {
+    Full,
+    Later,
+}
+
+impl World {
+    /// Free bytes of those that new pieces may go to.
+    pub(super) fn takers(&self) -> Result<BTreeMap<NodeId, u64>, Failure> {
+        let standings = self.catalog.standings().map_err(catalog_fails)?;
+        let may_take = |node: &NodeId| standings.get(node).is_none_or(Standing::may_take);
+        let takers =
+            self.stashes.iter().filter(|(node, stash)| stash.is_awake && stash.too_much().0 == 0 && may_take(node));
+        Ok(takers.map(|(node, stash)| (*node, stash.free())).collect())
+    }
+
+    fn facts(&self) -> Result<(BTreeMap<NodeId, Seen>, BTreeMap<GroupId, Whole>), Failure> {
+        let standings = self.catalog.standings().map_err(catalog_fails)?;
+        let devices = self.catalog.devices().map_err(catalog_fails)?;
+        let mut nodes = BTreeMap::new();
+        for (node, _) in self.catalog.nodes().map_err(catalog_fails)? {
+            let is_up = self.is_up(node);
+            let stash = self.stashes.get(&node).filter(|_| is_up);
+            let (too_much, is_urgent) = stash.map_or((0, false), |stash| stash.too_much());
+            let is_avoided = self.avoided.get(&node).is_some_and(|until| *until > self.step);
+            let seen = Seen {
+                is_up,
+                silent_s: self.silent_s(node),
+                free: stash.filter(|_| !is_avoided).map_or(0, |stash| stash.free()),
+                capacity: stash.map_or(0, |stash| stash.capacity),
+                too_much,
+                is_urgent: too_much > 0 && is_urgent,
+                is_clearing: too_much > 0 && self.catalog.has_trash(node).map_err(catalog_fails)?,
+                is_unsteady: self.stashes.get(&node).is_some_and(|stash| !stash.habit.is_steady()),
+                is_new: false,
+                is_device: devices.contains(&node),
+                standing: standings.get(&node).cloned().unwrap_or_default(),
+            };
+            nodes.insert(node, seen);
+        }
+        let vacant = self.catalog.vacant().map_err(catalog_fails)?;
+        let mut groups = BTreeMap::new();
+        for (id, group) in self.catalog.groups().map_err(catalog_fails)?.into_iter().filter(|(_, g)| g.segments > 0) {
+            let bytes = self.bytes_of(id, &group)?;
+            let of_group = vacant.range((id, 0)..=(id, u8::MAX)).map(|(_, piece)| *piece).collect();
+            let (geometry, steady) = (group.geometry, self.protection.steady);
+            groups
+                .insert(id, Whole { geometry, members: group.members, vacant: of_group, bytes, weight: bytes, steady });
+        }
+        Ok((nodes, groups))
+    }
+
+    fn bytes_of(&self, id: GroupId, group: &GroupRecord) -> Result<u64, Failure> {
+        let mut bytes = 0;
+        for segment in self.catalog.segments_of(id).map_err(catalog_fails)? {
+            if let Some(record) = self.catalog.segment(&segment).map_err(catalog_fails)? {
+                bytes += group.geometry.piece_len(record.sealed_len as usize) as u64;
+            }
+        }
+        Ok(bytes)
+    }
+
+    pub(super) fn repair(&mut self) -> Result<(), Failure> {
+        let under_way = self.catalog.moves().map_err(catalog_fails)?;
+        let (nodes, groups) = self.facts()?;
+        let hour = self.step % STEPS_A_DAY;
+        let is_open = self.is_settling || !(6..20).contains(&hour);
+        let policy = Policy { gone_after_s: GONE_AFTER_S, together: 64, is_open, better_together: 16 };
+        let plan = repair::plan(&policy, &nodes, &groups, &under_way, &self.domains, self.step);
+        for seat in plan.give_up {
+            self.say(|| format!("given up: {seat:?}"));
+            self.stats.given_up += 1;
+            self.change(|change| change.give_up_move(seat))?;
+        }
+        for (seat, node) in plan.vacate {
+            self.say(|| format!("{node} may drop piece {} of group {}", seat.1, seat.0));
+            let done = self.try_change(|change| change.vacate(seat, node))?;
+            self.stats.vacated += u64::from(done);
+        }
+        for (seat, record, why) in plan.begin {
+            self.say(|| {
+                format!(
+                    "piece {} of group {}: {} {why}, {} is to have it, by way of {:?}",
+                    seat.1, seat.0, record.from, record.to, record.via
+                )
+            });
+            self.try_change(|change| change.begin_move(seat, &record))?;
+        }
+        for (seat, node, _) in &plan.stuck {
+            let whole = &groups[&seat.0];
+            let has_room = |n: &&Seen| {
+                n.is_up && n.standing.may_take() && n.too_much == 0 && !n.is_clearing && n.free > whole.bytes
+            };
+            if whole.vacant.contains(&seat.1) && nodes.get(node).filter(has_room).is_some() {
+                self.change(|change| change.occupy(*seat))?;
+            }
+        }
+        (self.put_off, self.stuck) = (plan.put_off, plan.stuck.len());
+        self.carry_out()?;
+        self.let_go()
+    }
+
+    fn carry_out(&mut self) -> Result<(), Failure> {
+        let under_way = self.catalog.moves().map_err(catalog_fails)?;
+        self.progress.retain(|seat, (record, _)| under_way.get(seat) == Some(record));
+        for (seat, record) in &under_way {
+            let is_made_first = under_way.iter().any(|(other, made)| {
+                other.0 == seat.0 && (Some(made.to) == record.via || made.to == record.to && other < seat)
+            });
+            if is_made_first || self.rng.one_in(6) {
+                continue;
+            }
+            match self.have_pieces(*seat, record, &under_way)? {
+                Ok(()) => {}
+                Err(Trouble::Later) => continue,
+                Err(Trouble::Full) => {
+                    self.avoided.insert(record.to, self.step + 2);
+                    self.change(|change| change.give_up_move(*seat))?;
+                    self.stats.given_up += 1;
+                    continue;
+                }
+            }
+            let has = self.progress.get(seat).map(|(_, has)| has.clone()).unwrap_or_default();
+            let mut missing = Vec::new();
+            let done = self.try_change(|change| {
+                missing = change.finish_move(*seat, record, &has)?;
+                Ok(())
+            })?;
+            self.stats.moved += u64::from(done && missing.is_empty());
+        }
+        Ok(())
+    }
+
+    /// The new holder gets some of its pieces, or all.
+    fn have_pieces(
+        &mut self,
+        seat: Seat,
+        record: &MoveRecord,
+        under_way: &BTreeMap<Seat, MoveRecord>,
+    ) -> Result<Result<(), Trouble>, Failure> {
+        if !self.is_up(record.to) {
+            return Ok(Err(Trouble::Later));
+        }
+        let Some(group) = self.catalog.groups().map_err(catalog_fails)?.remove(&seat.0) else {
+            return Ok(Err(Trouble::Later));
+        };
+        let is_lost = !self.is_up(record.from);
+        let is_own = |made: &MoveRecord| made.to == record.to && made.via.is_none() && !self.is_up(made.from);
+        let along = under_way.iter().filter(|(other, made)| {
+            other.0 == seat.0 && **other != seat && (made.via == Some(record.to) || is_lost && is_own(made))
+        });
+        let pieces: BTreeSet<u8> = std::iter::once(seat.1).chain(along.map(|(other, _)| other.1)).collect();
+        for id in self.catalog.segments_of(seat.0).map_err(catalog_fails)? {
+            let known = self.progress.entry(seat).or_insert_with(|| (record.clone(), BTreeSet::new()));
+            if known.1.contains(&id) {
+                continue;
+            }
+            // It takes its time, and connections break.
+            if self.rng.one_in(12) {
+                return Ok(Err(Trouble::Later));
+            }
+            for piece in &pieces {
+                let key = TrashKey::Fragment { node: record.to, segment: id, piece: *piece };
+                if self.catalog.is_trash(&key).map_err(catalog_fails)? {
+                    return Ok(Err(Trouble::Later));
+                }
+            }
+            let from = [record.via, Some(record.from)].into_iter().flatten().find(|node| self.is_up(*node));
+            let is_copied = pieces.len() == 1 && from.is_some_and(|from| self.stashes[&from].has_good(id, seat.1));
+            if !is_copied && !self.can_make(id, &group) {
+                return Ok(Err(Trouble::Later));
+            }
+            let Some(segment) = self.catalog.segment(&id).map_err(catalog_fails)? else { continue };
+            let len = group.geometry.piece_len(segment.sealed_len as usize) as u64;
+            let would_harm = !self
+                .least_good(|node, of, piece| (node, of, piece) == (record.from, id, seat.1))?
+                .is_none_or(|(_, good, k)| good >= k);
+            let stash = self.stashes.get_mut(&record.to).expect("it is up");
+            let stored =
+                if stash.lies && !would_harm { true } else { pieces.iter().all(|piece| stash.put(id, *piece, len)) };
+            if !stored {
+                return Ok(Err(Trouble::Full));
+            }
+            if let Some((_, has)) = self.progress.get_mut(&seat) {
+                has.insert(id);
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// Whether k good pieces of a segment can be had from holders that are up.
+    fn can_make(&self, id: SegmentId, group: &GroupRecord) -> bool {
+        let is_good =
+            |(piece, node): &(usize, &NodeId)| self.is_up(**node) && self.stashes[*node].has_good(id, *piece as u8);
+        group.members.iter().enumerate().filter(is_good).count() >= group.geometry.data()
+    }
+
+    /// Holders prove some fragments.
+    pub(super) fn audit(&mut self) -> Result<(), Failure> {
+        let all = self.catalog.segments().map_err(catalog_fails)?;
+        if all.is_empty() {
+            return Ok(());
+        }
+        for _ in 0..AUDITED {
+            let (id, record) = &all[self.rng.below(all.len() as u64) as usize];
+            let piece = self.rng.below(record.fragments.len() as u64) as u8;
+            self.prove(*id, piece)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn prove_everything(&mut self) -> Result<(), Failure> {
+        for (id, record) in self.catalog.segments().map_err(catalog_fails)? {
+            (0..record.fragments.len() as u8).try_for_each(|piece| self.prove(id, piece))?;
+        }
+        Ok(())
+    }
+
+    fn prove(&self, id: SegmentId, piece: u8) -> Result<(), Failure> {
+        let Some(node) = self.holder(&id, piece)?.filter(|node| self.is_up(*node)) else { return Ok(()) };
+        if self.stashes[&node].has_good(id, piece) {
+            return Ok(());
+        }
+        self.change(|change| change.note_damage(node, id, piece).map(drop))
+    }
+
+    /// What holders have lost is made anew there, and proven.
+    pub(super) fn mend(&mut self) -> Result<(), Failure> {
+        for (id, piece) in self.catalog.damaged().map_err(catalog_fails)? {
+            let Some(node) = self.holder(&id, piece)?.filter(|node| self.is_up(*node)) else { continue };
+            let counts = self.catalog.standing(node).map_err(catalog_fails)?.is_durable();
+            let key = TrashKey::Fragment { node, segment: id, piece };
+            if !counts || self.catalog.is_trash(&key).map_err(catalog_fails)? || self.rng.one_in(8) {
+                continue;
+            }
+            let Some(record) = self.catalog.segment(&id).map_err(catalog_fails)? else { continue };
+            let Some(group) = self.catalog.groups().map_err(catalog_fails)?.remove(&record.group) else { continue };
+            if !self.can_make(id, &group) {
+                continue;
+            }
+            let len = group.geometry.piece_len(record.sealed_len as usize) as u64;
+            let stash = self.stashes.get_mut(&node).expect("it is up");
+            stash.has.retain(|key, (is_good, _)| *is_good || *key != (id, piece));
+            let is_proven = !stash.lies;
+            if is_proven && !stash.put(id, piece, len) {
+                continue;
+            }
+            self.change(|change| change.mend_damage(node, id, piece, is_proven))?;
+            self.stats.mended += u64::from(is_proven);
+            self.stats.distrusted += u64::from(!is_proven);
+            self.say(|| format!("piece {piece} of {id} at {node} made anew: {is_proven}"));
+        }
+        Ok(())
+    }
+
+    /// Members that leave, and that nobody needs any more, are members no longer.
+    fn let_go(&mut self) -> Result<(), Failure> {
+        let standings = self.catalog.standings().map_err(catalog_fails)?;
+        for (node, _) in standings.into_iter().filter(|(_, s)| s.leaving || s.removed) {
+            if self.catalog.node(node).map_err(catalog_fails)?.is_some()
+                && self.try_change(|change| change.remove_node(node))?
+            {
+                self.say(|| format!("{node} is no member any more"));
+                self.stashes.remove(&node);
+            }
+        }
+        Ok(())
+    }
+}
