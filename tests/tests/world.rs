@@ -4,6 +4,9 @@ use std::ops::Range;
 
 use tests::world::{self, Failure};
 
+/// Two months of 62 stashes each, and what it takes to get right afterwards.
+const ARRAY_SEEDS: u64 = 10;
+
 fn hold<S>(seeds: Range<u64>, replay: &str, run: impl Fn(u64) -> Result<S, Failure>) {
     let failures: Vec<String> =
         seeds.filter_map(|seed| run(seed).err().map(|f| format!("seed {seed}: {}", f.0))).collect();
@@ -29,6 +32,17 @@ fn stash_seeds() {
 #[test]
 fn more_stash_seeds() {
     hold(1000..2000, "cargo xtask sim stash", |seed| world::run_stash(seed, false));
+}
+
+/// In two halves, for two cores.
+#[test]
+fn array_seeds() {
+    hold(0..ARRAY_SEEDS, "cargo xtask sim array", |seed| world::run_array(seed, false));
+}
+
+#[test]
+fn more_array_seeds() {
+    hold(ARRAY_SEEDS..2 * ARRAY_SEEDS, "cargo xtask sim array", |seed| world::run_array(seed, false));
 }
 
 #[test]

@@ -19,22 +19,34 @@ struct Cli {
     seeds: u64,
 }
 
-/// Run seeds one by one, and print what they add up to.
-fn all<S: Default + std::fmt::Debug>(
+/// Run seeds on all cores, and print what they add up to.
+fn all<S: Default + std::fmt::Debug + Send>(
     seeds: Range<u64>,
     replay: &str,
-    run: impl Fn(u64) -> Result<S, Failure>,
-    add: impl Fn(&mut S, &S),
+    run: impl Fn(u64) -> Result<S, Failure> + Sync,
+    add: impl Fn(&mut S, &S) + Sync,
 ) -> ExitCode {
-    let (count, mut sum) = (seeds.end - seeds.start, S::default());
-    for seed in seeds {
-        match run(seed) {
-            Ok(stats) => add(&mut sum, &stats),
-            Err(failure) => {
-                eprintln!("seed {seed} fails: {}\nreplay it: {replay} --seed {seed}", failure.0);
-                return ExitCode::FAILURE;
+    let (count, cores) = (seeds.end - seeds.start, std::thread::available_parallelism().map_or(1, usize::from));
+    let some = |core: usize| {
+        let mut sum = S::default();
+        for seed in seeds.clone().skip(core).step_by(cores) {
+            add(&mut sum, &run(seed).map_err(|failure| (seed, failure))?);
+        }
+        Ok(sum)
+    };
+    let (some, mut sum, mut failed) = (&some, S::default(), None);
+    std::thread::scope(|scope| {
+        let running: Vec<_> = (0..cores).map(|core| scope.spawn(move || some(core))).collect();
+        for core in running {
+            match core.join().unwrap_or_else(|_| Err((0, Failure("a seed panicked: see above".into())))) {
+                Ok(stats) => add(&mut sum, &stats),
+                Err(failure) => failed = Some(failure),
             }
         }
+    });
+    if let Some((seed, failure)) = failed {
+        eprintln!("seed {seed} fails: {}\nreplay it: {replay} --seed {seed}", failure.0);
+        return ExitCode::FAILURE;
     }
     println!("{count} seeds: {sum:?}");
     ExitCode::SUCCESS

@@ -11,7 +11,7 @@ use crate::world::run::Failure;
 
 const GONE_AFTER_S: u64 = 14 * 24 * 3600;
 /// Fragments that holders prove in an hour.
-const AUDITED: u64 = 6;
+const AUDITED: u64 = 3;
 
 /// Why a holder does not have the pieces that it is to have.
 enum Trouble {
@@ -127,6 +127,8 @@ impl World {
             }
             match self.have_pieces(*seat, record, &under_way)? {
                 Ok(()) => {}
+                // Whoever is too early is told what is missing.
+                Err(Trouble::Later) if self.rng.one_in(3) => {}
                 Err(Trouble::Later) => continue,
                 Err(Trouble::Full) => {
                     self.avoided.insert(record.to, self.step + 2);
