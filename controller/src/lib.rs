@@ -1,8 +1,8 @@
 //! The controller of an array, and the command line that steers it.
 //!
-//! [`attendance`] and [`domains`] say what the fleet is like; [`geometry`], [`placement`] and [`repair`] decide: how many pieces, on whom,
-//! what to do when a holder does not confirm, and who is replaced. They are plain values. [`catalog`] remembers. `io/` is the daemon, and the sending half of `coe-ctl publish`; `cli/` is what
-//! people type.
+//! [`attendance`], [`domains`] and [`paths`] say what the fleet is like; [`geometry`], [`placement`] and [`repair`] decide: how many pieces,
+//! on whom, what to do when a holder does not confirm, and who is replaced; [`leases`] are the room that is promised meanwhile. They are
+//! plain values. [`catalog`] remembers. `io/` is the daemon, and the sending half of `coe-ctl publish`; `cli/` is what people type.
 
 pub mod attendance;
 pub mod catalog;
@@ -13,5 +13,7 @@ pub mod draft;
 pub mod geometry;
 pub mod hosts;
 pub mod io;
+pub mod leases;
+pub mod paths;
 pub mod placement;
 pub mod repair;

@@ -10,7 +10,7 @@ use images::NodeId;
 use images::parity::Geometry;
 use protocol::message::publish::Layout;
 
-use crate::domains::{Domain, Domains, UNSTEADY};
+use crate::domains::{Domain, Domains, UNEVEN, UNSTEADY};
 
 /// Time since any fixed start.
 pub type Now = Duration;
@@ -67,6 +67,8 @@ pub struct Candidate<'a> {
     pub groups: u32,
     /// Whether it can be counted on in the busy hours.
     pub is_steady: bool,
+    /// It is slow, or just failed.
+    pub is_badly_reached: bool,
     /// What it fails with.
     pub domains: &'a [Domain],
 }
@@ -103,7 +105,8 @@ pub fn choose(mut candidates: Vec<Candidate<'_>>, piece_len: u64, wanted: &Wante
                 wanted.domains.fault(*domain, count, wanted.geometry)
             };
             let unsteady = if !c.is_steady && steady >= left { UNSTEADY } else { 0 };
-            unsteady + c.domains.iter().map(of_domain).sum::<usize>()
+            let bad = usize::from(c.is_badly_reached) * UNEVEN;
+            unsteady + bad + c.domains.iter().map(of_domain).sum::<usize>()
         };
         let mut best = (usize::MAX, 0);
         for (at, candidate) in candidates.iter().enumerate() {
@@ -122,6 +125,8 @@ pub fn choose(mut candidates: Vec<Candidate<'_>>, piece_len: u64, wanted: &Wante
         }
         chosen.push(candidate.node);
     }
+    // Those that stand in, too.
+    candidates.sort_by_key(|c| c.is_badly_reached);
     chosen.extend(candidates.into_iter().map(|c| c.node));
     chosen
 }
@@ -223,15 +228,18 @@ impl Placement {
         }
     }
 
-    /// Time passed.
-    pub fn tick(&mut self, now: Now) {
+    /// Time passed. Those that did not confirm in time are named.
+    pub fn tick(&mut self, now: Now) -> Vec<NodeId> {
+        let mut late = Vec::new();
         for (i, piece) in self.pieces.clone().into_iter().enumerate() {
             if let Piece::Waiting(node, until) = piece
                 && until <= now
             {
                 self.replace(Send { piece: i as u8, node }, now);
+                late.push(node);
             }
         }
+        late
     }
 
     /// How far it is.
@@ -373,11 +381,17 @@ mod tests {
 
     #[test]
     fn load_follows_free_space() {
-        let c = |i, free, groups| Candidate { node: node(i), free, groups, is_steady: true, domains: &[] };
+        let c = |i, free, groups| {
+            let is_badly_reached = i == 5;
+            Candidate { node: node(i), free, groups, is_steady: true, is_badly_reached, domains: &[] }
+        };
         let wanted =
             Wanted { geometry: Geometry::new(2, 1).unwrap(), pieces: 3, steady: 2, domains: &Domains::default() };
         let all = vec![c(1, 100, 0), c(2, 300, 0), c(3, 300, 3), c(4, 5, 0)];
-        assert_eq!(choose(all, 10, &wanted), [2, 1, 3].map(node));
+        assert_eq!(choose(all.clone(), 10, &wanted), [2, 1, 3].map(node));
+        // One that is badly reached comes last; but it is better than none.
+        assert_eq!(choose([all.clone(), vec![c(5, 900, 0)]].concat(), 10, &wanted), [2, 1, 3, 5].map(node));
+        assert_eq!(choose([&all[..2], &[c(5, 900, 0)]].concat(), 10, &wanted), [2, 1, 5].map(node));
     }
 
     #[test]
@@ -391,6 +405,7 @@ mod tests {
             free: if i % 3 == 0 { 900 } else { 100 },
             groups: 0,
             is_steady: i >= 6,
+            is_badly_reached: false,
             domains: domains.of(node(i)),
         });
         let members = &choose(all.clone().collect(), 10, &wanted)[..6];

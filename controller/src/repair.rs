@@ -538,7 +538,7 @@ mod tests {
         let of_100 = |free| Seen { is_up: true, free, capacity: 100, ..Seen::default() };
         let mut nodes: BTreeMap<NodeId, Seen> = (0..4).map(|i| (id(i), of_100(60))).collect();
         assert_eq!(plan(&POLICY, &nodes, &groups, &BTreeMap::new(), 1), Plan::default());
-        (4..6).for_each(|i| drop(nodes.insert(id(i), of_100(100))));
+        nodes.extend((4..6).map(|i| (id(i), of_100(100))));
         let mut rounds = 0;
         loop {
             let planned = plan(&POLICY, &nodes, &groups, &BTreeMap::new(), rounds);
@@ -557,7 +557,7 @@ mod tests {
         let all: Vec<usize> = (0..6).map(held).collect();
         assert!(all.iter().all(|held| (2..=4).contains(held)) && all[4] + all[5] >= 4, "{all:?}");
         // In other hours nothing moves.
-        (6..8).for_each(|i| drop(nodes.insert(id(i), of_100(100))));
+        nodes.extend((6..8).map(|i| (id(i), of_100(100))));
         let closed = Policy { is_open: false, ..POLICY };
         assert_eq!(plan(&closed, &nodes, &groups, &BTreeMap::new(), 1), Plan::default());
     }

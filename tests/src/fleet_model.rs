@@ -288,6 +288,7 @@ impl Run<'_> {
             free: self.nodes[node].free,
             groups: self.seats.get(node).map_or(0, |seats| seats.len() as u32),
             is_steady: self.habits.class(*node).is_steady(),
+            is_badly_reached: false,
             domains: &[],
         };
         let (geometry, steady) = (self.geometry, self.steady);

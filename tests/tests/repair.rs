@@ -217,3 +217,28 @@ fn a_full_disk_gets_back_what_others_can_do_without() {
     drop(t.fleet);
     drop(small);
 }
+
+/// Stashes of which half is in use, and two more: they take their part, and those of before have room again.
+#[test]
+fn who_joins_takes_a_part() {
+    let mut t = start(0);
+    (0..4).for_each(|_| t.fleet.add_stash("256MiB").unwrap());
+    t.fleet.wait_until_up(4).unwrap();
+    let image = t.file("one");
+    fs::write(&image, sample::noise(21, 200_000_000)).unwrap();
+    t.fleet.publish(&image, &["--name", "one", "--data", "2", "--parity", "1"]).unwrap();
+    let held = |t: &TestFleet, stash: usize| node(t, stash).unwrap()["to_hand_over"].as_u64().unwrap();
+    let before: Vec<u64> = (0..4).map(|stash| held(&t, stash)).collect();
+    // Nobody is much emptier than others: nothing moves.
+    assert!(is_green(&health(&t)), "{}", health(&t));
+    (0..2).for_each(|_| t.fleet.add_stash("256MiB").unwrap());
+    t.fleet.wait_until_up(6).unwrap();
+    wait_for("those that joined to have a part", || held(&t, 4) > 0 && held(&t, 5) > 0).unwrap();
+    wait_until_green(&t);
+    let after: Vec<u64> = (0..6).map(|stash| held(&t, stash)).collect();
+    assert_eq!(before.iter().sum::<u64>(), after.iter().sum::<u64>(), "{before:?} {after:?}");
+    assert!(after.iter().max() < before.iter().max(), "{before:?} {after:?}");
+    let target = t.file("target");
+    t.fleet.install("one", &target, 200_000_000).unwrap();
+    assert!(fs::read(&target).unwrap() == fs::read(&image).unwrap());
+}

@@ -1,12 +1,15 @@
 //! Which stashes are up now, and how full they are: what heartbeats said last.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use images::NodeId;
 use protocol::directory::Epoch;
 use protocol::message::member::Aside;
+
+use crate::leases::{LeaseId, Leases};
+use crate::paths::Paths;
 
 /// A stash's last word.
 #[derive(Clone, Copy, Debug)]
@@ -37,11 +40,35 @@ impl Pulse {
     }
 }
 
+/// Room that is reserved as long as this lives.
+pub struct Leased<'a> {
+    fleet: &'a Fleet,
+    id: LeaseId,
+}
+
+impl Leased<'_> {
+    /// Its segment is still on its way.
+    pub fn renew(&self) {
+        self.fleet.leases().renew(self.id, self.fleet.since.elapsed());
+    }
+}
+
+impl Drop for Leased<'_> {
+    fn drop(&mut self) {
+        self.fleet.leases().release(self.id);
+    }
+}
+
 /// All members that were heard.
 pub struct Fleet {
     /// A stash that was not heard for this long is away.
     patience: Duration,
     pulses: Mutex<BTreeMap<NodeId, Pulse>>,
+    /// Room that is promised.
+    leases: Mutex<Leases>,
+    /// How well they are reached.
+    paths: Mutex<Paths>,
+    since: Instant,
     /// When each boot server asked for the directory, and the epoch of the one it had.
     boot_servers: Mutex<BTreeMap<NodeId, (Instant, Option<Epoch>)>>,
 }
@@ -53,6 +80,9 @@ impl Fleet {
         Self {
             patience: heartbeat * 3 + Duration::from_secs(1),
             pulses: Mutex::default(),
+            leases: Mutex::default(),
+            paths: Mutex::default(),
+            since: Instant::now(),
             boot_servers: Mutex::default(),
         }
     }
@@ -135,6 +165,42 @@ impl Fleet {
     /// It is no member any more.
     pub fn forget(&self, node: NodeId) {
         self.pulses().remove(&node);
+        self.paths().forget(node);
+    }
+
+    fn leases(&self) -> MutexGuard<'_, Leases> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn paths(&self) -> MutexGuard<'_, Paths> {
+        self.paths.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reserve so many bytes at each of these, as long as the answer lives.
+    pub fn lease(&self, nodes: Vec<NodeId>, bytes: u64) -> Leased<'_> {
+        Leased { fleet: self, id: self.leases().reserve(nodes, bytes, self.since.elapsed()) }
+    }
+
+    /// Whether anything is reserved.
+    #[must_use]
+    pub fn has_leases(&self) -> bool {
+        !self.leases().is_empty()
+    }
+
+    /// A stash confirmed a piece.
+    pub fn confirmed(&self, node: NodeId, took: Duration) {
+        self.paths().confirmed(node, took, self.since.elapsed());
+    }
+
+    /// It did not.
+    pub fn failed(&self, node: NodeId) {
+        self.paths().failed(node, self.since.elapsed());
+    }
+
+    /// Stashes that are slow, or just failed.
+    #[must_use]
+    pub fn badly_reached(&self) -> BTreeSet<NodeId> {
+        self.paths().bad(self.since.elapsed())
     }
 
     /// Stashes that are there, and stand aside.
@@ -143,11 +209,14 @@ impl Fleet {
         self.pulses().values().filter(|pulse| pulse.aside.is_some() && pulse.at.elapsed() <= self.patience).count()
     }
 
-    /// Free bytes of each stash that is up.
+    /// Free bytes of each stash that is up, without those that are promised.
     #[must_use]
     pub fn up(&self) -> BTreeMap<NodeId, u64> {
+        let mut leases = self.leases();
+        leases.expire(self.since.elapsed());
+        let free = |node: NodeId, pulse: &Pulse| pulse.free().saturating_sub(leases.reserved(node));
         let up = |(&node, pulse): (&NodeId, &Pulse)| {
-            (pulse.aside.is_none() && pulse.at.elapsed() <= self.patience).then_some((node, pulse.free()))
+            (pulse.aside.is_none() && pulse.at.elapsed() <= self.patience).then_some((node, free(node, pulse)))
         };
         self.pulses().iter().filter_map(up).collect()
     }

@@ -1,7 +1,8 @@
 //! Carries out a [placement](crate::placement): pieces to stashes over QUIC, in parallel.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use images::fragment::FragmentHeader;
@@ -11,10 +12,14 @@ use protocol::message::{Refusal, store};
 use tokio::task::JoinSet;
 
 use super::controller::{Controller, catalog_refusal};
+use super::fleet::Leased;
 use crate::catalog::{GroupRecord, PendingRecord, TrashKey};
 use crate::placement::{
-    Candidate, Members, Outcome, Placement, Protection, Send, Wanted, choose, groups_wanted, least_used,
+    CONFIRM_WITHIN, Candidate, Members, Outcome, Placement, Protection, Send, Wanted, choose, groups_wanted, least_used,
 };
+
+/// How often it is looked whether room was released.
+const RELEASED_SOON: Duration = Duration::from_millis(100);
 
 /// Where a segment went.
 pub struct Spread {
@@ -27,13 +32,29 @@ pub struct Spread {
 }
 
 impl Controller {
+    /// Members for a segment, and room reserved at them: at the first ones, and at as many more as may fail.
+    fn lease_for(
+        &self,
+        segment: SegmentId,
+        protection: Protection,
+        piece_len: u64,
+    ) -> Result<(Members, Leased<'_>), Refusal> {
+        // Who chooses at the same time sees what this one reserves.
+        let _alone = self.choosing.lock().unwrap_or_else(PoisonError::into_inner);
+        let members = self.members_for(segment, protection, piece_len)?;
+        let may_fail = protection.geometry.parity().max(1);
+        let nodes = members.first.iter().chain(members.spares.iter().take(may_fail)).copied().collect();
+        let lease = self.fleet.lease(nodes, piece_len);
+        Ok((members, lease))
+    }
+
     /// Members for a segment: a group's, and everybody else who could stand in.
     ///
     /// # Errors
     /// If too few stashes are up.
     pub fn members_for(&self, segment: SegmentId, protection: Protection, piece_len: u64) -> Result<Members, Refusal> {
         let Protection { geometry, layout, steady } = protection;
-        let (mut up, mut devices) = (self.takers()?, self.device_takers()?);
+        let (mut up, mut devices, badly_reached) = (self.takers()?, self.device_takers()?, self.fleet.badly_reached());
         let trash = self.catalog.trash().map_err(catalog_refusal)?;
         for key in trash {
             // What is still to be deleted at a member must not be stored there again before it is.
@@ -57,7 +78,9 @@ impl Controller {
                 let members = || group.members.iter().copied();
                 let is_crowded = domains.crowded(domains.count(members()), geometry).next().is_some();
                 let is_steady = |node: &NodeId| up.contains_key(node) && habits.class(*node).is_steady();
-                is_crowded || members().filter(is_steady).count() < steady
+                is_crowded
+                    || members().filter(is_steady).count() < steady
+                    || members().any(|node| badly_reached.contains(&node))
             };
             let strong = fitting().filter(|(_, g)| may_be_weak || !is_weak(g));
             least_used(strong.map(|(id, g)| (*id, g.members.as_slice(), g.segments)), &usable, piece_len)
@@ -75,6 +98,7 @@ impl Controller {
             free,
             groups: loads.get(&node).copied().unwrap_or(0),
             is_steady: habits.class(node).is_steady(),
+            is_badly_reached: badly_reached.contains(&node),
             domains: domains.of(node),
         };
         let wanted = Wanted { geometry, pieces: on_clients, steady, domains: &domains };
@@ -124,14 +148,24 @@ impl Controller {
             return Err(Refusal::Invalid("a segment without pieces".into()));
         };
         let piece_len = first.payload_len() as u64;
-        let members = self.members_for(segment, protection, piece_len)?;
         let start = Instant::now();
+        let (members, lease) = loop {
+            match self.lease_for(segment, protection, piece_len) {
+                Ok(leased) => break leased,
+                // What is reserved and not needed is released soon.
+                Err(Refusal::Unavailable(_)) if self.fleet.has_leases() && start.elapsed() < CONFIRM_WITHIN => {
+                    tokio::time::sleep(RELEASED_SOON).await;
+                }
+                Err(refusal) => return Err(refusal),
+            }
+        };
         let mut placement = Placement::new(&members, start.elapsed());
-        let mut sends: JoinSet<(Send, Result<(), rpc::CallError>)> = JoinSet::new();
+        let mut sends: JoinSet<(Send, Instant, Result<(), rpc::CallError>)> = JoinSet::new();
         let mut sent = 0;
         loop {
             let next: Vec<Send> = std::iter::from_fn(|| placement.poll_send()).collect();
             if !next.is_empty() {
+                lease.renew();
                 let intent = PendingRecord { sent: next.iter().map(|s| (s.piece, s.node)).collect(), copy: true };
                 let written = self.committer.change(move |change| change.put_pending(segment, &intent));
                 written.await.map_err(catalog_refusal)?;
@@ -146,7 +180,8 @@ impl Controller {
                         let message = store::PutFragment { owner: store::OWNER_IMAGES, header };
                         rpc::call(&connection, message, &[payload]).await.map(drop)
                     };
-                    (send, put.await)
+                    let begun = Instant::now();
+                    (send, begun, put.await)
                 });
             }
             let deadline = match placement.outcome() {
@@ -160,17 +195,23 @@ impl Controller {
                 Outcome::Pending => placement.poll_timeout().map_or(start, |at| start + at),
             };
             tokio::select! {
-                Some(Ok((send, result))) = sends.join_next() => match result {
-                    Ok(()) => placement.confirmed(send),
+                Some(Ok((send, begun, result))) = sends.join_next() => match result {
+                    Ok(()) => {
+                        self.fleet.confirmed(send.node, begun.elapsed());
+                        placement.confirmed(send);
+                    }
                     Err(error) => {
-                        if matches!(error, rpc::CallError::Refused(Refusal::Full)) {
-                            self.fleet.is_full(send.node);
+                        match error {
+                            rpc::CallError::Refused(Refusal::Full) => self.fleet.is_full(send.node),
+                            _ => self.fleet.failed(send.node),
                         }
                         tracing::warn!(node = %send.node, %error, "piece not stored, picking another member");
                         placement.failed(send, start.elapsed());
                     }
                 },
-                () = tokio::time::sleep_until(deadline.into()) => placement.tick(start.elapsed()),
+                () = tokio::time::sleep_until(deadline.into()) => {
+                    placement.tick(start.elapsed()).into_iter().for_each(|node| self.fleet.failed(node));
+                }
             }
         }
     }

@@ -290,6 +290,7 @@ impl World {
             free: *free,
             groups: groups.values().filter(|g| g.members.contains(node)).count() as u32,
             is_steady: self.stashes[node].habit.is_steady(),
+            is_badly_reached: false,
             domains: self.domains.of(*node),
         });
         let wanted = Wanted { geometry, pieces: on_clients, steady, domains: &self.domains };

@@ -245,7 +245,7 @@ impl World {
                 (_, Some(at)) => {
                     self.now = self.now.max(at);
                     let now = self.now;
-                    self.segments.iter_mut().filter_map(|s| s.placement.as_mut()).for_each(|p| p.tick(now));
+                    self.segments.iter_mut().filter_map(|s| s.placement.as_mut()).for_each(|p| drop(p.tick(now)));
                 }
                 (_, None) => return Err(Failure("placements wait for nothing".into())),
             }

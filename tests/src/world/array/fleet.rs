@@ -170,7 +170,7 @@ impl World {
     }
 
     /// Whether every segment is left with k good pieces when these are gone.
-    fn may(&self, is_hit: impl Fn(NodeId, SegmentId, u8) -> bool) -> Result<bool, Failure> {
+    pub(super) fn may(&self, is_hit: impl Fn(NodeId, SegmentId, u8) -> bool) -> Result<bool, Failure> {
         Ok(self.least_good(is_hit)?.is_none_or(|(_, good, k)| good >= k))
     }
 

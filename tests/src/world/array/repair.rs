@@ -189,12 +189,11 @@ impl World {
             }
             let Some(segment) = self.catalog.segment(&id).map_err(catalog_fails)? else { continue };
             let len = group.geometry.piece_len(segment.sealed_len as usize) as u64;
-            let would_harm = !self
-                .least_good(|node, of, piece| (node, of, piece) == (record.from, id, seat.1))?
-                .is_none_or(|(_, good, k)| good >= k);
+            // What it says that it has, the one before may drop.
+            let may_lie = self.may(|node, of, piece| (node, of, piece) == (record.from, id, seat.1))?;
             let stash = self.stashes.get_mut(&record.to).expect("it is up");
             let stored =
-                if stash.lies && !would_harm { true } else { pieces.iter().all(|piece| stash.put(id, *piece, len)) };
+                if stash.lies && may_lie { true } else { pieces.iter().all(|piece| stash.put(id, *piece, len)) };
             if !stored {
                 return Ok(Err(Trouble::Full));
             }
