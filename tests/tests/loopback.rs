@@ -202,7 +202,7 @@ fn nothing_unreferenced(t: &TestFleet) {
         assert_eq!(status[field], 0, "{field}: {status}");
     }
     xtask::fleet::wait_for("mass storage to hold what the catalog knows", || {
-        status["segments"] == files(&t.fleet.mass_storage_dir())
+        status["segments"] == files(&t.fleet.mass_storage_dir().join("segments"))
     })
     .unwrap_or_else(|e| panic!("{e}: {status}"));
 }

@@ -242,3 +242,60 @@ fn who_joins_takes_a_part() {
     t.fleet.install("one", &target, 200_000_000).unwrap();
     assert!(fs::read(&target).unwrap() == fs::read(&image).unwrap());
 }
+
+fn files(folder: &Path) -> Vec<std::path::PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let inside = |path: std::path::PathBuf| if path.is_dir() { files(&path) } else { vec![path] };
+    entries.flatten().flat_map(|entry| inside(entry.path())).collect()
+}
+
+/// Copies that vanish are made anew out of pieces. An empty folder is a disk that is not mounted, until an admin says that it is a new one.
+#[test]
+fn mass_storage_is_made_anew() {
+    let mut t = start(4);
+    let one = publish_default(&t, "one", 31);
+    let segments = t.fleet.mass_storage_dir().join("segments");
+    let copies = files(&segments);
+    fs::remove_file(&copies[0]).unwrap();
+    fs::write(&copies[1], b"short").unwrap();
+    // It says what is wrong, and that is mended.
+    assert!(t.fleet.ctl(&["verify"]).is_err());
+    wait_for("the copies to be back", || t.fleet.ctl(&["verify", "--deep"]).is_ok()).unwrap();
+    assert_eq!(files(&segments).len(), copies.len());
+
+    // Its disk is not mounted: nothing is written to the place where it should be.
+    let (folder, aside) = (t.fleet.mass_storage_dir(), t.file("aside"));
+    t.fleet.kill_controller();
+    fs::rename(&folder, &aside).unwrap();
+    fs::create_dir(&folder).unwrap();
+    t.fleet.start_controller().unwrap();
+    t.fleet.wait_until_up(4).unwrap();
+    assert!(health(&t)["mass_storage_away"].is_string(), "{}", health(&t));
+    let two = t.file("two");
+    fs::write(&two, sample::noise(32, LEN)).unwrap();
+    let refused = t.fleet.publish(&two, &["--name", "two"]).unwrap_err().to_string();
+    assert!(refused.contains("mount its disk"), "{refused}");
+    installs(&t, "one", &one);
+    assert!(files(&folder).is_empty());
+    // It is mounted again: everything is as it was.
+    fs::remove_dir(&folder).unwrap();
+    fs::rename(&aside, &folder).unwrap();
+    assert!(health(&t)["mass_storage_away"].is_null(), "{}", health(&t));
+    t.fleet.publish(&two, &["--name", "two"]).unwrap();
+    assert!(t.fleet.ctl(&["repair", "--new-mass-storage"]).unwrap_err().to_string().contains("is there"));
+
+    // It was replaced: an admin says so.
+    fs::remove_dir_all(&folder).unwrap();
+    fs::create_dir(&folder).unwrap();
+    t.fleet.ctl(&["repair", "--new-mass-storage", "--wait"]).unwrap();
+    t.fleet.ctl(&["verify", "--deep"]).unwrap();
+    assert!(is_green(&health(&t)) && health(&t)["lost_copies"] == 0, "{}", health(&t));
+    assert!(files(&segments).len() > copies.len());
+}
+
+fn publish_default(t: &TestFleet, name: &str, seed: u64) -> std::path::PathBuf {
+    let image = t.file(name);
+    fs::write(&image, sample::noise(seed, LEN)).unwrap();
+    t.fleet.publish(&image, &["--name", name]).unwrap();
+    image
+}

@@ -88,16 +88,19 @@ impl Change<'_> {
         Ok(())
     }
 
-    /// A stash is a mass-storage device, or is none any more. What it holds would then lie on the wrong kind of member, so it must be empty.
+    /// A stash is a mass-storage device, or is none any more. What it holds would then lie on the wrong kind of member, so it must be empty;
+    /// but a controller that was recovered does not know what it was.
     ///
     /// # Errors
     /// [`super::CatalogError::Conflict`] if it has a place in a group, or gets one.
-    pub fn set_device(&self, node: NodeId, is_device: bool) -> Result<()> {
+    pub fn set_device(&self, node: NodeId, is_device: bool, may_hold_pieces: bool) -> Result<()> {
         let mut table = self.0.open_table(DEVICES)?;
         if table.get(node.0)?.is_some() == is_device {
             return Ok(());
         }
-        self.check_empty(node)?;
+        if !may_hold_pieces {
+            self.check_empty(node)?;
+        }
         if is_device {
             drop(table.insert(node.0, ())?)
         } else {

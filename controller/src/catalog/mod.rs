@@ -637,6 +637,7 @@ impl Change<'_> {
         }
         if record.on_mass_storage {
             self.put_trash(&TrashKey::Copy { segment: *id })?;
+            self.copy_is_back(id)?;
         }
         Ok(true)
     }

@@ -9,7 +9,7 @@ use images::{GroupId, NodeId, SegmentId, wire};
 use redb::{ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _};
 
 use super::records::{MoveRecord, SegmentRecord, Standing, TrashKey};
-use super::tables::{DAMAGED, GROUP_SEGMENTS, GROUPS, MOVES, NODES, SEGMENTS, STANDINGS, TRASH, VACANT};
+use super::tables::{DAMAGED, GROUP_SEGMENTS, GROUPS, LOST_COPIES, MOVES, NODES, SEGMENTS, STANDINGS, TRASH, VACANT};
 use super::{Catalog, CatalogError, Change, Result};
 
 /// A piece of a group.
@@ -62,6 +62,48 @@ impl Catalog {
         let table = read.open_table(DAMAGED)?;
         let row = |(segment, piece)| (SegmentId(segment), piece);
         table.iter()?.map(|found| Ok(row(found?.0.value()))).collect()
+    }
+
+    /// Some segments whose copy on mass storage is gone, from an id on, and around.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn lost_copies(&self, from: &SegmentId, most: usize) -> Result<Vec<SegmentId>> {
+        let read = self.0.begin_read()?;
+        let table = read.open_table(LOST_COPIES)?;
+        let around = table.range(from.0..)?.chain(table.range(..from.0)?);
+        around.take(most).map(|row| Ok(SegmentId(row?.0.value()))).collect()
+    }
+
+    /// Whether a copy on mass storage is gone.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn is_lost_copy(&self, id: &SegmentId) -> Result<bool> {
+        Ok(self.0.begin_read()?.open_table(LOST_COPIES)?.get(id.0)?.is_some())
+    }
+
+    /// How many these are.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn lost_copy_count(&self) -> Result<u64> {
+        Ok(self.0.begin_read()?.open_table(LOST_COPIES)?.len()?)
+    }
+
+    /// Whether mass storage should have any copy.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn has_copies(&self) -> Result<bool> {
+        let read = self.0.begin_read()?;
+        let table = read.open_table(SEGMENTS)?;
+        for row in table.iter()? {
+            if wire::decode::<SegmentRecord>(row?.1.value())?.on_mass_storage {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Whether anything is still to be deleted at a member.
@@ -317,6 +359,27 @@ impl Change<'_> {
         } else if is_holder {
             self.change_standing(node, |standing| standing.distrusted = true)?;
         }
+        Ok(())
+    }
+
+    /// A copy on mass storage is gone. Only one that should be there counts.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn note_lost_copy(&self, id: &SegmentId) -> Result<()> {
+        let record = self.0.open_table(SEGMENTS)?.get(id.0)?.map(|v| wire::decode::<SegmentRecord>(v.value()));
+        if record.transpose()?.is_some_and(|record| record.on_mass_storage) {
+            self.0.open_table(LOST_COPIES)?.insert(id.0, ())?;
+        }
+        Ok(())
+    }
+
+    /// It was made anew, or is not needed any more.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn copy_is_back(&self, id: &SegmentId) -> Result<()> {
+        self.0.open_table(LOST_COPIES)?.remove(id.0)?;
         Ok(())
     }
 

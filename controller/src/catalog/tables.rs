@@ -32,6 +32,8 @@ pub(super) const MOVES: TableDefinition<'_, (u32, u8), &[u8]> = TableDefinition:
 pub(super) const VACANT: TableDefinition<'_, (u32, u8), ()> = TableDefinition::new("vacant1");
 /// Segment and piece: fragments that their holders have lost, and that are to be made anew there.
 pub(super) const DAMAGED: TableDefinition<'_, ([u8; 32], u8), ()> = TableDefinition::new("damaged1");
+/// Segments whose copy on mass storage is gone.
+pub(super) const LOST_COPIES: TableDefinition<'_, [u8; 32], ()> = TableDefinition::new("lost-copies1");
 /// Node: what is thought of a member.
 pub(super) const STANDINGS: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("standings1");
 /// Name of an image without its tag, or nothing for all: what is wanted of it.
@@ -68,6 +70,7 @@ pub(super) fn create_all(transaction: &WriteTransaction) -> Result<(), CatalogEr
     transaction.open_table(POLICIES)?;
     transaction.open_table(LABELS)?;
     transaction.open_table(DEVICES)?;
+    transaction.open_table(LOST_COPIES)?;
     transaction.open_table(HISTORIES)?;
     transaction.open_table(GROUP_SEGMENTS)?;
     Ok(())

@@ -1,7 +1,7 @@
 //! Mass storage: whole sealed segments on the controller's own devices, through `object_store`.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -24,9 +24,20 @@ fn remove_temporaries(folder: &Path, before: SystemTime) -> std::io::Result<()> 
     Ok(())
 }
 
-/// Mass storage, one device.
+/// Says that a folder is an array's mass storage, and not the place where its disk should be mounted.
+const MARK: &str = ".coe-mass-storage";
+
+/// Mass storage.
 #[derive(Clone)]
-pub struct MassStorage(Arc<dyn ObjectStore>);
+pub struct MassStorage {
+    store: Arc<dyn ObjectStore>,
+    folder: PathBuf,
+}
+
+/// Its disk is not mounted.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} is empty: mount its disk, or say `coe-ctl repair --new-mass-storage`")]
+struct NotThere(String);
 
 fn place(id: &SegmentId) -> ObjectPath {
     // 65,536 folders keep each small at tens of millions of segments.
@@ -47,7 +58,35 @@ impl MassStorage {
                 tracing::warn!(%error, "temporary files on mass storage not removed");
             }
         });
-        Ok(Self(Arc::new(LocalFileSystem::new_with_prefix(path)?.with_fsync(true))))
+        let store = Arc::new(LocalFileSystem::new_with_prefix(path)?.with_fsync(true));
+        Ok(Self { store, folder: path.to_path_buf() })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Whether the folder is mass storage.
+    #[must_use]
+    pub fn is_there(&self) -> bool {
+        self.folder.join(MARK).exists()
+    }
+
+    /// Whether anything was ever put there.
+    #[must_use]
+    pub fn has_segments(&self) -> bool {
+        self.folder.join("segments").exists()
+    }
+
+    /// From now on the folder is mass storage.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn mark(&self) -> std::io::Result<()> {
+        fs::File::create(self.folder.join(MARK))?.sync_all()?;
+        fs::File::open(&self.folder)?.sync_all()
     }
 
     /// Store a segment; durable when this returns.
@@ -55,7 +94,11 @@ impl MassStorage {
     /// # Errors
     /// The device's.
     pub async fn put(&self, id: &SegmentId, sealed: Bytes) -> object_store::Result<()> {
-        self.0.put(&place(id), sealed.into()).await.map(drop)
+        if !self.is_there() {
+            let source = Box::new(NotThere(self.folder.display().to_string()));
+            return Err(object_store::Error::Generic { store: "mass storage", source });
+        }
+        self.store.put(&place(id), sealed.into()).await.map(drop)
     }
 
     /// Read a segment.
@@ -63,7 +106,7 @@ impl MassStorage {
     /// # Errors
     /// `NotFound`, or the device's.
     pub async fn get(&self, id: &SegmentId) -> object_store::Result<Bytes> {
-        self.0.get(&place(id)).await?.bytes().await
+        self.store.get(&place(id)).await?.bytes().await
     }
 
     /// Length of a segment, or `None` if it is not there.
@@ -71,7 +114,7 @@ impl MassStorage {
     /// # Errors
     /// The device's.
     pub async fn len(&self, id: &SegmentId) -> object_store::Result<Option<u64>> {
-        match self.0.head(&place(id)).await {
+        match self.store.head(&place(id)).await {
             Ok(meta) => Ok(Some(meta.size)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
@@ -83,7 +126,7 @@ impl MassStorage {
     /// # Errors
     /// The device's.
     pub async fn delete(&self, id: &SegmentId) -> object_store::Result<()> {
-        match self.0.delete(&place(id)).await {
+        match self.store.delete(&place(id)).await {
             Err(object_store::Error::NotFound { .. }) => Ok(()),
             result => result,
         }

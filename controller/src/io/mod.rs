@@ -4,6 +4,7 @@ pub mod api;
 pub mod authority;
 pub mod commit;
 pub mod controller;
+mod copies;
 pub mod finish;
 pub mod fleet;
 pub mod folder;

@@ -52,6 +52,7 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
     let listen = settings.listen;
     let controller =
         Arc::new(Controller::new(authority, catalog, mass_storage, pool, settings, folder.sealed_authority()?)?);
+    controller.look_at_mass_storage().context("look at mass storage")?;
     if controller.catalog.nodes()?.is_empty() {
         controller.has_asked.store(true, Relaxed);
     }

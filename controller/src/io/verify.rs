@@ -93,6 +93,13 @@ fn random_u64() -> u64 {
     u64::from_le_bytes(bytes)
 }
 
+/// Any id: what comes after it was picked by chance.
+pub(super) fn random_segment() -> SegmentId {
+    let mut id = [0; 32];
+    id.chunks_exact_mut(8).for_each(|some| some.copy_from_slice(&random_u64().to_le_bytes()));
+    SegmentId(id)
+}
+
 /// Why a holder has not proven that it has a piece.
 #[derive(Debug, thiserror::Error)]
 pub enum Unproven {
@@ -205,10 +212,11 @@ impl Controller {
     /// Let holders prove pieces that chance picks, so many: what vanished without a trace is found before it is needed.
     pub(super) async fn audit(&self, count: usize) -> Result<(), Refusal> {
         for _ in 0..count {
-            let mut from = [0; 32];
-            from.chunks_exact_mut(8).for_each(|some| some.copy_from_slice(&random_u64().to_le_bytes()));
-            let found = self.catalog.segment_from(&SegmentId(from)).map_err(catalog_refusal)?;
+            let found = self.catalog.segment_from(&random_segment()).map_err(catalog_refusal)?;
             let Some((id, record)) = found else { return Ok(()) };
+            if record.on_mass_storage && self.check_copy(&id, &record, false).await.is_err() {
+                self.note_lost_copy(id).await;
+            }
             let groups = self.catalog.groups().map_err(catalog_refusal)?;
             let Some(group) = groups.get(&record.group) else { continue };
             let piece = (random_u64() % group.members.len() as u64) as u8;
@@ -255,7 +263,10 @@ impl Controller {
         if record.on_mass_storage {
             match self.check_copy(&id, record, deep).await {
                 Ok(()) => copies = 1,
-                Err(what) => problems.push(Problem { segment: id.to_string(), piece: None, node: None, what }),
+                Err(what) => {
+                    self.note_lost_copy(id).await;
+                    problems.push(Problem { segment: id.to_string(), piece: None, node: None, what });
+                }
             }
         }
         let readable = proven >= group.geometry.data() || copies == 1;

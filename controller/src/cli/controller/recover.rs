@@ -132,7 +132,10 @@ impl Recover {
             Database::create(folder.catalog_file()).context("open the catalog: does a controller use it?")?;
         let mass_storage = match &self.mass_storage {
             Some(_) => {
-                Some(MassStorage::folder(&folder.path().join(&settings.mass_storage)).context("open mass storage")?)
+                let opened =
+                    MassStorage::folder(&folder.path().join(&settings.mass_storage)).context("open mass storage")?;
+                opened.mark().context("mark mass storage")?;
+                Some(opened)
             }
             None => None,
         };

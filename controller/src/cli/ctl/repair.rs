@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::client::Client;
 use super::{Common, table};
-use crate::io::api::{Health, MoveInfo, RepairInfo};
+use crate::io::api::{Health, MoveInfo, NewMassStorage, RepairInfo};
 
 /// Show what is missing, and what is done about it
 #[derive(Args)]
@@ -13,6 +13,9 @@ pub struct Repair {
     /// Wait until nothing moves, and nothing is missing that can be made now; exit code 1 if somebody cannot be replaced
     #[arg(long)]
     wait: bool,
+    /// The folder of mass storage is empty because its disk was replaced: make all copies anew there
+    #[arg(long)]
+    new_mass_storage: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -20,7 +23,7 @@ pub struct Repair {
 impl Health {
     /// Whether there is nothing to do.
     fn is_green(&self) -> bool {
-        self.missing + self.damaged + self.moves + self.stuck == 0
+        self.missing + self.damaged + self.moves + self.stuck + self.lost_copies == 0
     }
 
     /// A few lines for a person.
@@ -60,6 +63,13 @@ impl Health {
                 self.unsteady
             ));
         }
+        if let Some(folder) = &self.mass_storage_away {
+            lines.push(format!(
+                "AWAY       mass storage: {folder} is empty; mount its disk, or say `coe-ctl repair --new-mass-storage`"
+            ));
+        } else if self.lost_copies > 0 {
+            lines.push(format!("copies     {} are missing on mass storage, and are made anew", self.lost_copies));
+        }
         if self.stuck > 0 {
             lines.push(format!("STUCK      {} holders cannot be replaced: `coe-ctl repair`", self.stuck));
         }
@@ -77,6 +87,12 @@ impl RepairInfo {
 impl Repair {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let client = Client::new(&self.common)?;
+        if self.new_mass_storage {
+            let taken: NewMassStorage = client.post("/v1/mass-storage", &()).await?;
+            if !self.common.json {
+                println!("{} copies are made anew in it", taken.copies);
+            }
+        }
         let mut info: RepairInfo = client.get("/v1/repair").await?;
         if self.wait {
             let spinner = table::spinner("repairing");

@@ -11,7 +11,7 @@ pub use machines::{
     BootServerChange, BootServerInfo, DeployInfo, DeployRequest, HostChange, HostInfo, NewHost, Numbers,
 };
 pub use policy::{Count, Explanation, GroupInfo, LabelChange, Labelled, PolicyInfo};
-pub use repair::{Health, MoveInfo, NodeChange, NodeChanged, RepairInfo};
+pub use repair::{Health, MoveInfo, NewMassStorage, NodeChange, NodeChanged, RepairInfo};
 pub use routes::{
     Api, GcRequest, ImageDetail, ImageInfo, NodeInfo, OverruleRequest, OverruleResponse, PartitionInfo, Status,
     SweepResult, TicketRequest, TicketResponse, VerifyRequest, VerifyStarted,

@@ -39,6 +39,10 @@ pub struct Health {
     pub crowded: u64,
     /// Groups of which fewer members than should are usually up in the busy hours.
     pub unsteady: u64,
+    /// Copies on mass storage that are gone, and are made anew.
+    pub lost_copies: u64,
+    /// The folder of mass storage, if it is empty and should not be.
+    pub mass_storage_away: Option<String>,
 }
 
 /// A holder that is being replaced, or should be.
@@ -93,6 +97,8 @@ pub enum NodeChange {
     Lost,
     /// It is a mass-storage device.
     Device,
+    /// The same, and it has pieces as one already, which a recovered controller does not know.
+    DeviceWithPieces,
     /// It is none.
     NoDevice,
 }
@@ -132,7 +138,9 @@ impl Controller {
             if durable < group.geometry.data() {
                 for segment in self.catalog.segments_of(*id).map_err(catalog_refusal)? {
                     let record = self.catalog.segment(&segment).map_err(catalog_refusal)?;
-                    health.lost_segments += u64::from(record.is_some_and(|r| !r.on_mass_storage));
+                    let is_copied = record.as_ref().is_some_and(|r| r.on_mass_storage)
+                        && !self.catalog.is_lost_copy(&segment).map_err(catalog_refusal)?;
+                    health.lost_segments += u64::from(record.is_some() && !is_copied);
                 }
             }
         }
@@ -147,6 +155,9 @@ impl Controller {
             health.eta_s = health.eta_s.max(eta);
         }
         health.stuck = self.repairs.stuck().len() as u64;
+        health.lost_copies = self.catalog.lost_copy_count().map_err(catalog_refusal)?;
+        let folder = self.mass_storage.path().display().to_string();
+        health.mass_storage_away = (!self.mass_storage.is_there()).then_some(folder);
         Ok(health)
     }
 
@@ -199,6 +210,19 @@ pub(super) async fn get_repair(State(c): Shared) -> Answer<RepairInfo> {
     Ok(Json(RepairInfo { health: c.health()?, moves, put_off: c.repairs.put_off() as u64, fetched, kept }))
 }
 
+/// Copies that are made anew.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct NewMassStorage {
+    /// How many.
+    pub copies: u64,
+}
+
+/// Mass storage is a new, empty folder
+#[utoipa::path(post, path = "/v1/mass-storage", responses((status = 200, body = NewMassStorage), (status = 400)))]
+pub(super) async fn take_mass_storage(State(c): Shared) -> Answer<NewMassStorage> {
+    Ok(Json(NewMassStorage { copies: c.take_new_mass_storage().await? }))
+}
+
 /// Send a stash away, or keep it
 #[utoipa::path(post, path = "/v1/nodes/{node}", params(("node" = String, Path)), request_body = NodeChange,
     responses((status = 200, body = NodeChanged), (status = 404)))]
@@ -215,11 +239,11 @@ pub(super) async fn change_node(
         .into());
     }
     let change = c.committer.change(move |change| {
-        if let NodeChange::Device | NodeChange::NoDevice = ask {
-            return change.set_device(node, ask == NodeChange::Device);
+        if let NodeChange::Device | NodeChange::DeviceWithPieces | NodeChange::NoDevice = ask {
+            return change.set_device(node, ask != NodeChange::NoDevice, ask == NodeChange::DeviceWithPieces);
         }
         let changed = change.change_standing(node, |standing| match ask {
-            NodeChange::Device | NodeChange::NoDevice => {}
+            NodeChange::Device | NodeChange::DeviceWithPieces | NodeChange::NoDevice => {}
             NodeChange::Drain => standing.draining = true,
             NodeChange::Keep => {
                 (standing.draining, standing.leaving, standing.removed) = (false, false, false);

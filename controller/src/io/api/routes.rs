@@ -56,6 +56,7 @@ use crate::io::verify::{Problem, Verification};
         machines::cancel,
         machines::retry,
         repair::get_repair,
+        repair::take_mass_storage,
         repair::change_node,
         policy::list_policies,
         policy::change_policy,
@@ -322,6 +323,7 @@ pub(super) fn router(controller: Arc<Controller>) -> Router {
         .route("/v1/nodes/{node}", post(repair::change_node))
         .route("/v1/nodes/{node}/labels", post(policy::label_node))
         .route("/v1/repair", get(repair::get_repair))
+        .route("/v1/mass-storage", post(repair::take_mass_storage))
         .route("/v1/policies", get(policy::list_policies).post(policy::change_policy).delete(policy::clear_policy))
         .route("/v1/explain", get(policy::explain))
         .route("/v1/images", get(list_images))

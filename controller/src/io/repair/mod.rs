@@ -24,6 +24,7 @@ use crate::attendance::Class;
 use crate::catalog::{CatalogError, GroupRecord, ImageRecord, MoveRecord, Seat, Standing};
 use crate::repair::{self, Policy, Seen, Whole, Why};
 use moves::Task;
+pub(super) use moves::entry_of;
 
 /// How often it is looked whether something is to be done; sooner when somebody says so.
 const EVERY: Duration = Duration::from_secs(5);
@@ -165,7 +166,7 @@ pub fn layout_of(geometry: Geometry, members: &[NodeId], devices: &BTreeSet<Node
 
 impl Controller {
     /// Wait so long that repair moves no more bytes a second than the policy says. A second at a time: it may say something else meanwhile.
-    async fn keep_pace(&self, bytes: u64) -> Result<(), Refusal> {
+    pub(super) async fn keep_pace(&self, bytes: u64) -> Result<(), Refusal> {
         let mut left = bytes;
         while left > 0 {
             let Some(limit) = self.common_policy()?.limit else { return Ok(()) };
@@ -181,10 +182,14 @@ impl Controller {
     pub async fn mend_regularly(self: Arc<Self>) {
         loop {
             tokio::time::sleep(EVERY).await;
-            if self.may_repair()
-                && let Err(error) = self.mend_damaged().await
-            {
+            if !self.may_repair() {
+                continue;
+            }
+            if let Err(error) = self.mend_damaged().await {
                 tracing::warn!(%error, "lost fragments were not made anew");
+            }
+            if let Err(error) = self.mend_copies().await {
+                tracing::warn!(%error, "lost copies were not made anew");
             }
         }
     }

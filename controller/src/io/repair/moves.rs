@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use images::fragment;
+use images::manifest::SegmentEntry;
 use images::parity::Codec;
 use images::{NodeId, SegmentId};
 use protocol::io::rpc::{self, CallError};
@@ -152,6 +153,11 @@ pub(super) fn wanted(
         pieces,
         from,
     }
+}
+
+/// What fetching a segment takes.
+pub(in crate::io) fn entry_of(segment: SegmentId, record: &SegmentRecord, group: &GroupRecord) -> SegmentEntry {
+    wanted(segment, record, group, Vec::new(), None).entry()
 }
 
 impl Controller {

@@ -309,7 +309,7 @@ impl World {
         }
         let device = self.join(None)?;
         self.stash(device).capacity = 1 << 20;
-        self.change(|change| change.set_device(device, true))?;
+        self.change(|change| change.set_device(device, true, false))?;
         self.relabel()
     }
 }

@@ -1,0 +1,112 @@
+//! Whole copies on mass storage that are gone: made anew out of pieces, and only where mass storage is. A folder without its mark is a
+//! disk that is not mounted, or a new one: an admin says which.
+
+use std::sync::Arc;
+
+use images::SegmentId;
+use images::fragment::assemble;
+use images::parity::Codec;
+use protocol::getter::Patience;
+use protocol::io::fetch::Fetcher;
+use protocol::message::Refusal;
+
+use super::controller::{Controller, catalog_refusal};
+use super::repair::entry_of;
+use super::verify::random_segment;
+
+/// Copies that are made in one round.
+const TOGETHER: usize = 16;
+
+impl Controller {
+    /// Mark mass storage as this array's if it is, or if nothing was ever put there.
+    ///
+    /// # Errors
+    /// The catalog's, or the folder's.
+    pub fn look_at_mass_storage(&self) -> anyhow::Result<()> {
+        if self.mass_storage.is_there() {
+            return Ok(());
+        }
+        if self.mass_storage.has_segments() || !self.catalog.has_copies()? {
+            return Ok(self.mass_storage.mark()?);
+        }
+        tracing::error!(folder = %self.mass_storage.path().display(), "mass storage is empty: mount its disk, or say `coe-ctl repair --new-mass-storage`");
+        Ok(())
+    }
+
+    /// Mass storage is new and empty: from now on copies are kept there, and those of before are made anew.
+    ///
+    /// # Errors
+    /// If it is not empty, or the catalog fails.
+    pub async fn take_new_mass_storage(&self) -> Result<u64, Refusal> {
+        if self.mass_storage.is_there() {
+            return Err(Refusal::Invalid(
+                "mass storage is there, and this array's: copies that are missing are made anew without a word".into(),
+            ));
+        }
+        let all = self.catalog.segments().map_err(catalog_refusal)?;
+        let copied: Vec<SegmentId> = all.into_iter().filter(|(_, r)| r.on_mass_storage).map(|(id, _)| id).collect();
+        let count = copied.len() as u64;
+        let noted = self.committer.change(move |change| copied.iter().try_for_each(|id| change.note_lost_copy(id)));
+        noted.await.map_err(catalog_refusal)?;
+        self.mass_storage.mark().map_err(|e| Refusal::Failed(format!("mass storage: {e}")))?;
+        tracing::info!(copies = count, "mass storage is new, copies are made anew");
+        Ok(count)
+    }
+
+    /// A copy is gone, or damaged.
+    pub(super) async fn note_lost_copy(&self, segment: SegmentId) {
+        if !self.mass_storage.is_there() {
+            return;
+        }
+        let noted = self.committer.change(move |change| change.note_lost_copy(&segment));
+        if let Err(error) = noted.await {
+            tracing::warn!(%error, "a lost copy is not noted");
+        }
+    }
+
+    /// Make some copies anew, in the hours for what can wait.
+    pub(super) async fn mend_copies(self: &Arc<Self>) -> Result<(), Refusal> {
+        if !self.mass_storage.is_there() || !self.is_open()? {
+            return Ok(());
+        }
+        // Some that cannot be had now must not keep the others waiting.
+        let lost = self.catalog.lost_copies(&random_segment(), TOGETHER).map_err(catalog_refusal)?;
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let epoch = self.directory().map_err(catalog_refusal)?.mark().epoch;
+        let fetcher = Fetcher::start(self.pool.clone(), Patience::default(), epoch);
+        for id in lost {
+            let fetched = self.make_copy(id, &fetcher).await?;
+            self.keep_pace(fetched).await?;
+        }
+        Ok(())
+    }
+
+    /// Make one anew; the answer is the bytes that were fetched for it.
+    async fn make_copy(&self, id: SegmentId, fetcher: &Fetcher) -> Result<u64, Refusal> {
+        // What is deleted meanwhile must not come back.
+        let _alive = self.deleting.read().await;
+        self.check_in_charge()?;
+        let Some(record) = self.catalog.segment(&id).map_err(catalog_refusal)? else { return Ok(0) };
+        let Some(group) = self.catalog.groups().map_err(catalog_refusal)?.remove(&record.group) else { return Ok(0) };
+        let entry = Arc::new(entry_of(id, &record, &group));
+        let pieces = match fetcher.fetch(entry.clone(), group.members).await {
+            Ok(pieces) => pieces,
+            Err(shortfall) => {
+                tracing::warn!(segment = %id, %shortfall, "a lost copy cannot be made anew now");
+                return Ok(0);
+            }
+        };
+        let fetched = pieces.iter().map(|(_, payload)| payload.len() as u64).sum();
+        let codec = Codec::new(entry.geometry);
+        let made = tokio::task::spawn_blocking(move || assemble(&codec, entry.id, entry.sealed_len, &pieces)).await;
+        let made = made.map_err(|_| Refusal::Failed("assemble a segment".into()))?;
+        let sealed = made.map_err(|e| Refusal::Failed(format!("assemble a segment: {e}")))?;
+        let put = self.mass_storage.put(&id, sealed.into()).await;
+        put.map_err(|e| Refusal::Failed(format!("mass storage: {e}")))?;
+        let done = self.committer.change(move |change| change.copy_is_back(&id));
+        done.await.map_err(catalog_refusal)?;
+        Ok(fetched)
+    }
+}
