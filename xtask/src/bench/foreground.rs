@@ -14,8 +14,14 @@ use crate::fleet::{Fleet, Plan};
 use crate::{sample, shell};
 
 /// A program that reads and syncs, alone and beside stashes that serve or scrub
+///
+/// Stashes run behind everything else on disk and processor, as their unit has them (`--plain`: as they are). The controller and whoever asks stand for
+/// other machines, and take only processor time that nobody wants.
 #[derive(Args)]
 pub struct Foreground {
+    /// Without the unit's I/O class and scheduling policy
+    #[arg(long)]
+    plain: bool,
     /// Megabytes of noise that the stashes hold
     #[arg(long, default_value_t = 600)]
     size_mb: u64,
@@ -60,7 +66,7 @@ struct Again(Child);
 impl Again {
     fn start(program: &Path, env: &[(&str, &Path)], args: &str) -> anyhow::Result<Self> {
         let mut command = Command::new("sh");
-        command.arg("-c").arg(format!("while {} {args} >/dev/null 2>&1; do :; done", program.display()));
+        command.arg("-c").arg(format!("while chrt --idle 0 {} {args} >/dev/null 2>&1; do :; done", program.display()));
         command.envs(env.iter().copied()).stdout(Stdio::null());
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         Ok(Self(command.spawn()?))
@@ -72,6 +78,18 @@ impl Drop for Again {
         let _ = Command::new("kill").arg("--").arg(format!("-{}", self.0.id())).status();
         let _ = self.0.wait();
     }
+}
+
+/// Put all threads of a process behind everything else on the processor and, if it `reads`, on the disk.
+fn stand_back(pid: u32, reads: bool) -> anyhow::Result<()> {
+    for entry in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let thread = entry?.file_name();
+        shell::output(Command::new("chrt").args(["--idle", "--pid", "0"]).arg(&thread))?;
+        if reads {
+            shell::output(Command::new("ionice").args(["--class", "3", "--pid"]).arg(&thread))?;
+        }
+    }
+    Ok(())
 }
 
 impl Foreground {
@@ -92,6 +110,13 @@ impl Foreground {
             "{} MB on 3 stashes; the program reads 64 KiB at random, and syncs 256 KiB after every {READS_A_WRITE}",
             self.size_mb
         );
+        let pids = fleet.pids();
+        for (at, pid) in pids.iter().enumerate() {
+            let is_stash = at > 0;
+            if !is_stash || !self.plain {
+                stand_back(*pid, is_stash)?;
+            }
+        }
         let (mut alone, mut served, mut scrubbed) = (Vec::new(), Vec::new(), Vec::new());
         let home = fleet.dir().join("home");
         for _ in 0..self.rounds {

@@ -124,6 +124,7 @@ StateDirectory=coe-stash
 StateDirectoryMode=0700
 UMask=0077
 IOSchedulingClass=idle
+CPUSchedulingPolicy=idle
 Nice=10
 ProtectHome=yes
 ProtectKernelTunables=yes
