@@ -120,22 +120,22 @@ impl Domains {
         kinds
     }
 
-    /// Pieces of a group that one domain should have at the most: its even share, and no more than can be lost. A kind of which there is
-    /// only one sets no limit.
+    /// Of so many pieces, those that one domain should have at the most: its even share, and no more than may be lost. A kind of which there
+    /// is only one sets no limit.
     #[must_use]
-    pub fn share(&self, domain: Domain, geometry: Geometry) -> usize {
+    pub fn share(&self, domain: Domain, pieces: usize, may_be_lost: usize) -> usize {
         match self.places.get(domain) {
             Some(1) | None => usize::MAX,
-            Some(places) => geometry.pieces().div_ceil(*places).min(geometry.parity()).max(1),
+            Some(places) => pieces.div_ceil(*places).min(may_be_lost).max(1),
         }
     }
 
-    /// What is wrong with a group of which so many pieces are in a domain.
+    /// What is wrong with a group of which so many are in a domain, of the pieces that are on members of its kind.
     #[must_use]
-    pub fn fault(&self, domain: Domain, count: usize, geometry: Geometry) -> usize {
-        match self.share(domain, geometry) {
+    pub fn fault(&self, domain: Domain, count: usize, pieces: usize, may_be_lost: usize) -> usize {
+        match self.share(domain, pieces, may_be_lost) {
             usize::MAX => 0,
-            _ if count > geometry.parity().max(1) => CROWDS,
+            _ if count > may_be_lost.max(1) => CROWDS,
             share => usize::from(count > share) * UNEVEN,
         }
     }
@@ -156,7 +156,9 @@ impl Domains {
         counts: BTreeMap<Domain, usize>,
         geometry: Geometry,
     ) -> impl Iterator<Item = Domain> + use<'_> {
-        let is_crowded = move |(domain, count): &(Domain, usize)| self.fault(*domain, *count, geometry) == CROWDS;
+        let is_crowded = move |(domain, count): &(Domain, usize)| {
+            self.fault(*domain, *count, geometry.pieces(), geometry.parity()) == CROWDS
+        };
         counts.into_iter().filter(is_crowded).map(|(domain, _)| domain)
     }
 }
@@ -185,18 +187,14 @@ mod tests {
         assert!(!Kind { others: 8, ..uneven }.is_crowded(15, 5));
         let mut some = all.clone();
         some.insert(id(20), Labels::new());
-        assert_eq!(
-            Domains::new(&some, &BTreeSet::new()).share(1, geometry),
-            2,
-            "whatever has no label is another place"
-        );
+        assert_eq!(Domains::new(&some, &BTreeSet::new()).share(1, 6, 2), 2, "whatever has no label is another place");
         let counts = domains.count([0, 3, 6, 1].into_iter().map(id));
         let crowded: Vec<String> = domains.crowded(counts, geometry).map(|d| domains.name(d)).collect();
         assert_eq!(crowded, ["rack=a"], "the only site is nobody's fault");
         let rack = domains.of(id(0))[0];
-        assert_eq!(domains.share(rack, geometry), 2);
-        assert_eq!(domains.share(rack, Geometry::new(8, 2).unwrap()), 2, "no more than can be lost");
-        assert_eq!(domains.share(domains.of(id(0))[1], geometry), usize::MAX);
+        assert_eq!(domains.share(rack, 6, 2), 2);
+        assert_eq!(domains.share(rack, 10, 2), 2, "no more than can be lost");
+        assert_eq!(domains.share(domains.of(id(0))[1], 6, 2), usize::MAX);
         assert!(domains.of(id(99)).is_empty());
         assert!(
             is_valid_part("a-3.x") && !is_valid_part("") && !is_valid_part("a b") && !is_valid_part(&"x".repeat(41))

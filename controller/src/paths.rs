@@ -30,6 +30,14 @@ struct Path {
     failed_at: Option<Now>,
 }
 
+impl Path {
+    /// Whether its last failure still counts.
+    fn pauses(&self, now: Now) -> bool {
+        let pause = FAILED_FOR * 2u32.pow(self.failures_in_a_row.saturating_sub(1));
+        self.failed_at.is_some_and(|at| now.saturating_sub(at) < pause)
+    }
+}
+
 /// All stashes that pieces were sent to.
 #[derive(Default)]
 pub struct Paths(BTreeMap<NodeId, Path>);
@@ -48,6 +56,10 @@ impl Paths {
     /// It did not, or not in time.
     pub fn failed(&mut self, node: NodeId, now: Now) {
         let path = self.0.entry(node).or_default();
+        // Requests that fail together count once.
+        if path.pauses(now) {
+            return;
+        }
         path.failures_in_a_row = (path.failures_in_a_row + 1).min(FAILURES_MAX);
         path.failed_at = Some(now);
     }
@@ -69,10 +81,8 @@ impl Paths {
     pub fn bad(&self, now: Now) -> std::collections::BTreeSet<NodeId> {
         let slow_s = (self.usual_s() * SLOW).max(SLOW_MIN.as_secs_f64());
         let is_bad = |path: &Path| {
-            let pause = FAILED_FOR * 2u32.pow(path.failures_in_a_row.saturating_sub(1));
-            let has_failed = path.failed_at.is_some_and(|at| now.saturating_sub(at) < pause);
             let is_fresh = now.saturating_sub(path.at) < TRIED_AGAIN;
-            has_failed || path.counted >= COUNTED_MIN && path.took_s > slow_s && is_fresh
+            path.pauses(now) || path.counted >= COUNTED_MIN && path.took_s > slow_s && is_fresh
         };
         self.0.iter().filter(|(_, path)| is_bad(path)).map(|(node, _)| *node).collect()
     }
@@ -91,7 +101,7 @@ mod tests {
         }
         paths.confirmed(node(5), s(9), s(1));
         assert_eq!(paths.bad(s(1)), [node(4)].into(), "one answer says nothing");
-        paths.failed(node(0), s(10));
+        (0..5).for_each(|_| paths.failed(node(0), s(10)));
         assert_eq!(paths.bad(s(11)), [node(0), node(4)].into());
         assert_eq!(paths.bad(s(71)), [node(4)].into());
         paths.failed(node(0), s(80));

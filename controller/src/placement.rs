@@ -52,7 +52,11 @@ impl Protection {
     pub fn fits(self, geometry: Geometry, members: &[NodeId], devices: &BTreeMap<NodeId, u64>) -> bool {
         let on_devices = self.layout.on_devices(geometry);
         let is_right = |(piece, node): (usize, &NodeId)| devices.contains_key(node) == on_devices.contains(&piece);
-        geometry == self.geometry && members.iter().enumerate().all(is_right)
+        // One with several pieces was a device once.
+        let clients: BTreeSet<&NodeId> = members.iter().filter(|node| !devices.contains_key(node)).collect();
+        geometry == self.geometry
+            && members.iter().enumerate().all(is_right)
+            && clients.len() == self.layout.on_clients(geometry)
     }
 }
 
@@ -102,7 +106,7 @@ pub fn choose(mut candidates: Vec<Candidate<'_>>, piece_len: u64, wanted: &Wante
         let faults = |c: &Candidate<'_>| {
             let of_domain = |domain: &Domain| {
                 let count = taken.get(domain).copied().unwrap_or(0) + 1;
-                wanted.domains.fault(*domain, count, wanted.geometry)
+                wanted.domains.fault(*domain, count, wanted.pieces, wanted.geometry.parity())
             };
             let unsteady = if !c.is_steady && steady >= left { UNSTEADY } else { 0 };
             let bad = usize::from(c.is_badly_reached) * UNEVEN;
@@ -276,8 +280,16 @@ impl Placement {
     fn replace(&mut self, send: Send, now: Now) {
         self.failed.insert(send.node);
         let stand_in = if self.devices.contains(&send.node) {
-            let others: Vec<NodeId> = self.devices.iter().filter(|d| !self.failed.contains(*d)).copied().collect();
-            others.get(usize::from(send.piece) % others.len().max(1)).copied()
+            let has = |device: &NodeId| {
+                let is_there =
+                    |piece: &&Piece| matches!(piece, Piece::Waiting(node, _) | Piece::Durable(node) if node == device);
+                self.pieces.iter().filter(is_there).count()
+            };
+            self.devices
+                .iter()
+                .filter(|device| !self.failed.contains(*device))
+                .min_by_key(|device| has(device))
+                .copied()
         } else {
             self.spares.pop_front()
         };
@@ -373,6 +385,15 @@ mod tests {
             if send.node == node(8) { placement.failed(send, Now::ZERO) } else { placement.confirmed(send) }
         }
         assert_eq!(placement.outcome(), Outcome::Durable([0, 9, 9, 9].map(node).to_vec()));
+        // Of several, the one with the fewest pieces.
+        let first = [5, 6, 7, 8, 9, 5, 6].map(node).to_vec();
+        let members = Members { first, spares: Vec::new(), devices: (5..10).map(node).collect() };
+        let mut placement = Placement::new(&members, Now::ZERO);
+        while let Some(send) = placement.poll_send() {
+            if send.node == node(5) { placement.failed(send, Now::ZERO) } else { placement.confirmed(send) }
+        }
+        assert_eq!(placement.outcome(), Outcome::Durable([7, 6, 7, 8, 9, 8, 6].map(node).to_vec()));
+        let members = Members { first: [0, 8, 9, 8].map(node).to_vec(), spares: vec![node(1)], devices: Vec::new() };
         let alone = Members { devices: vec![node(8)], ..members };
         let mut placement = Placement::new(&alone, Now::ZERO);
         placement.failed(Send { piece: 1, node: node(8) }, Now::ZERO);

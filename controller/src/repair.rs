@@ -163,8 +163,8 @@ struct Planner<'a> {
     ranked: BTreeSet<(u128, NodeId)>,
     /// New members of each group.
     coming: BTreeMap<GroupId, Vec<NodeId>>,
-    /// Members of each group that are being replaced.
-    going: BTreeMap<GroupId, BTreeSet<NodeId>>,
+    /// Pieces of each group whose members are being replaced.
+    going: BTreeMap<GroupId, BTreeSet<u8>>,
     /// What each member holds when all is done, by weight.
     held: BTreeMap<NodeId, u64>,
     domains: &'a Domains,
@@ -203,7 +203,7 @@ pub fn plan(
         let group = groups.get(&seat.0);
         let is_due = group.is_some_and(|g| g.members.get(usize::from(seat.1)) == Some(&record.from));
         if is_due && is_good(&record.to) && is_durable(nodes.get(&record.to), policy) {
-            planner.promise(seat.0, record.from, record.to);
+            planner.promise(*seat, record.from, record.to);
             kept.insert(*seat, record.clone());
         } else {
             planner.plan.give_up.push(*seat);
@@ -218,13 +218,13 @@ pub fn plan(
 }
 
 impl Planner<'_> {
-    fn promise(&mut self, group: GroupId, from: NodeId, to: NodeId) {
+    fn promise(&mut self, (group, piece): Seat, from: NodeId, to: NodeId) {
         self.fill(group, to);
         let weight = self.groups.get(&group).map_or(0, |g| g.weight);
         *self.held.entry(to).or_default() += weight;
         let left = self.held.entry(from).or_default();
         *left = left.saturating_sub(weight);
-        self.going.entry(group).or_default().insert(from);
+        self.going.entry(group).or_default().insert(piece);
         self.coming.entry(group).or_default().push(to);
     }
 
@@ -329,13 +329,13 @@ impl Planner<'_> {
             if self.plan.begin.len() >= rooms {
                 return;
             }
-            let Some(Place { node: to, .. }) = self.target(seat.0, from) else {
+            let Some(Place { node: to, .. }) = self.target(seat, from) else {
                 self.plan.stuck.push((seat, from, why));
                 continue;
             };
             let maker = (why == Why::Lost).then(|| *makers.entry(seat.0).or_insert(to));
             let via = maker.filter(|maker| *maker != to);
-            self.promise(seat.0, from, to);
+            self.promise(seat, from, to);
             if let Some(via) = via {
                 self.fill(seat.0, via);
             }
@@ -347,10 +347,17 @@ impl Planner<'_> {
     fn improve(&mut self, kept: &BTreeMap<Seat, MoveRecord>, since_unix_s: u64) {
         let groups = self.groups;
         // Not always the same ones first: looking for a place takes time, and may be in vain.
-        let start = GroupId((since_unix_s % u64::from(u32::MAX)) as u32 % (groups.len().max(1) as u32));
+        let at = (since_unix_s % groups.len().max(1) as u64) as usize;
+        let start = groups.keys().nth(at).copied().unwrap_or(GroupId(0));
         let mut searches = 0;
-        let takers = self.takers.keys().map(|node| self.in_use(*node, 0));
-        let emptiest = takers.fold(1.0, f64::min);
+        // Of stashes and of mass-storage devices.
+        let mut emptiest = [1.0, 1.0];
+        for (node, (_, free)) in &self.takers {
+            let of_kind: &mut f64 = &mut emptiest[usize::from(self.is_device(node))];
+            if *free > 0 {
+                *of_kind = of_kind.min(self.in_use(*node, 0));
+            }
+        }
         for (id, group) in groups.range(start..).chain(groups.range(..start)) {
             if kept.len() + self.plan.begin.len() >= self.policy.better_together || searches >= SEARCHES_MAX {
                 return;
@@ -367,7 +374,7 @@ impl Planner<'_> {
                 || self.emptier(*id, group, emptiest, &mut searches).map(|(piece, to)| (piece, to, Why::Fuller));
             if let Some((piece, to, why)) = better.or_else(emptier) {
                 let (seat, from) = ((*id, piece as u8), group.members[piece]);
-                self.promise(*id, from, to);
+                self.promise(seat, from, to);
                 self.plan.begin.push((seat, MoveRecord { from, to, via: None, since_unix_s }, why));
             }
         }
@@ -381,16 +388,33 @@ impl Planner<'_> {
     }
 
     /// The piece of a group that its fullest member has, and somebody much emptier for it: stashes that joined take their part.
-    fn emptier(&self, id: GroupId, group: &Whole, emptiest: f64, searches: &mut usize) -> Option<(usize, NodeId)> {
-        let is_up = |node: &NodeId| self.nodes.get(node).is_some_and(|n| n.is_up && n.capacity > 0);
-        let members = group.members.iter().enumerate().filter(|(_, node)| is_up(node));
-        let fullest =
-            members.map(|(piece, node)| (piece, *node, self.in_use(*node, 0))).max_by(|a, b| a.2.total_cmp(&b.2));
-        let (piece, from, in_use) = fullest.filter(|(.., in_use)| in_use - emptiest >= FULLER)?;
-        *searches += 1;
-        let found = self.target(id, from)?;
-        (found.faults <= found.faults_of_before && in_use - self.in_use(found.node, group.weight) >= FULLER)
-            .then_some((piece, found.node))
+    fn emptier(&self, id: GroupId, group: &Whole, emptiest: [f64; 2], searches: &mut usize) -> Option<(usize, NodeId)> {
+        let seen = |node: &NodeId, what: fn(&Seen) -> bool| self.nodes.get(node).is_some_and(what);
+        let counts = |node: &NodeId| !seen(node, |n| n.is_unsteady || n.is_new || n.is_device);
+        let steady = group.members.iter().filter(|node| counts(node)).count();
+        for is_device in [false, true] {
+            let is_meant = |(_, node): &(usize, &NodeId)| {
+                seen(node, |n| n.is_up && n.capacity > 0) && self.is_device(node) == is_device
+            };
+            let members = group.members.iter().enumerate().filter(is_meant);
+            let in_use = members.map(|(piece, node)| (piece, *node, self.in_use(*node, 0)));
+            let fullest = in_use.max_by(|a, b| a.2.total_cmp(&b.2));
+            let much = |in_use: f64| in_use - emptiest[usize::from(is_device)] >= FULLER;
+            let Some((piece, from, in_use)) = fullest.filter(|(.., in_use)| much(*in_use)) else { continue };
+            *searches += 1;
+            let Some(to) = self.target((id, piece as u8), from) else { continue };
+            // Whoever is new may turn out to be anything.
+            let leaves_enough = counts(&to.node) || steady - usize::from(counts(&from)) >= group.steady || is_device;
+            let is_better = to.faults <= to.faults_of_before && leaves_enough;
+            if is_better && in_use - self.in_use(to.node, group.weight) >= FULLER {
+                return Some((piece, to.node));
+            }
+        }
+        None
+    }
+
+    fn is_device(&self, node: &NodeId) -> bool {
+        self.nodes.get(node).is_some_and(|n| n.is_device)
     }
 
     /// A piece of a group that lies badly, and a better place for it.
@@ -406,7 +430,9 @@ impl Planner<'_> {
             let is_wrong_here = |node: &NodeId| is_wrong(node) && seen(node, |n| n.is_up);
             let Some(piece) = group.members.iter().rposition(is_wrong_here) else { continue };
             *searches += 1;
-            let Some(Place { node: to, faults, faults_of_before }) = self.target(id, group.members[piece]) else {
+            let Some(Place { node: to, faults, faults_of_before }) =
+                self.target((id, piece as u8), group.members[piece])
+            else {
                 continue;
             };
             // Whoever is new may turn out to be anything.
@@ -420,10 +446,10 @@ impl Planner<'_> {
 
     /// Who could have a piece of a group instead of one of its members: of the best places for it, the one with the fewest groups for its
     /// room.
-    fn target(&self, group: GroupId, from: NodeId) -> Option<Place> {
+    fn target(&self, (group, piece): Seat, from: NodeId) -> Option<Place> {
         let whole = self.groups.get(&group)?;
         let coming = self.coming.get(&group);
-        let is_device = |node: &NodeId| self.nodes.get(node).is_some_and(|n| n.is_device);
+        let is_device = |node: &NodeId| self.is_device(node);
         let fits = |node: &NodeId| {
             let is_in = whole.members.contains(node) || coming.is_some_and(|c| c.contains(node));
             let may = if is_device(node) { *node != from } else { !is_in };
@@ -431,16 +457,20 @@ impl Planner<'_> {
                 && self.takers.get(node).is_some_and(|(_, free)| *free > whole.bytes)
         };
         let going = self.going.get(&group);
-        let stays = |node: &&NodeId| **node != from && !going.is_some_and(|g| g.contains(*node));
-        let others: Vec<NodeId> =
-            whole.members.iter().filter(stays).chain(coming.into_iter().flatten()).copied().collect();
+        let stays = |(at, _): &(usize, &NodeId)| {
+            let at = *at as u8;
+            at != piece && !going.is_some_and(|g| g.contains(&at))
+        };
+        let staying = whole.members.iter().enumerate().filter(stays).map(|(_, node)| node);
+        let others: Vec<NodeId> = staying.chain(coming.into_iter().flatten()).copied().collect();
+        let of_kind = whole.members.iter().filter(|node| is_device(node) == is_device(&from)).count();
         let is_unsteady = |node: &NodeId| self.nodes.get(node).is_some_and(|n| n.is_unsteady);
         let needs_steady = others.iter().filter(|node| !is_unsteady(node) && !is_device(node)).count() < whole.steady;
         let counts = self.domains.count(others.into_iter());
         let faults = |node: &NodeId| {
             let of_domain = |domain: &Domain| {
                 let count = counts.get(domain).copied().unwrap_or(0) + 1;
-                self.domains.fault(*domain, count, whole.geometry)
+                self.domains.fault(*domain, count, of_kind, whole.geometry.parity())
             };
             let steady = if needs_steady && is_unsteady(node) { UNSTEADY } else { 0 };
             steady + self.domains.of(*node).iter().map(of_domain).sum::<usize>()
@@ -560,6 +590,25 @@ mod tests {
         nodes.extend((6..8).map(|i| (id(i), of_100(100))));
         let closed = Policy { is_open: false, ..POLICY };
         assert_eq!(plan(&closed, &nodes, &groups, &BTreeMap::new(), 1), Plan::default());
+    }
+
+    #[test]
+    fn a_device_with_too_many_pieces_gives_some_away() {
+        // Data on device 8 alone: the other one was removed. Five of ten pieces may be lost.
+        let mut groups = BTreeMap::from([group(1, 8, 4, &[8, 8, 8, 8, 8, 8, 8, 8, 0, 1, 2, 3], 10)]);
+        let mut nodes = fleet(10);
+        (8..10).for_each(|i| nodes.get_mut(&id(i)).unwrap().is_device = true);
+        let labels = nodes.keys().map(|n| (*n, Default::default())).collect();
+        let domains = Domains::new(&labels, &[8, 9].map(id).into());
+        groups.get_mut(&GroupId(1)).unwrap().steady = 0;
+        for round in 0..4 {
+            let planned = super::plan(&POLICY, &nodes, &groups, &BTreeMap::new(), &domains, round);
+            assert_eq!(planned.begin.len(), 1, "round {round}: {planned:?}");
+            let ((_, piece), record, why) = planned.begin[0].clone();
+            assert_eq!((record.to, why), (id(9), Why::Better));
+            groups.get_mut(&GroupId(1)).unwrap().members[usize::from(piece)] = record.to;
+        }
+        assert_eq!(super::plan(&POLICY, &nodes, &groups, &BTreeMap::new(), &domains, 9), Plan::default(), "four each");
     }
 
     #[test]

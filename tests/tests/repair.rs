@@ -280,7 +280,7 @@ fn mass_storage_is_made_anew() {
     // It is mounted again: everything is as it was.
     fs::remove_dir(&folder).unwrap();
     fs::rename(&aside, &folder).unwrap();
-    assert!(health(&t)["mass_storage_away"].is_null(), "{}", health(&t));
+    wait_for("mass storage to be back", || health(&t)["mass_storage_away"].is_null()).unwrap();
     t.fleet.publish(&two, &["--name", "two"]).unwrap();
     assert!(t.fleet.ctl(&["repair", "--new-mass-storage"]).unwrap_err().to_string().contains("is there"));
 

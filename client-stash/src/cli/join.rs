@@ -93,15 +93,27 @@ impl Join {
             Settings { size, min_free, floors: None, file, limits: Vec::new(), listen: self.listen, machine: None };
         folder.create(&member, &settings)?;
         let (node, reserved) = (member.identity.node, folder.is_reserved());
+        // What is reserved is not free any more.
+        let left = folder.free_bytes()?.saturating_sub(if reserved { 0 } else { size });
         if self.json {
             let value = serde_json::json!({
                 "node": node.to_string(), "dir": folder.path(), "size": size, "reserved": reserved,
+                "min_free": min_free, "left_free": left,
             });
             println!("{value}");
         } else {
             println!("joined as stash {node}; now run `coe-stash serve`");
             if !reserved {
                 println!("note: this file system cannot reserve space: others may use it up before the array does");
+            }
+            if left < min_free {
+                let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+                println!(
+                    "note: {:.1} GiB of this disk are left free, and {:.1} GiB should be: the stash will give space back as soon as it runs.\n      \
+                     `coe-stash resize` makes it smaller; `--min-free` says how much is to stay free",
+                    gib(left),
+                    gib(min_free)
+                );
             }
         }
         Ok(())

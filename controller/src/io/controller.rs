@@ -56,8 +56,6 @@ pub struct Controller {
     /// Held to read while a segment is placed, to write while anything is deleted: a deletion that is on its way must not meet
     /// the same fragment being stored again.
     pub deleting: tokio::sync::RwLock<()>,
-    /// Held while places for a segment are chosen and reserved.
-    pub choosing: Mutex<()>,
     /// One segment is placed once at a time: tries of the same segment wait for each other here.
     pub placing: [tokio::sync::Mutex<()>; 256],
     /// Held while reports that waited with a stash are noted.
@@ -129,7 +127,6 @@ impl Controller {
             habits,
             settings,
             deleting: tokio::sync::RwLock::default(),
-            choosing: Mutex::default(),
             placing: std::array::from_fn(|_| tokio::sync::Mutex::default()),
             passing: tokio::sync::Mutex::default(),
             images: tokio::sync::Mutex::default(),

@@ -9,13 +9,16 @@ use images::parity::Codec;
 use protocol::getter::Patience;
 use protocol::io::fetch::Fetcher;
 use protocol::message::Refusal;
+use tokio::task::JoinSet;
 
 use super::controller::{Controller, catalog_refusal};
 use super::repair::entry_of;
 use super::verify::random_segment;
 
-/// Copies that are made in one round.
-const TOGETHER: usize = 16;
+/// Copies that are made at the same time.
+const TOGETHER: usize = 8;
+/// Segments in one transaction.
+const CHANGE_TOGETHER: usize = 512;
 
 impl Controller {
     /// Mark mass storage as this array's if it is, or if nothing was ever put there.
@@ -38,7 +41,7 @@ impl Controller {
     /// # Errors
     /// If it is not empty, or the catalog fails.
     pub async fn take_new_mass_storage(&self) -> Result<u64, Refusal> {
-        if self.mass_storage.is_there() {
+        if self.mass_storage.look().await || self.mass_storage.has_segments() {
             return Err(Refusal::Invalid(
                 "mass storage is there, and this array's: copies that are missing are made anew without a word".into(),
             ));
@@ -46,8 +49,11 @@ impl Controller {
         let all = self.catalog.segments().map_err(catalog_refusal)?;
         let copied: Vec<SegmentId> = all.into_iter().filter(|(_, r)| r.on_mass_storage).map(|(id, _)| id).collect();
         let count = copied.len() as u64;
-        let noted = self.committer.change(move |change| copied.iter().try_for_each(|id| change.note_lost_copy(id)));
-        noted.await.map_err(catalog_refusal)?;
+        for some in copied.chunks(CHANGE_TOGETHER) {
+            let some = some.to_vec();
+            let noted = self.committer.change(move |change| some.iter().try_for_each(|id| change.note_lost_copy(id)));
+            noted.await.map_err(catalog_refusal)?;
+        }
         self.mass_storage.mark().map_err(|e| Refusal::Failed(format!("mass storage: {e}")))?;
         tracing::info!(copies = count, "mass storage is new, copies are made anew");
         Ok(count)
@@ -66,6 +72,10 @@ impl Controller {
 
     /// Make some copies anew, in the hours for what can wait.
     pub(super) async fn mend_copies(self: &Arc<Self>) -> Result<(), Refusal> {
+        if !self.mass_storage.look().await && self.mass_storage.has_segments() {
+            // Of an array of before there was a mark, and mounted only now.
+            self.mass_storage.mark().map_err(|e| Refusal::Failed(format!("mass storage: {e}")))?;
+        }
         if !self.mass_storage.is_there() || !self.is_open()? {
             return Ok(());
         }
@@ -76,11 +86,16 @@ impl Controller {
         }
         let epoch = self.directory().map_err(catalog_refusal)?.mark().epoch;
         let fetcher = Fetcher::start(self.pool.clone(), Patience::default(), epoch);
+        let mut tasks = JoinSet::new();
         for id in lost {
-            let fetched = self.make_copy(id, &fetcher).await?;
-            self.keep_pace(fetched).await?;
+            let (controller, fetcher) = (self.clone(), fetcher.clone());
+            tasks.spawn(async move {
+                let fetched = controller.make_copy(id, &fetcher).await?;
+                controller.keep_pace(fetched).await
+            });
         }
-        Ok(())
+        let done: Vec<Result<(), Refusal>> = tasks.join_all().await;
+        done.into_iter().collect()
     }
 
     /// Make one anew; the answer is the bytes that were fetched for it.

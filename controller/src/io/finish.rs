@@ -114,7 +114,7 @@ impl Controller {
         if let Some(known) = self.catalog.segment(&id).map_err(catalog_refusal)? {
             return Ok(PageRef::of(&bytes, known.group));
         }
-        let protection = session.protection.of_pages(self.takers()?.len());
+        let protection = session.protection.of_pages(self.clients_that_stay()?);
         let sealed = Bytes::from(bytes);
         let pieces = fragment::split(&Codec::new(protection.geometry), id, &sealed);
         let record = SegmentRecord {

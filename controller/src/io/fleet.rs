@@ -176,9 +176,18 @@ impl Fleet {
         self.paths.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reserve so many bytes at each of these, as long as the answer lives.
-    pub fn lease(&self, nodes: Vec<NodeId>, bytes: u64) -> Leased<'_> {
-        Leased { fleet: self, id: self.leases().reserve(nodes, bytes, self.since.elapsed()) }
+    /// Reserve so many bytes at each of these, as long as the answer lives. `None` if one of them has not so many any more.
+    pub fn lease(&self, nodes: Vec<NodeId>, bytes: u64) -> Option<Leased<'_>> {
+        let mut leases = self.leases();
+        leases.expire(self.since.elapsed());
+        let pulses = self.pulses();
+        let has_room =
+            |node| pulses.get(node).is_some_and(|p: &Pulse| p.free().saturating_sub(leases.reserved(*node)) >= bytes);
+        if !nodes.iter().all(has_room) {
+            return None;
+        }
+        let id = leases.reserve(nodes, bytes, self.since.elapsed());
+        Some(Leased { fleet: self, id })
     }
 
     /// Whether anything is reserved.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -32,6 +33,8 @@ const MARK: &str = ".coe-mass-storage";
 pub struct MassStorage {
     store: Arc<dyn ObjectStore>,
     folder: PathBuf,
+    /// Whether it was there when it was looked at last.
+    was_there: Arc<AtomicBool>,
 }
 
 /// Its disk is not mounted.
@@ -59,7 +62,8 @@ impl MassStorage {
             }
         });
         let store = Arc::new(LocalFileSystem::new_with_prefix(path)?.with_fsync(true));
-        Ok(Self { store, folder: path.to_path_buf() })
+        let was_there = Arc::new(AtomicBool::new(path.join(MARK).exists()));
+        Ok(Self { store, folder: path.to_path_buf(), was_there })
     }
 
     /// Where it is.
@@ -68,10 +72,25 @@ impl MassStorage {
         &self.folder
     }
 
-    /// Whether the folder is mass storage.
+    /// Whether the folder was mass storage when it was looked at last. A disk that hangs answers nobody.
     #[must_use]
     pub fn is_there(&self) -> bool {
-        self.folder.join(MARK).exists()
+        self.was_there.load(Relaxed)
+    }
+
+    /// Look whether the folder is mass storage.
+    pub async fn look(&self) -> bool {
+        let is_there = tokio::fs::try_exists(self.folder.join(MARK)).await.unwrap_or(false);
+        self.was_there.store(is_there, Relaxed);
+        is_there
+    }
+
+    async fn check_there(&self) -> object_store::Result<()> {
+        if self.look().await {
+            return Ok(());
+        }
+        let source = Box::new(NotThere(self.folder.display().to_string()));
+        Err(object_store::Error::Generic { store: "mass storage", source })
     }
 
     /// Whether anything was ever put there.
@@ -86,7 +105,9 @@ impl MassStorage {
     /// The file system's.
     pub fn mark(&self) -> std::io::Result<()> {
         fs::File::create(self.folder.join(MARK))?.sync_all()?;
-        fs::File::open(&self.folder)?.sync_all()
+        fs::File::open(&self.folder)?.sync_all()?;
+        self.was_there.store(true, Relaxed);
+        Ok(())
     }
 
     /// Store a segment; durable when this returns.
@@ -94,10 +115,7 @@ impl MassStorage {
     /// # Errors
     /// The device's.
     pub async fn put(&self, id: &SegmentId, sealed: Bytes) -> object_store::Result<()> {
-        if !self.is_there() {
-            let source = Box::new(NotThere(self.folder.display().to_string()));
-            return Err(object_store::Error::Generic { store: "mass storage", source });
-        }
+        self.check_there().await?;
         self.store.put(&place(id), sealed.into()).await.map(drop)
     }
 
@@ -126,6 +144,8 @@ impl MassStorage {
     /// # Errors
     /// The device's.
     pub async fn delete(&self, id: &SegmentId) -> object_store::Result<()> {
+        // Where nothing is mounted, nothing is deleted.
+        self.check_there().await?;
         match self.store.delete(&place(id)).await {
             Err(object_store::Error::NotFound { .. }) => Ok(()),
             result => result,

@@ -93,13 +93,18 @@ impl Controller {
         geometry: Geometry,
     ) -> Result<Option<Shares>, Refusal> {
         let split = self.split_key(manifest, key, geometry).await?;
-        let standings = self.catalog.standings().map_err(catalog_refusal)?;
-        let nodes = self.catalog.nodes().map_err(catalog_refusal)?;
-        let stay = nodes.iter().filter(|(node, _)| standings.get(node).is_none_or(Standing::may_take)).count();
-        if split.is_none() && plan(geometry, stay).is_some() {
+        if split.is_none() && plan(geometry, self.clients_that_stay()?).is_some() {
             return Err(Refusal::Unavailable("too few stashes are up to share the key of an image".into()));
         }
         Ok(split)
+    }
+
+    /// Stashes, up or not, that may take something; mass-storage devices apart.
+    pub(super) fn clients_that_stay(&self) -> Result<usize, Refusal> {
+        let standings = self.catalog.standings().map_err(catalog_refusal)?;
+        let devices = self.catalog.devices().map_err(catalog_refusal)?;
+        let stays = |node| !devices.contains(node) && standings.get(node).is_none_or(Standing::may_take);
+        Ok(self.catalog.nodes().map_err(catalog_refusal)?.iter().filter(|(node, _)| stays(node)).count())
     }
 
     async fn put_share(&self, node: NodeId, put: store::PutShare) -> Result<(), CallError> {

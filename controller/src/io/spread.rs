@@ -1,7 +1,6 @@
 //! Carries out a [placement](crate::placement): pieces to stashes over QUIC, in parallel.
 
 use std::collections::BTreeMap;
-use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -19,7 +18,7 @@ use crate::placement::{
 };
 
 /// How often it is looked whether room was released.
-const RELEASED_SOON: Duration = Duration::from_millis(100);
+const RELEASED_SOON: Duration = Duration::from_millis(500);
 
 /// Where a segment went.
 pub struct Spread {
@@ -39,13 +38,15 @@ impl Controller {
         protection: Protection,
         piece_len: u64,
     ) -> Result<(Members, Leased<'_>), Refusal> {
-        // Who chooses at the same time sees what this one reserves.
-        let _alone = self.choosing.lock().unwrap_or_else(PoisonError::into_inner);
-        let members = self.members_for(segment, protection, piece_len)?;
         let may_fail = protection.geometry.parity().max(1);
-        let nodes = members.first.iter().chain(members.spares.iter().take(may_fail)).copied().collect();
-        let lease = self.fleet.lease(nodes, piece_len);
-        Ok((members, lease))
+        loop {
+            let members = self.members_for(segment, protection, piece_len)?;
+            let nodes = members.first.iter().chain(members.spares.iter().take(may_fail)).copied().collect();
+            // Who chose at the same time may have reserved the room first: then it is not seen as free any more.
+            if let Some(lease) = self.fleet.lease(nodes, piece_len) {
+                return Ok((members, lease));
+            }
+        }
     }
 
     /// Members for a segment: a group's, and everybody else who could stand in.
@@ -105,9 +106,9 @@ impl Controller {
         let mut ranked = choose(up.iter().map(candidate).collect(), piece_len, &wanted);
         // The emptiest first, and all in turn: none has more pieces of a segment than it must.
         devices.retain(|_, free| *free > piece_len);
-        let mut devices: Vec<(u64, NodeId)> = devices.into_iter().map(|(node, free)| (free, node)).collect();
-        devices.sort_unstable_by(|a, b| b.cmp(a));
-        let devices: Vec<NodeId> = devices.into_iter().map(|(_, node)| node).collect();
+        let mut devices: Vec<(NodeId, u64)> = devices.into_iter().collect();
+        devices.sort_by_key(|(node, free)| (badly_reached.contains(node), std::cmp::Reverse(*free)));
+        let devices: Vec<NodeId> = devices.into_iter().map(|(node, _)| node).collect();
         let first = match group {
             Some(id) => groups[&id].members.clone(),
             None if ranked.len() < on_clients => {

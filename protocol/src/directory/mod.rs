@@ -85,7 +85,7 @@ pub struct Member {
 pub struct Group {
     /// k + m.
     pub geometry: Geometry,
-    /// n members, all different.
+    /// n members. Only a mass-storage device is there several times.
     pub members: Vec<NodeId>,
 }
 

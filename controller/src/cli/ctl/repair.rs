@@ -1,10 +1,15 @@
 //! `coe-ctl repair`
 
+use std::time::{Duration, Instant};
+
 use clap::Args;
 
 use super::client::Client;
 use super::{Common, table};
 use crate::io::api::{Health, MoveInfo, NewMassStorage, RepairInfo};
+
+/// Nobody waits for copies of which none was made for so long.
+const COPIES_WITHIN: Duration = Duration::from_secs(60);
 
 /// Show what is missing, and what is done about it
 #[derive(Args)]
@@ -23,7 +28,11 @@ pub struct Repair {
 impl Health {
     /// Whether there is nothing to do.
     fn is_green(&self) -> bool {
-        self.missing + self.damaged + self.moves + self.stuck + self.lost_copies == 0
+        self.is_green_but_for_copies() && self.lost_copies == 0
+    }
+
+    fn is_green_but_for_copies(&self) -> bool {
+        self.missing + self.damaged + self.moves + self.stuck == 0
     }
 
     /// A few lines for a person.
@@ -96,8 +105,16 @@ impl Repair {
         let mut info: RepairInfo = client.get("/v1/repair").await?;
         if self.wait {
             let spinner = table::spinner("repairing");
+            let mut copies = (info.health.lost_copies, Instant::now());
             while !info.health.is_green() && !info.is_all_that_can_be() {
                 let health = &info.health;
+                if health.lost_copies != copies.0 {
+                    copies = (health.lost_copies, Instant::now());
+                }
+                // These are not the hours for it, or their pieces are away.
+                if health.is_green_but_for_copies() && copies.1.elapsed() > COPIES_WITHIN {
+                    break;
+                }
                 spinner
                     .set_message(format!("{} of {} pieces, {} missing", health.moved, health.to_move, health.missing));
                 tokio::time::sleep(std::time::Duration::from_millis(500)).await;

@@ -112,6 +112,18 @@ pub struct NodeChanged {
     pub to_hand_over: u64,
 }
 
+/// Holders that may be lost, whichever they are: those with the most pieces go first.
+fn spare_of(mut held: Vec<usize>, needed: usize) -> u64 {
+    held.sort_unstable();
+    let mut left = held.iter().sum::<usize>();
+    let mut spare = 0;
+    while let Some(most) = held.pop().filter(|most| left >= needed + most) {
+        left -= most;
+        spare += 1;
+    }
+    spare
+}
+
 impl Controller {
     pub(super) fn health(&self) -> Result<Health, Refusal> {
         let (nodes, groups) = self.repair_facts()?;
@@ -126,9 +138,13 @@ impl Controller {
             let is_there = |(piece, node): &(usize, &NodeId)| {
                 !group.vacant.contains(&(*piece as u8)) && is_durable(nodes.get(node), &policy)
             };
-            let durable = group.members.iter().enumerate().filter(is_there).count();
+            let mut held: BTreeMap<NodeId, usize> = BTreeMap::new();
+            for (_, node) in group.members.iter().enumerate().filter(is_there) {
+                *held.entry(*node).or_default() += 1;
+            }
+            let durable: usize = held.values().sum();
             health.missing += (group.members.len() - durable) as u64 * segments;
-            let spare = durable.saturating_sub(group.geometry.data()) as u64;
+            let spare = spare_of(held.into_values().collect(), group.geometry.data());
             match weaknesses(group, &nodes, &domains).next() {
                 None => {}
                 Some(Weak::Crowded(_)) => health.crowded += 1,
@@ -190,10 +206,14 @@ pub(super) async fn get_repair(State(c): Shared) -> Answer<RepairInfo> {
             problem: progress.problem,
         });
     }
-    let problem = |why: Why| {
-        format!(
+    let devices = c.catalog.devices().map_err(catalog_refusal)?;
+    let problem = |node: NodeId, why: Why| match devices.contains(&node) {
+        true => {
+            format!("it {why}, and no other mass-storage device is up that has room: add one (`coe-ctl node device`)")
+        }
+        false => format!(
             "it {why}, and no other stash is up that has room and is not in this group already: add one, or free some space"
-        )
+        ),
     };
     moves.extend(c.repairs.stuck().into_iter().map(|(seat, from, why)| MoveInfo {
         group: seat.0.0,
@@ -204,7 +224,7 @@ pub(super) async fn get_repair(State(c): Shared) -> Answer<RepairInfo> {
         of: 0,
         fetched: 0,
         since_unix_s: None,
-        problem: Some(problem(why)),
+        problem: Some(problem(from, why)),
     }));
     let (fetched, kept) = c.repairs.bytes();
     Ok(Json(RepairInfo { health: c.health()?, moves, put_off: c.repairs.put_off() as u64, fetched, kept }))
@@ -259,4 +279,19 @@ pub(super) async fn change_node(
     c.look_at_labels()?;
     c.repairs.wake.notify_one();
     Ok(Json(NodeChanged { node: node.to_string(), to_hand_over: c.to_hand_over(node)? }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::spare_of;
+
+    #[test]
+    fn who_has_several_pieces_counts_for_several() {
+        assert_eq!(spare_of(vec![1; 14], 10), 4);
+        assert_eq!(spare_of(vec![1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 4], 10), 1, "all parity on one device");
+        assert_eq!(spare_of([vec![1; 10], vec![2, 2]].concat(), 10), 2);
+        assert_eq!(spare_of([vec![1; 4], vec![4, 4]].concat(), 8), 1);
+        assert_eq!(spare_of(vec![1, 1], 2), 0);
+        assert_eq!(spare_of(Vec::new(), 2), 0);
+    }
 }

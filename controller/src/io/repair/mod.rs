@@ -63,6 +63,8 @@ pub struct Repairs {
     kept: AtomicU64,
     since: Instant,
     pace: Mutex<Bucket>,
+    /// Of groups that were looked at: segments, and their bytes at one member.
+    sizes: Mutex<BTreeMap<GroupId, (u64, u64)>>,
     /// There is something to do.
     pub wake: Notify,
 }
@@ -82,6 +84,7 @@ impl Default for Repairs {
             kept: AtomicU64::new(0),
             since: Instant::now(),
             pace: Mutex::default(),
+            sizes: Mutex::default(),
             wake: Notify::new(),
         }
     }
@@ -187,6 +190,16 @@ impl Controller {
             }
             if let Err(error) = self.mend_damaged().await {
                 tracing::warn!(%error, "lost fragments were not made anew");
+            }
+        }
+    }
+
+    /// Make lost copies anew for ever.
+    pub async fn mend_copies_regularly(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(EVERY).await;
+            if !self.may_repair() {
+                continue;
             }
             if let Err(error) = self.mend_copies().await {
                 tracing::warn!(%error, "lost copies were not made anew");
@@ -325,7 +338,7 @@ impl Controller {
             let is_well = vacant.is_empty() && group.members.iter().all(is_fine);
             let (geometry, segments) = (group.geometry, group.segments);
             let weight = segments * geometry.piece_len(SEALED_MAX) as u64;
-            let bytes = if is_well { weight } else { self.bytes_of(id, geometry)? };
+            let bytes = if is_well { weight } else { self.bytes_of(id, &group)? };
             let layout = layout_of(geometry, &group.members, &devices);
             let steady = match steady_of.get(&(geometry, layout)) {
                 Some(known) => *known,
@@ -335,24 +348,30 @@ impl Controller {
                     steady
                 }
             };
-            let mut whole = Whole { geometry, members: group.members, vacant, bytes, weight, steady };
+            let mut whole = Whole { geometry, members: group.members.clone(), vacant, bytes, weight, steady };
             // It may lie badly for long: no reason to look at many segments every time.
             let is_small = segments < LOOKED_AT_MAX;
             if is_well && is_small && repair::weaknesses(&whole, &nodes, &domains).next().is_some() {
-                whole.bytes = self.bytes_of(id, geometry)?;
+                whole.bytes = self.bytes_of(id, &group)?;
             }
             groups.insert(id, whole);
         }
         Ok((nodes, groups))
     }
 
-    fn bytes_of(&self, id: GroupId, geometry: Geometry) -> Result<u64, Refusal> {
+    /// Bytes of a group at one member. They are added up when the number of its segments has changed.
+    fn bytes_of(&self, id: GroupId, group: &GroupRecord) -> Result<u64, Refusal> {
+        if let Some((_, bytes)) = lock(&self.repairs.sizes).get(&id).filter(|(segments, _)| *segments == group.segments)
+        {
+            return Ok(*bytes);
+        }
         let mut bytes = 0;
         for segment in self.catalog.segments_of(id).map_err(catalog_refusal)? {
             if let Some(record) = self.catalog.segment(&segment).map_err(catalog_refusal)? {
-                bytes += geometry.piece_len(record.sealed_len as usize) as u64;
+                bytes += group.geometry.piece_len(record.sealed_len as usize) as u64;
             }
         }
+        lock(&self.repairs.sizes).insert(id, (group.segments, bytes));
         Ok(bytes)
     }
 
@@ -422,10 +441,13 @@ impl Controller {
     /// Carry on the moves that were not tried for longest.
     fn start_moves(self: &Arc<Self>, slots: &Arc<Semaphore>) -> Result<(), Refusal> {
         let under_way = self.catalog.moves().map_err(catalog_refusal)?;
+        let up = self.fleet.up();
+        // Who makes pieces anew makes them for others, too, and all that it is to have itself: nobody waits for anybody else.
+        let is_maker = |made: &MoveRecord| made.via.is_none() && !up.contains_key(&made.from);
         let is_made_first = |task: &Arc<Task>| {
-            under_way.iter().any(|(other, made)| {
-                let is_before = made.to == task.record.to && *other < task.seat;
-                other.0 == task.seat.0 && (Some(made.to) == task.record.via || is_before)
+            under_way.iter().filter(|(other, made)| other.0 == task.seat.0 && is_maker(made)).any(|(other, made)| {
+                let is_before = is_maker(&task.record) && made.to == task.record.to && *other < task.seat;
+                Some(made.to) == task.record.via || is_before
             })
         };
         let mut tasks = self.repairs.tasks_of(&under_way);

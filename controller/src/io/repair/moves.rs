@@ -199,12 +199,8 @@ impl Controller {
                 break;
             }
         }
-        let bytes = self
-            .catalog
-            .groups()
-            .map_err(catalog_refusal)?
-            .get(&seat.0)
-            .map(|group| self.bytes_of(seat.0, group.geometry));
+        let bytes =
+            self.catalog.groups().map_err(catalog_refusal)?.get(&seat.0).map(|group| self.bytes_of(seat.0, group));
         self.fleet.gave(task.record.from, bytes.transpose()?.unwrap_or(0));
         tracing::info!(group = seat.0.0, piece = seat.1, from = %task.record.from, %to, "a holder was replaced");
         Ok(())
