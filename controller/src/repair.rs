@@ -153,6 +153,42 @@ pub fn is_durable(node: Option<&Seen>, policy: &Policy) -> bool {
     node.is_some_and(|seen| seen.standing.is_durable() && (seen.is_up || seen.silent_s <= policy.gone_after_s))
 }
 
+/// Whether a move makes pieces anew: for itself, and for those that copy them from its new holder.
+fn is_maker(made: &MoveRecord, is_up: &impl Fn(NodeId) -> bool) -> bool {
+    made.via.is_none() && !is_up(made.from)
+}
+
+/// Whether another move of its group is to be done before this one. A move that makes pieces waits at most for one that goes to the same device:
+/// so no two wait for each other.
+pub fn waits(
+    seat: Seat,
+    record: &MoveRecord,
+    under_way: &BTreeMap<Seat, MoveRecord>,
+    is_up: impl Fn(NodeId) -> bool,
+) -> bool {
+    let of_group = under_way.range((seat.0, 0)..=(seat.0, u8::MAX));
+    of_group.filter(|(_, made)| is_maker(made, &is_up)).any(|(other, made)| {
+        let is_before = is_maker(record, &is_up) && made.to == record.to && *other < seat;
+        Some(made.to) == record.via || is_before
+    })
+}
+
+/// Pieces that the new holder has when this move is done: its own; those of others who copy them from it afterwards; and all that it is to
+/// have itself of what is lost.
+pub fn made_along(
+    seat: Seat,
+    record: &MoveRecord,
+    under_way: &BTreeMap<Seat, MoveRecord>,
+    is_up: impl Fn(NodeId) -> bool,
+) -> Vec<u8> {
+    let of_group = under_way.range((seat.0, 0)..=(seat.0, u8::MAX));
+    let is_along = |(other, made): &(&Seat, &MoveRecord)| {
+        let is_own = is_maker(record, &is_up) && is_maker(made, &is_up) && made.to == record.to;
+        **other != seat && (made.via == Some(record.to) || is_own)
+    };
+    std::iter::once(seat.1).chain(of_group.filter(is_along).map(|(other, _)| other.1)).collect()
+}
+
 struct Planner<'a> {
     policy: &'a Policy,
     nodes: &'a BTreeMap<NodeId, Seen>,
@@ -590,6 +626,31 @@ mod tests {
         nodes.extend((6..8).map(|i| (id(i), of_100(100))));
         let closed = Policy { is_open: false, ..POLICY };
         assert_eq!(plan(&closed, &nodes, &groups, &BTreeMap::new(), 1), Plan::default());
+    }
+
+    #[test]
+    fn no_two_moves_wait_for_each_other() {
+        let to =
+            |from, to, via: Option<u8>| MoveRecord { from: id(from), to: id(to), via: via.map(id), since_unix_s: 0 };
+        let seat = |piece| (GroupId(1), piece);
+        // Device 20 was lost, then device 21; 30 and 31 take their pieces. The first of 30's is done.
+        let under_way: BTreeMap<Seat, MoveRecord> =
+            [(12, to(20, 31, Some(30))), (11, to(21, 31, None)), (13, to(21, 30, Some(31)))]
+                .map(|(piece, record)| (seat(piece), record))
+                .into();
+        let is_up = |node| node != id(20) && node != id(21);
+        let waiting: Vec<u8> =
+            under_way.iter().filter(|(s, r)| waits(**s, r, &under_way, is_up)).map(|(s, _)| s.1).collect();
+        assert_eq!(waiting, [13]);
+        assert_eq!(made_along(seat(11), &under_way[&seat(11)], &under_way, is_up), [11, 13]);
+        // What a device is to have of what is lost is made from one read; what can be copied waits for nothing.
+        let under_way: BTreeMap<Seat, MoveRecord> =
+            [(4, to(20, 30, None)), (5, to(20, 30, None)), (6, to(9, 30, None))].map(|(p, r)| (seat(p), r)).into();
+        let waiting: Vec<u8> =
+            under_way.iter().filter(|(s, r)| waits(**s, r, &under_way, is_up)).map(|(s, _)| s.1).collect();
+        assert_eq!(waiting, [5]);
+        assert_eq!(made_along(seat(4), &under_way[&seat(4)], &under_way, is_up), [4, 5]);
+        assert_eq!(made_along(seat(6), &under_way[&seat(6)], &under_way, is_up), [6]);
     }
 
     #[test]

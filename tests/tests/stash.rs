@@ -118,6 +118,8 @@ fn nobody_else_on_the_machine_gets_at_it() {
         above = folder.parent();
     }
     for name in [".stash", "stash.json", "settings.json", "directory", ".control"] {
+        // It was heard before it has written down everything that it heard.
+        wait_for(name, || stash.join(name).symlink_metadata().is_ok()).unwrap();
         let mode = fs::symlink_metadata(stash.join(name)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{name}");
     }

@@ -1,6 +1,6 @@
 //! `coe-stash resize`
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -9,6 +9,9 @@ use protocol::size;
 use super::Which;
 use crate::io::control::{self, Ask, Live};
 use crate::limits::REGION_LEN;
+
+/// A stash of which nothing changes for so long is not waited for.
+const NOWHERE_AFTER: Duration = Duration::from_secs(30);
 
 /// Offer more or less space, while the stash is in use
 #[derive(Args)]
@@ -36,9 +39,16 @@ impl Resize {
         };
         let mut live = ask(Ask::Resize(self.size))?;
         let bar = indicatif::ProgressBar::no_length();
-        while live.resizing.is_some() || live.too_much > 0 {
+        let want = self.size / REGION_LEN * REGION_LEN;
+        // The service tries again when what it deletes meanwhile has made room: only one that gets nowhere is not waited for.
+        let state = |live: &Live| (live.file, live.used, live.resizing.map(|r| r.left), live.too_much);
+        let (mut before, mut since) = (state(&live), Instant::now());
+        let is_done =
+            |live: &Live| live.resizing.is_none() && live.too_much == 0 && live.file / REGION_LEN * REGION_LEN == want;
+        while !is_done(&live) && since.elapsed() < NOWHERE_AFTER {
             bar.set_message(match live.resizing {
                 Some(resizing) => format!("{} regions to empty", resizing.left),
+                None if live.too_much == 0 => "waiting for room to move things to".into(),
                 None => format!(
                     "{} MiB must be elsewhere in the array first; it goes on without this command",
                     live.too_much >> 20
@@ -47,10 +57,13 @@ impl Resize {
             bar.tick();
             std::thread::sleep(Duration::from_millis(200));
             live = ask(Ask::Status)?;
+            // What must be elsewhere first takes as long as the array needs.
+            if state(&live) != before || live.too_much > 0 {
+                (before, since) = (state(&live), Instant::now());
+            }
         }
         bar.finish_and_clear();
-        let want = self.size / REGION_LEN * REGION_LEN;
-        if live.file / REGION_LEN * REGION_LEN != want {
+        if !is_done(&live) {
             bail!(
                 "it has {} MiB: {}",
                 live.file >> 20,

@@ -438,20 +438,20 @@ impl Controller {
         Ok(())
     }
 
+    /// Members that are up, and that what they hold counts of.
+    fn there(&self) -> Result<BTreeSet<NodeId>, Refusal> {
+        let standings = self.catalog.standings().map_err(catalog_refusal)?;
+        let counts = |node: &NodeId| standings.get(node).is_none_or(Standing::is_durable);
+        Ok(self.fleet.up().into_keys().filter(counts).collect())
+    }
+
     /// Carry on the moves that were not tried for longest.
     fn start_moves(self: &Arc<Self>, slots: &Arc<Semaphore>) -> Result<(), Refusal> {
         let under_way = self.catalog.moves().map_err(catalog_refusal)?;
-        let up = self.fleet.up();
-        // Who makes pieces anew makes them for others, too, and all that it is to have itself: nobody waits for anybody else.
-        let is_maker = |made: &MoveRecord| made.via.is_none() && !up.contains_key(&made.from);
-        let is_made_first = |task: &Arc<Task>| {
-            under_way.iter().filter(|(other, made)| other.0 == task.seat.0 && is_maker(made)).any(|(other, made)| {
-                let is_before = is_maker(&task.record) && made.to == task.record.to && *other < task.seat;
-                Some(made.to) == task.record.via || is_before
-            })
-        };
+        let there = self.there()?;
+        let waits = |task: &Task| repair::waits(task.seat, &task.record, &under_way, |node| there.contains(&node));
         let mut tasks = self.repairs.tasks_of(&under_way);
-        tasks.retain(|task| task.may_start() && !is_made_first(task));
+        tasks.retain(|task| task.may_start() && !waits(task));
         tasks.sort_by_key(|task| (task.tried(), task.seat));
         for task in tasks {
             let Ok(slot) = slots.clone().try_acquire_owned() else { break };

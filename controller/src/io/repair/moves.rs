@@ -19,6 +19,7 @@ use super::{EVERY, GIVE_UP_AFTER, Progress, lock};
 use crate::catalog::{GroupRecord, MoveRecord, Seat, SegmentRecord, TrashKey};
 use crate::io::controller::{Controller, catalog_refusal};
 use crate::io::rival::tell;
+use crate::repair::made_along;
 
 /// How long a stash may take for [`REBUILD_TOGETHER`] segments. Deletions wait for it.
 const REBUILT_WITHIN: Duration = Duration::from_secs(30);
@@ -215,18 +216,11 @@ impl Controller {
         if under_way.get(&seat) != Some(&task.record) {
             return Err(Trouble::Other("it was given up meanwhile".into()));
         }
-        let up = self.fleet.up();
-        // It makes the pieces of those, too, who copy them from it afterwards; and all that it is to have itself of what is lost.
-        let is_own = |made: &MoveRecord| made.to == to && made.via.is_none() && !up.contains_key(&made.from);
-        let is_lost = !up.contains_key(&task.record.from);
-        let is_along = |(other, made): &(&Seat, &MoveRecord)| {
-            other.0 == seat.0 && **other != seat && (made.via == Some(to) || is_lost && is_own(made))
-        };
-        let others = under_way.iter().filter(is_along);
-        let pieces: Vec<u8> = std::iter::once(seat.1).chain(others.map(|(other, _)| other.1)).collect();
+        let there = self.there()?;
+        let pieces = made_along(seat, &task.record, &under_way, |node| there.contains(&node));
         let group = self.catalog.groups().map_err(catalog_refusal)?.remove(&seat.0);
         let group = group.ok_or_else(|| Trouble::Other("its group is gone".into()))?;
-        let from = [task.record.via, Some(task.record.from)].into_iter().flatten().find(|node| up.contains_key(node));
+        let from = [task.record.via, Some(task.record.from)].into_iter().flatten().find(|node| there.contains(node));
         // Whoever makes others' pieces does not find them all at one member.
         let from = from.filter(|_| pieces.len() == 1);
         let mut asked = Vec::new();

@@ -29,6 +29,13 @@ impl World {
         Ok(takers.map(|(node, stash)| (*node, stash.free())).collect())
     }
 
+    /// Members that are up, and that what they hold counts of.
+    fn there(&self) -> Result<BTreeSet<NodeId>, Failure> {
+        let standings = self.catalog.standings().map_err(catalog_fails)?;
+        let counts = |node: &NodeId| standings.get(node).is_none_or(Standing::is_durable);
+        Ok(self.stashes.keys().copied().filter(|node| self.is_up(*node) && counts(node)).collect())
+    }
+
     fn facts(&self) -> Result<(BTreeMap<NodeId, Seen>, BTreeMap<GroupId, Whole>), Failure> {
         let standings = self.catalog.standings().map_err(catalog_fails)?;
         let devices = self.catalog.devices().map_err(catalog_fails)?;
@@ -118,11 +125,9 @@ impl World {
     fn carry_out(&mut self) -> Result<(), Failure> {
         let under_way = self.catalog.moves().map_err(catalog_fails)?;
         self.progress.retain(|seat, (record, _)| under_way.get(seat) == Some(record));
+        let there = self.there()?;
         for (seat, record) in &under_way {
-            let is_made_first = under_way.iter().any(|(other, made)| {
-                other.0 == seat.0 && (Some(made.to) == record.via || made.to == record.to && other < seat)
-            });
-            if is_made_first || self.rng.one_in(6) {
+            if repair::waits(*seat, record, &under_way, |node| there.contains(&node)) || self.rng.one_in(6) {
                 continue;
             }
             match self.have_pieces(*seat, record, &under_way)? {
@@ -161,12 +166,8 @@ impl World {
         let Some(group) = self.catalog.groups().map_err(catalog_fails)?.remove(&seat.0) else {
             return Ok(Err(Trouble::Later));
         };
-        let is_lost = !self.is_up(record.from);
-        let is_own = |made: &MoveRecord| made.to == record.to && made.via.is_none() && !self.is_up(made.from);
-        let along = under_way.iter().filter(|(other, made)| {
-            other.0 == seat.0 && **other != seat && (made.via == Some(record.to) || is_lost && is_own(made))
-        });
-        let pieces: BTreeSet<u8> = std::iter::once(seat.1).chain(along.map(|(other, _)| other.1)).collect();
+        let there = self.there()?;
+        let pieces = repair::made_along(seat, record, under_way, |node| there.contains(&node));
         for id in self.catalog.segments_of(seat.0).map_err(catalog_fails)? {
             let known = self.progress.entry(seat).or_insert_with(|| (record.clone(), BTreeSet::new()));
             if known.1.contains(&id) {
