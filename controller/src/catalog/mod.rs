@@ -633,6 +633,10 @@ impl Change<'_> {
                 self.put_trash(&TrashKey::Fragment { node, segment: *id, piece: piece as u8 })?;
             }
             group.segments = group.segments.saturating_sub(1);
+            if group.segments == 0 {
+                // What comes into it next is where it should be.
+                self.forget_vacant(record.group)?;
+            }
             self.0.open_table(GROUPS)?.insert(record.group.0, wire::encode(&group).as_slice())?;
         }
         if record.on_mass_storage {

@@ -286,6 +286,12 @@ impl Change<'_> {
         self.trash_piece(&segments, piece, [Some(node), None])
     }
 
+    /// A group has nothing any more that anybody could have dropped.
+    pub(super) fn forget_vacant(&self, group: GroupId) -> Result<()> {
+        self.0.open_table(VACANT)?.retain_in((group.0, 0)..=(group.0, u8::MAX), |_, ()| false)?;
+        Ok(())
+    }
+
     /// A holder that was allowed to drop its piece has room for it again, and is to have it again.
     ///
     /// # Errors
@@ -432,7 +438,7 @@ impl Change<'_> {
         let mut groups = self.0.open_table(GROUPS)?;
         for id in empty {
             groups.remove(id)?;
-            self.0.open_table(VACANT)?.retain_in((id, 0)..=(id, u8::MAX), |_, ()| false)?;
+            self.forget_vacant(GroupId(id))?;
         }
         self.0.open_table(TRASH)?.retain_in(TrashKey::at(node), |_, ()| false)?;
         self.0.open_table(NODES)?.remove(node.0)?;
