@@ -47,6 +47,16 @@ impl Protection {
         Geometry::new(k.min(on_clients).max(1) as u8, m as u8).unwrap_or(self.geometry)
     }
 
+    /// Members of a new group: stashes in their order, and all devices in turn, so that none has more pieces than it must. None if there are
+    /// too few.
+    #[must_use]
+    pub fn members(self, clients: &[NodeId], devices: &[NodeId]) -> Option<Vec<NodeId>> {
+        let on_devices = self.layout.on_devices(self.geometry);
+        let (mut clients, mut in_turn) = (clients.iter().copied(), devices.iter().copied().cycle());
+        let holder = |piece| if on_devices.contains(&piece) { in_turn.next() } else { clients.next() };
+        (0..self.geometry.pieces()).map(holder).collect()
+    }
+
     /// Whether the members of a group are of the kinds that they should be.
     #[must_use]
     pub fn fits(self, geometry: Geometry, members: &[NodeId], devices: &BTreeMap<NodeId, u64>) -> bool {

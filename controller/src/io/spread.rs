@@ -110,27 +110,10 @@ impl Controller {
         devices.sort_by_key(|(node, free)| (badly_reached.contains(node), std::cmp::Reverse(*free)));
         let devices: Vec<NodeId> = devices.into_iter().map(|(node, _)| node).collect();
         let first = match group {
-            Some(id) => groups[&id].members.clone(),
-            None if ranked.len() < on_clients => {
-                let have = ranked.len();
-                return Err(Refusal::Unavailable(format!(
-                    "{geometry} needs {on_clients} stashes that are up and have room, there are {have}: add or start stashes, or \
-                     publish with fewer pieces (--data, --parity)"
-                )));
-            }
-            None if devices.is_empty() && on_clients < geometry.pieces() => {
-                let what =
-                    format!("layout {layout} needs a mass-storage device that is up and has room: see `coe-ctl nodes`");
-                return Err(Refusal::Unavailable(what));
-            }
-            None => {
-                let on_devices = layout.on_devices(geometry);
-                let mut clients = ranked.iter().copied();
-                let mut in_turn = devices.iter().copied().cycle();
-                let holder = |piece| if on_devices.contains(&piece) { in_turn.next() } else { clients.next() };
-                (0..geometry.pieces()).filter_map(holder).collect()
-            }
+            Some(id) => Some(groups[&id].members.clone()),
+            None => protection.members(&ranked, &devices),
         };
+        let first = first.ok_or_else(|| too_few(protection, ranked.len()))?;
         ranked.retain(|node| !first.contains(node));
         Ok(Members { first, spares: ranked, devices })
     }
@@ -216,6 +199,18 @@ impl Controller {
             }
         }
     }
+}
+
+fn too_few(protection: Protection, have: usize) -> Refusal {
+    let Protection { geometry, layout, .. } = protection;
+    let on_clients = layout.on_clients(geometry);
+    Refusal::Unavailable(match have < on_clients {
+        true => format!(
+            "{geometry} needs {on_clients} stashes that are up and have room, there are {have}: add or start stashes, or publish with \
+             fewer pieces (--data, --parity)"
+        ),
+        false => format!("layout {layout} needs a mass-storage device that is up and has room: see `coe-ctl nodes`"),
+    })
 }
 
 fn short(need: usize, confirmed: usize, failed: &[NodeId]) -> Refusal {

@@ -296,18 +296,11 @@ impl World {
         let wanted = Wanted { geometry, pieces: on_clients, steady, domains: &self.domains };
         let mut ranked = choose(candidates.collect(), piece_len, &wanted);
         let devices: Vec<NodeId> = devices.into_keys().collect();
-        let on_devices = layout.on_devices(geometry);
-        if ranked.len() < on_clients || (devices.is_empty() && !on_devices.is_empty()) {
-            return Ok(false);
-        }
-        let first: Vec<NodeId> = match group.filter(|_| known) {
-            Some(id) => groups[&id].members.clone(),
-            None => {
-                let (mut clients, mut in_turn) = (ranked.iter().copied(), devices.iter().copied().cycle());
-                let holder = |piece| if on_devices.contains(&piece) { in_turn.next() } else { clients.next() };
-                (0..geometry.pieces()).filter_map(holder).collect()
-            }
+        let first = match group.filter(|_| known) {
+            Some(id) => Some(groups[&id].members.clone()),
+            None => self.protection.members(&ranked, &devices),
         };
+        let Some(first) = first else { return Ok(false) };
         ranked.retain(|node| !first.contains(node));
         let mut placement = Placement::new(&Members { first, spares: ranked, devices }, std::time::Duration::ZERO);
         loop {
@@ -403,7 +396,8 @@ impl World {
         Ok(group.and_then(|g| g.members.get(usize::from(piece)).copied()))
     }
 
-    /// Of each segment, how many pieces are good where the catalog says that they are, beside those that `is_hit` takes away.
+    /// Of each segment, how many pieces are good where the catalog says that they are, beside those that `is_hit` takes away. One that a new
+    /// holder says that it has must be good there, too: the one before may drop it at any moment.
     fn least_good(
         &self,
         is_hit: impl Fn(NodeId, SegmentId, u8) -> bool,
@@ -416,7 +410,12 @@ impl World {
             let is_good = |(piece, node): &(usize, &NodeId)| {
                 let piece = *piece as u8;
                 let has = self.stashes.get(node).is_some_and(|stash| stash.has_good(id, piece));
-                has && !vacant.contains(&(record.group, piece)) && !is_hit(**node, id, piece)
+                let next = self.progress.get(&(record.group, piece)).filter(|(_, claimed)| claimed.contains(&id));
+                let is_good_next = next.is_none_or(|(made, _)| {
+                    let has = self.stashes.get(&made.to).is_some_and(|stash| stash.has_good(id, piece));
+                    has && !is_hit(made.to, id, piece)
+                });
+                has && is_good_next && !vacant.contains(&(record.group, piece)) && !is_hit(**node, id, piece)
             };
             let good = group.members.iter().enumerate().filter(is_good).count();
             let k = group.geometry.data();

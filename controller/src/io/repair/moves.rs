@@ -19,12 +19,15 @@ use super::{EVERY, GIVE_UP_AFTER, Progress, lock};
 use crate::catalog::{GroupRecord, MoveRecord, Seat, SegmentRecord, TrashKey};
 use crate::io::controller::{Controller, catalog_refusal};
 use crate::io::rival::tell;
+use crate::io::verify::{prove, random_segment};
 use crate::repair::made_along;
 
 /// How long a stash may take for [`REBUILD_TOGETHER`] segments. Deletions wait for it.
 const REBUILT_WITHIN: Duration = Duration::from_secs(30);
 /// How long it may take to be reached, and to take the directory.
 const REACHED_WITHIN: Duration = Duration::from_secs(10);
+/// Pieces that a new holder has to prove.
+const PROVEN: usize = 4;
 /// Characters that are remembered of a problem.
 const WHY_MAX: usize = 500;
 
@@ -55,6 +58,8 @@ pub(super) struct Task {
     /// Since when its new holder cannot take its pieces.
     refused_since: Mutex<Option<Instant>>,
     is_full: AtomicBool,
+    /// Once it could not show what it said that it has.
+    is_doubted: AtomicBool,
 }
 
 /// It is carried out as long as this lives.
@@ -76,6 +81,7 @@ impl Task {
             tried: Mutex::default(),
             refused_since: Mutex::default(),
             is_full: AtomicBool::new(false),
+            is_doubted: AtomicBool::new(false),
         }
     }
 
@@ -188,6 +194,7 @@ impl Controller {
                 return Err(trouble);
             }
             let (has, record) = (task.progress().has, task.record.clone());
+            self.prove_some(task, &has).await?;
             let missing = Arc::new(Mutex::new(Vec::new()));
             let seen = missing.clone();
             let finished = self.committer.change(move |change| {
@@ -204,6 +211,40 @@ impl Controller {
             self.catalog.groups().map_err(catalog_refusal)?.get(&seat.0).map(|group| self.bytes_of(seat.0, group));
         self.fleet.gave(task.record.from, bytes.transpose()?.unwrap_or(0));
         tracing::info!(group = seat.0.0, piece = seat.1, from = %task.record.from, %to, "a holder was replaced");
+        Ok(())
+    }
+
+    /// A new holder shows some of what it says that it has, before the one of before may drop it.
+    async fn prove_some(&self, task: &Task, has: &BTreeSet<SegmentId>) -> Result<(), Trouble> {
+        // What is deleted meanwhile is no lie.
+        let _alive = self.deleting.read().await;
+        let (seat, to) = (task.seat, task.record.to);
+        let from = random_segment();
+        for id in has.range(from..).chain(has.range(..from)).take(PROVEN) {
+            let Some(record) = self.catalog.segment(id).map_err(catalog_refusal)? else { continue };
+            let Some(group) = self.catalog.groups().map_err(catalog_refusal)?.remove(&record.group) else { continue };
+            let len = group.geometry.piece_len(record.sealed_len as usize) as u64;
+            let Some(digest) = record.fragments.get(usize::from(seat.1)).filter(|_| record.group == seat.0) else {
+                continue;
+            };
+            match prove(&self.pool, *id, *digest, len, seat.1, to).await {
+                Ok(()) => {}
+                Err(what) if what.is_loss() => {
+                    tracing::error!(%to, segment = %id, piece = seat.1, %what, "a new holder says that it has what it has not");
+                    // It may have rotted there: then it is made anew, and shown the next time.
+                    task.forget(std::iter::once(*id));
+                    if !task.is_doubted.swap(true, SeqCst) {
+                        return Err(Trouble::Other("a piece that it had cannot be read any more".into()));
+                    }
+                    let distrust = self.committer.change(move |change| {
+                        change.change_standing(to, |standing| standing.distrusted = true).map(drop)
+                    });
+                    distrust.await.map_err(catalog_refusal)?;
+                    return Err(Trouble::Target("it cannot show what it says that it has".into()));
+                }
+                Err(what) => return Err(Trouble::Target(what.to_string())),
+            }
+        }
         Ok(())
     }
 

@@ -13,6 +13,9 @@ const GONE_AFTER_S: u64 = 14 * 24 * 3600;
 /// Fragments that holders prove in an hour.
 const AUDITED: u64 = 3;
 
+/// Pieces that a new holder has to prove.
+const PROVEN: usize = 4;
+
 /// Why a holder does not have the pieces that it is to have.
 enum Trouble {
     Full,
@@ -142,6 +145,9 @@ impl World {
                     continue;
                 }
             }
+            if !self.shows(*seat, record.to)? {
+                continue;
+            }
             let has = self.progress.get(seat).map(|(_, has)| has.clone()).unwrap_or_default();
             let mut missing = Vec::new();
             let done = self.try_change(|change| {
@@ -151,6 +157,24 @@ impl World {
             self.stats.moved += u64::from(done && missing.is_empty());
         }
         Ok(())
+    }
+
+    /// A new holder shows some of what it says that it has. What has rotted meanwhile is made anew; whoever lies is not trusted any more.
+    fn shows(&mut self, seat: Seat, to: NodeId) -> Result<bool, Failure> {
+        let has: Vec<SegmentId> =
+            self.progress.get(&seat).into_iter().flat_map(|(_, has)| has.iter().copied()).collect();
+        let from = self.rng.below(has.len() as u64) as usize;
+        let Some(stash) = self.stashes.get(&to).filter(|stash| stash.is_awake) else { return Ok(false) };
+        let wrong = has.iter().cycle().skip(from).take(PROVEN.min(has.len())).find(|id| !stash.has_good(**id, seat.1));
+        let (Some(wrong), lies) = (wrong.copied(), stash.lies) else { return Ok(true) };
+        if let Some((_, has)) = self.progress.get_mut(&seat) {
+            has.remove(&wrong);
+        }
+        if lies {
+            self.change(|change| change.change_standing(to, |standing| standing.distrusted = true).map(drop))?;
+            self.stats.distrusted += 1;
+        }
+        Ok(false)
     }
 
     /// The new holder gets some of its pieces, or all.
