@@ -232,7 +232,7 @@ impl Controller {
     }
 
     /// A holder that is there cannot show what it should hold: it is made anew.
-    async fn note_damage(&self, segment: SegmentId, piece: u8, node: NodeId) {
+    pub(super) async fn note_damage(&self, segment: SegmentId, piece: u8, node: NodeId) {
         let noted = self.committer.change(move |change| change.note_damage(node, segment, piece).map(drop));
         match noted.await {
             Ok(()) => self.repairs.wake.notify_one(),
@@ -281,7 +281,7 @@ impl Controller {
         });
     }
 
-    async fn prove(
+    pub(super) async fn prove(
         &self,
         segment: SegmentId,
         record: &SegmentRecord,

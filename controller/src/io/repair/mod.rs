@@ -406,6 +406,10 @@ impl Controller {
         }
         let mut is_trash = false;
         for (seat, node) in plan.vacate {
+            if !self.others_prove(seat).await? {
+                tracing::warn!(group = seat.0.0, piece = seat.1, %node, "a piece is not dropped: others did not prove theirs");
+                continue;
+            }
             tracing::info!(group = seat.0.0, piece = seat.1, %node, "a holder may drop its piece: its disk is full, and others can do without");
             let vacated = self.committer.change(move |change| change.vacate(seat, node));
             vacated.await.or_else(conflict_only)?;
@@ -436,6 +440,36 @@ impl Controller {
             self.empty_trash().await;
         }
         Ok(())
+    }
+
+    /// Whether of every segment of a group more than k others prove that they have their pieces. What was thought of them may be wrong, and
+    /// what is dropped is gone.
+    async fn others_prove(&self, seat: Seat) -> Result<bool, Refusal> {
+        let Some(group) = self.catalog.groups().map_err(catalog_refusal)?.remove(&seat.0) else { return Ok(false) };
+        let vacant = self.catalog.vacant().map_err(catalog_refusal)?;
+        let others: Vec<u8> = (0..group.members.len() as u8)
+            .filter(|piece| *piece != seat.1 && !vacant.contains(&(seat.0, *piece)))
+            .collect();
+        for id in self.catalog.segments_of(seat.0).map_err(catalog_refusal)? {
+            let Some(record) = self.catalog.segment(&id).map_err(catalog_refusal)? else { continue };
+            let proofs = others.iter().map(|piece| {
+                let holder = group.members[usize::from(*piece)];
+                let (record, group) = (&record, &group);
+                async move { (*piece, holder, self.prove(id, record, *piece, holder, group).await) }
+            });
+            let mut proven = 0;
+            for (piece, holder, proof) in futures_util::future::join_all(proofs).await {
+                match proof {
+                    Ok(()) => proven += 1,
+                    Err(what) if what.is_loss() => self.note_damage(id, piece, holder).await,
+                    Err(_) => {}
+                }
+            }
+            if proven <= group.geometry.data() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Members that are up, and that what they hold counts of.

@@ -98,6 +98,9 @@ impl World {
             self.change(|change| change.give_up_move(seat))?;
         }
         for (seat, node) in plan.vacate {
+            if !self.others_prove(seat)? {
+                continue;
+            }
             self.say(|| format!("{node} may drop piece {} of group {}", seat.1, seat.0));
             let done = self.try_change(|change| change.vacate(seat, node))?;
             self.stats.vacated += u64::from(done);
@@ -123,6 +126,26 @@ impl World {
         (self.put_off, self.stuck) = (plan.put_off, plan.stuck.len());
         self.carry_out()?;
         self.let_go()
+    }
+
+    /// Whether of every segment of a group more than k others can show their pieces.
+    fn others_prove(&self, seat: Seat) -> Result<bool, Failure> {
+        let Some(group) = self.catalog.groups().map_err(catalog_fails)?.remove(&seat.0) else { return Ok(false) };
+        let vacant = self.catalog.vacant().map_err(catalog_fails)?;
+        for id in self.catalog.segments_of(seat.0).map_err(catalog_fails)? {
+            let mut proven = 0;
+            for (piece, holder) in group.members.iter().enumerate().map(|(piece, holder)| (piece as u8, *holder)) {
+                if piece == seat.1 || vacant.contains(&(seat.0, piece)) || !self.is_up(holder) {
+                    continue;
+                }
+                proven += usize::from(self.stashes[&holder].has_good(id, piece));
+                self.prove(id, piece)?;
+            }
+            if proven <= group.geometry.data() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn carry_out(&mut self) -> Result<(), Failure> {
