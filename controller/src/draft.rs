@@ -44,6 +44,8 @@ pub struct Draft {
     pub run_pages: Vec<Vec<DraftSegment>>,
     /// Read-back digests, page by page.
     pub span_pages: Vec<Vec<Span>>,
+    /// Of these pages.
+    pub span_edition: u32,
     /// Seals the segment keys.
     pub key: ManifestKey,
 }
@@ -124,12 +126,16 @@ impl Draft {
         Ok(pages)
     }
 
-    fn encode_spans(&self) -> Result<Vec<Vec<u8>>, CatalogError> {
+    /// Pages of read-back digests, encoded.
+    ///
+    /// # Errors
+    /// [`CatalogError::Conflict`] if they contradict each other.
+    pub fn encode_spans(&self) -> Result<Vec<Vec<u8>>, CatalogError> {
         let mut content = ContentHasher::new(self.disk_len);
         let mut pages = Vec::with_capacity(self.span_pages.len());
         for spans in &self.span_pages {
             spans.iter().for_each(|span| content.push(span));
-            let bytes = SpanPage { spans: spans.clone() }.encode();
+            let bytes = SpanPage { spans: spans.clone(), edition: self.span_edition }.encode();
             SpanPage::decode(&bytes).map_err(|e| invalid(&e))?;
             pages.push(bytes);
         }

@@ -124,6 +124,42 @@ fn on_device(fleet: &Fleet<'_>, layout: Layout, geometry: Geometry) -> usize {
     layout.on_devices(geometry).len().div_ceil(fleet.devices.max(1))
 }
 
+/// What a geometry is worth to a fleet.
+struct Judge<'a> {
+    fleet: &'a Fleet<'a>,
+    layout: Layout,
+    steady: &'a Steady<'a>,
+}
+
+struct Judged {
+    /// Parts of the goal, apart from the losses to survive, that it misses.
+    misses: usize,
+    /// How much less often it can be read than is wanted: what cannot be reached should at least be come close to.
+    short: f64,
+    /// Members that must be steady.
+    steady: usize,
+    /// How often it can be read.
+    readable: f64,
+}
+
+impl Judge<'_> {
+    fn judge(&self, geometry: Geometry) -> Judged {
+        let (on_clients, m) = (self.layout.on_clients(geometry), geometry.parity());
+        let crowded = self.fleet.kinds.values().filter(|kind| kind.is_crowded(on_clients, m)).count();
+        let (steady, readable) = self.steady.fewest(geometry);
+        let short = (self.steady.wanted - readable).max(0.0);
+        let is_device_dear = on_device(self.fleet, self.layout, geometry) > m;
+        Judged { misses: crowded + usize::from(short > 0.0) + usize::from(is_device_dear), short, steady, readable }
+    }
+}
+
+/// Parts of a goal, apart from the losses to survive, that a geometry misses in this fleet.
+#[must_use]
+pub fn misses(fleet: &Fleet<'_>, goal: &Goal, geometry: Geometry) -> usize {
+    let steady = Steady::new(fleet, goal);
+    Judge { fleet, layout: goal.layout, steady: &steady }.judge(geometry).misses
+}
+
 /// Choose. None if there is no stash.
 ///
 /// The cheapest geometry that reaches all of the goal; if there is none, that which misses the fewest of its parts.
@@ -142,6 +178,7 @@ pub fn choose(fleet: &Fleet<'_>, goal: &Goal) -> Option<Choice> {
     let parity_max = parity_max.min(PARITY_PIECES_MAX);
     let parity = survive.min(parity_max);
     let data_max = if goal.redundant { 1 } else { DATA_MAX };
+    let judge = Judge { fleet, layout: goal.layout, steady: &steady };
     let mut best: Option<((usize, f64, f64, usize), Geometry, usize, f64)> = None;
     for m in parity..=parity_max {
         for k in 1..=data_max {
@@ -153,16 +190,10 @@ pub fn choose(fleet: &Fleet<'_>, goal: &Goal) -> Option<Choice> {
             if m > parity && !goal.redundant && overhead > OVERHEAD_MAX {
                 continue;
             }
-            let on_clients = goal.layout.on_clients(geometry);
-            let crowded = fleet.kinds.values().filter(|kind| kind.is_crowded(on_clients, m)).count();
-            let (count, readable) = steady.fewest(geometry);
-            // What cannot be reached should at least be come close to.
-            let short = (steady.wanted - readable).max(0.0);
-            let is_device_dear = on_device(fleet, goal.layout, geometry) > m;
-            let misses = crowded + usize::from(short > 0.0) + usize::from(is_device_dear);
+            let Judged { misses, short, steady, readable } = judge.judge(geometry);
             let cost = (misses, short, overhead, DATA_MAX.abs_diff(k));
             if best.as_ref().is_none_or(|(least, ..)| cost < *least) {
-                best = Some((cost, geometry, count, readable));
+                best = Some((cost, geometry, steady, readable));
             }
         }
     }

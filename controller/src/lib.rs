@@ -1,7 +1,7 @@
 //! The controller of an array, and the command line that steers it.
 //!
-//! [`attendance`], [`domains`] and [`paths`] say what the fleet is like; [`geometry`], [`placement`] and [`repair`] decide: how many pieces,
-//! on whom, what to do when a holder does not confirm, and who is replaced; [`leases`] are the room that is promised meanwhile. They are
+//! [`attendance`], [`domains`] and [`paths`] say what the fleet is like; [`geometry`], [`placement`], [`repair`] and [`restripe`] decide: how many pieces,
+//! on whom, what to do when a holder does not confirm, who is replaced, and what is cut anew; [`leases`] are the room that is promised meanwhile. They are
 //! plain values. [`catalog`] remembers. `io/` is the daemon, and the sending half of `coe-ctl publish`; `cli/` is what people type.
 
 pub mod attendance;
@@ -17,3 +17,4 @@ pub mod leases;
 pub mod paths;
 pub mod placement;
 pub mod repair;
+pub mod restripe;

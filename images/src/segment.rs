@@ -4,12 +4,14 @@ use std::cell::RefCell;
 
 use zstd::bulk::{Compressor, Decompressor};
 
-use crate::ids::SegmentId;
+use crate::ids::{ChunkId, SegmentId};
 use crate::keys::{self, OpenError, OwnerKey, SegmentKey};
 use crate::limits::{SEALED_MAX, SEGMENT_HEADER_LEN, SEGMENT_PLAIN_MAX, TAG_LEN};
 
 const MAGIC: [u8; 4] = *b"CSEG";
 const VERSION: u8 = 1;
+/// Where the edition is in the header.
+const EDITION: usize = 6;
 
 /// How the payload of a segment is coded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +36,20 @@ pub struct Plain {
     pub data: Vec<u8>,
     /// Length of each chunk, bytes. Kept in the segment so that a chunk index can be rebuilt from segments alone.
     pub chunk_lens: Vec<u32>,
+}
+
+impl Plain {
+    /// Its chunks and their lengths, in order.
+    #[must_use]
+    pub fn chunks(&self) -> Vec<(ChunkId, u32)> {
+        let mut rest = self.data.as_slice();
+        let mut chunk = |&len: &u32| {
+            let (chunk, after) = rest.split_at(rest.len().min(len as usize));
+            rest = after;
+            (ChunkId::of(chunk), len)
+        };
+        self.chunk_lens.iter().map(&mut chunk).collect()
+    }
 }
 
 impl Packer {
@@ -139,6 +155,28 @@ pub fn seal(coded: Coded, owner: &OwnerKey) -> Sealed {
     Sealed { id: SegmentId::of(&bytes), bytes, key, data_len }
 }
 
+/// Which edition of its contents sealed bytes are. The first is 0; an array that restripes a segment makes the next one, so that pieces of both can
+/// lie on the same stash under names of their own.
+///
+/// # Errors
+/// [`SegmentError::Header`].
+pub fn edition(sealed: &[u8]) -> Result<u8, SegmentError> {
+    check_header(sealed).map(|header| header[EDITION])
+}
+
+/// The same contents as another edition: other ciphertext, another key, another name. Nothing is compressed anew.
+///
+/// # Errors
+/// [`SegmentError`] if `key` does not open it.
+pub fn seal_again(sealed: &[u8], key: &SegmentKey, edition: u8, owner: &OwnerKey) -> Result<Sealed, SegmentError> {
+    let Payload { data_len, bytes: payload, .. } = unseal(sealed, key)?;
+    let mut bytes = Vec::with_capacity(sealed.len());
+    bytes.extend_from_slice(&sealed[..SEGMENT_HEADER_LEN]);
+    bytes[EDITION] = edition;
+    bytes.extend_from_slice(&payload);
+    Ok(seal(Coded { bytes, data_len: data_len as u32 }, owner))
+}
+
 /// Why sealed bytes cannot be opened.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SegmentError {
@@ -171,15 +209,18 @@ pub struct Payload {
     bytes: Vec<u8>,
 }
 
+fn check_header(sealed: &[u8]) -> Result<&[u8], SegmentError> {
+    let header = sealed.get(..SEGMENT_HEADER_LEN).ok_or(SegmentError::Header)?;
+    let is_known = header[..4] == MAGIC && header[4] == VERSION && header[7] == 0;
+    is_known.then_some(header).ok_or(SegmentError::Header)
+}
+
 /// Authenticate and decrypt sealed bytes.
 ///
 /// # Errors
 /// [`SegmentError`].
 pub fn unseal(sealed: &[u8], key: &SegmentKey) -> Result<Payload, SegmentError> {
-    let header = sealed.get(..SEGMENT_HEADER_LEN).ok_or(SegmentError::Header)?;
-    if header[..4] != MAGIC || header[4] != VERSION || header[6..8] != [0, 0] {
-        return Err(SegmentError::Header);
-    }
+    let header = check_header(sealed)?;
     let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]) as usize;
     let (data_len, chunk_count) = (word(8), word(12));
     let body_len = chunk_count.checked_mul(4).and_then(|table| table.checked_add(data_len));
@@ -236,6 +277,20 @@ mod tests {
             assert_eq!(plain.data, chunks.concat());
             assert_eq!(plain.chunk_lens, chunks.iter().map(|c| c.len() as u32).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn editions_have_the_same_contents_under_names_of_their_own() {
+        let owner = OwnerKey([7; 32]);
+        let first = seal(code(packed(&[&[1; 9000], &[2; 50]]), 1), &owner);
+        assert_eq!(edition(&first.bytes), Ok(0));
+        let second = seal_again(&first.bytes, &first.key, 1, &owner).unwrap();
+        assert_eq!(edition(&second.bytes), Ok(1));
+        assert!(second.id != first.id && second.key != first.key && second.bytes.len() == first.bytes.len());
+        assert_eq!(seal_again(&second.bytes, &second.key, 0, &owner), Ok(first.clone()));
+        let (before, after) = (open(&first.bytes, &first.key).unwrap(), open(&second.bytes, &second.key).unwrap());
+        assert_eq!((before.data, before.chunk_lens), (after.data, after.chunk_lens));
+        assert!(seal_again(&first.bytes, &second.key, 1, &owner).is_err());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A fleet of the programs under test.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::OnceLock;
 
 use xtask::fleet::{Fleet, Plan};
@@ -12,6 +13,17 @@ use xtask::fleet::{Fleet, Plan};
 pub fn programs() -> &'static Path {
     static BIN: OnceLock<PathBuf> = OnceLock::new();
     BIN.get_or_init(|| xtask::shell::build(false).expect("the programs build"))
+}
+
+/// Hours that are far from now, as a policy's window.
+///
+/// # Panics
+/// If there is no `date`.
+#[must_use]
+pub fn closed() -> String {
+    let out = Command::new("date").arg("+%H").output().expect("date");
+    let now: u32 = String::from_utf8_lossy(&out.stdout).trim().parse().expect("an hour");
+    format!("{:02}:00-{:02}:00", (now + 11) % 24, (now + 12) % 24)
 }
 
 /// A fleet in a temporary folder.

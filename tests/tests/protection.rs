@@ -1,10 +1,9 @@
 //! A day of twelve stashes in three racks: what an admin wants is kept while stashes are killed, wiped, drained, added and moved to other racks.
 
 use std::fs;
-use std::process::Command;
 
 use serde_json::Value;
-use tests::fleet::{TestFleet, start};
+use tests::fleet::{TestFleet, closed, start};
 use xtask::fleet::wait_for;
 use xtask::sample;
 
@@ -44,13 +43,6 @@ fn wait_until_green(t: &TestFleet) {
 
 fn groups(t: &TestFleet, image: &str) -> Vec<Value> {
     t.fleet.ctl(&["explain", image]).unwrap()["groups"].as_array().unwrap().clone()
-}
-
-/// Hours that are far from now.
-fn closed() -> String {
-    let out = Command::new("date").arg("+%H").output().unwrap();
-    let now: u32 = String::from_utf8_lossy(&out.stdout).trim().parse().unwrap();
-    format!("{:02}:00-{:02}:00", (now + 11) % 24, (now + 12) % 24)
 }
 
 fn kill_and_wait(t: &mut TestFleet, stashes: &[usize]) {

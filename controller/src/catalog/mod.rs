@@ -4,20 +4,25 @@
 //! *pending* at named members before the first byte goes there, and *trash* at a member until that member says that it is
 //! gone. So after a crash at any point everything that may lie somewhere is known, and nothing unknown is ever deleted.
 
+mod derived;
 mod habits;
 mod machines;
 mod moves;
 mod records;
 mod restore;
+mod restripe;
 mod tables;
+mod trash;
 
+pub use derived::SegmentTotals;
 pub use moves::Seat;
 pub use records::{
-    BootServerRecord, GroupRecord, ImageRecord, MoveRecord, NodeRecord, PendingRecord, PolicyRecord, SegmentRecord,
-    Standing, TicketRecord, TrashKey,
+    BootServerRecord, GroupRecord, ImageRecord, MoveRecord, NodeRecord, PendingRecord, PolicyRecord, RetiredRecord,
+    SaidRecord, SegmentRecord, Standing, TicketRecord, TrashKey,
 };
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use images::manifest::ImageName;
 use images::parity::Geometry;
@@ -27,8 +32,7 @@ use protocol::message::publish::ChunkPlace;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, WriteTransaction};
 
 use tables::{
-    CHUNKS, DIRECTORY, GROUP_SEGMENTS, GROUPS, IMAGES, META, NODES, PAGES, PENDING, REPORTS, SEGMENT_CHUNKS, SEGMENTS,
-    TICKETS, TRASH,
+    CHUNKS, DIRECTORY, GROUPS, IMAGES, META, NODES, PAGES, PENDING, REPORTS, SEGMENT_CHUNKS, SEGMENTS, TICKETS,
 };
 
 /// Why the catalog does not answer.
@@ -109,7 +113,7 @@ impl Catalog {
         catalog.change(|change| {
             tables::create_all(change.0)?;
             machines::create_all(change.0)?;
-            change.list_segments_of_groups()
+            change.derive()
         })?;
         Ok(catalog)
     }
@@ -212,7 +216,22 @@ impl Catalog {
         row.transpose()
     }
 
-    /// All segments that are durable.
+    /// Some segments, those after an id or from the first one on.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn segments_after(&self, after: Option<SegmentId>, most: usize) -> Result<Vec<(SegmentId, SegmentRecord)>> {
+        let read = self.0.begin_read()?;
+        let some = read.open_table(SEGMENTS)?;
+        let from = after.map_or(Bound::Unbounded, |id| Bound::Excluded(id.0));
+        let some = some.range::<[u8; 32]>((from, Bound::Unbounded))?.take(most).map(|row| {
+            let (id, record) = row?;
+            Ok((SegmentId(id.value()), wire::decode(record.value())?))
+        });
+        some.collect()
+    }
+
+    /// All segments that are durable. There may be millions.
     ///
     /// # Errors
     /// [`CatalogError`].
@@ -266,16 +285,6 @@ impl Catalog {
     /// [`CatalogError`].
     pub fn groups(&self) -> Result<BTreeMap<GroupId, GroupRecord>> {
         Ok(self.all(GROUPS)?.into_iter().map(|(id, group)| (GroupId(id), group)).collect())
-    }
-
-    /// What must be deleted, at whom.
-    ///
-    /// # Errors
-    /// [`CatalogError`].
-    pub fn trash(&self) -> Result<Vec<TrashKey>> {
-        let read = self.0.begin_read()?;
-        let table = read.open_table(TRASH)?;
-        table.iter()?.map(|row| Ok(TrashKey::decode(&row?.0.value()))).collect()
     }
 
     /// The highest number that a machine was ever given.
@@ -445,7 +454,7 @@ impl Change<'_> {
         let (group, is_new) = self.group_for(new.geometry, &new.holders)?;
         let record = SegmentRecord { group, ..new.record.clone() };
         self.0.open_table(SEGMENTS)?.insert(new.id.0, wire::encode(&record).as_slice())?;
-        self.0.open_table(GROUP_SEGMENTS)?.insert((group.0, new.id.0), ())?;
+        self.note_segment(&new.id, None, Some(&record))?;
         let mut chunks = self.0.open_table(CHUNKS)?;
         let (mut offset, mut ids) = (0, Vec::with_capacity(new.chunks.len() * 32));
         for (chunk, len) in &new.chunks {
@@ -508,31 +517,6 @@ impl Change<'_> {
         Ok(found)
     }
 
-    /// Something must be deleted.
-    ///
-    /// # Errors
-    /// [`CatalogError`].
-    pub fn put_trash(&self, key: &TrashKey) -> Result<()> {
-        // What a member that left may still have is nobody's business.
-        if let TrashKey::Fragment { node, .. } = key
-            && self.standing(*node)?.lost
-            && !self.is_member(*node)?
-        {
-            return Ok(());
-        }
-        self.0.open_table(TRASH)?.insert(key.encode(), ())?;
-        Ok(())
-    }
-
-    /// Something is gone.
-    ///
-    /// # Errors
-    /// [`CatalogError`].
-    pub fn remove_trash(&self, key: &TrashKey) -> Result<()> {
-        self.0.open_table(TRASH)?.remove(key.encode())?;
-        Ok(())
-    }
-
     /// A segment's record and key inside this transaction, and one more reference to it.
     ///
     /// # Errors
@@ -544,9 +528,10 @@ impl Change<'_> {
     fn count_reference(&self, id: &SegmentId, by: i64) -> Result<SegmentRecord> {
         let mut table = self.0.open_table(SEGMENTS)?;
         let record = table.get(id.0)?.map(|v| wire::decode::<SegmentRecord>(v.value())).transpose()?;
-        let mut record = record.ok_or_else(|| not_here(id))?;
-        record.references = record.references.saturating_add_signed(by);
+        let before = record.ok_or_else(|| not_here(id))?;
+        let record = SegmentRecord { references: before.references.saturating_add_signed(by), ..before.clone() };
         table.insert(id.0, wire::encode(&record).as_slice())?;
+        self.note_segment(id, Some(&before), Some(&record))?;
         Ok(record)
     }
 
@@ -593,6 +578,7 @@ impl Change<'_> {
     /// # Errors
     /// [`CatalogError`].
     pub fn remove_image(&self, image: &ImageName, segments: &[SegmentId]) -> Result<()> {
+        self.put_said(image, &SaidRecord::default())?;
         let gone = self.0.open_table(IMAGES)?.remove(image.to_string().as_str())?.is_none();
         if gone {
             return Err(CatalogError::Conflict(format!("{image} was removed meanwhile")));
@@ -625,7 +611,7 @@ impl Change<'_> {
                 chunks.remove(chunk)?;
             }
         }
-        self.0.open_table(GROUP_SEGMENTS)?.remove((record.group.0, id.0))?;
+        self.note_segment(id, Some(&record), None)?;
         self.trash_moved(record.group, id)?;
         self.forget_damage(id)?;
         if let Some(mut group) = self.group(record.group)? {

@@ -9,7 +9,7 @@ use images::{GroupId, NodeId, SegmentId, wire};
 use redb::{ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _};
 
 use super::records::{MoveRecord, SegmentRecord, Standing, TrashKey};
-use super::tables::{DAMAGED, GROUP_SEGMENTS, GROUPS, LOST_COPIES, MOVES, NODES, SEGMENTS, STANDINGS, TRASH, VACANT};
+use super::tables::{DAMAGED, GROUP_SEGMENTS, GROUPS, LOST_COPIES, MOVES, NODES, SEGMENTS, STANDINGS, VACANT};
 use super::{Catalog, CatalogError, Change, Result};
 
 /// A piece of a group.
@@ -91,37 +91,6 @@ impl Catalog {
         Ok(self.0.begin_read()?.open_table(LOST_COPIES)?.len()?)
     }
 
-    /// Whether mass storage should have any copy.
-    ///
-    /// # Errors
-    /// [`CatalogError`].
-    pub fn has_copies(&self) -> Result<bool> {
-        let read = self.0.begin_read()?;
-        let table = read.open_table(SEGMENTS)?;
-        for row in table.iter()? {
-            if wire::decode::<SegmentRecord>(row?.1.value())?.on_mass_storage {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    /// Whether anything is still to be deleted at a member.
-    ///
-    /// # Errors
-    /// [`CatalogError`].
-    pub fn has_trash(&self, node: NodeId) -> Result<bool> {
-        Ok(self.0.begin_read()?.open_table(TRASH)?.range(TrashKey::at(node))?.next().is_some())
-    }
-
-    /// Whether something is still to be deleted.
-    ///
-    /// # Errors
-    /// [`CatalogError`].
-    pub fn is_trash(&self, key: &TrashKey) -> Result<bool> {
-        Ok(self.0.begin_read()?.open_table(TRASH)?.get(key.encode())?.is_some())
-    }
-
     /// What is thought of members.
     ///
     /// # Errors
@@ -140,20 +109,6 @@ impl Catalog {
 }
 
 impl Change<'_> {
-    /// Catalogs of before this table was kept.
-    pub(super) fn list_segments_of_groups(&self) -> Result<()> {
-        let mut table = self.0.open_table(GROUP_SEGMENTS)?;
-        if !table.is_empty()? {
-            return Ok(());
-        }
-        for row in self.0.open_table(SEGMENTS)?.iter()? {
-            let (id, record) = row?;
-            let record: SegmentRecord = wire::decode(record.value())?;
-            table.insert((record.group.0, id.value()), ())?;
-        }
-        Ok(())
-    }
-
     /// What is thought of a member.
     pub(super) fn standing(&self, node: NodeId) -> Result<Standing> {
         let table = self.0.open_table(STANDINGS)?;
@@ -440,7 +395,7 @@ impl Change<'_> {
             groups.remove(id)?;
             self.forget_vacant(GroupId(id))?;
         }
-        self.0.open_table(TRASH)?.retain_in(TrashKey::at(node), |_, ()| false)?;
+        self.forget_trash_at(node)?;
         self.0.open_table(NODES)?.remove(node.0)?;
         self.forget_habits(node)?;
         // A publication that is under way must not make a group with it.

@@ -28,6 +28,26 @@ pub struct ImageRecord {
     pub offline: Option<Shares>,
 }
 
+/// A manifest that was replaced by another of the same contents.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RetiredRecord {
+    /// `name:tag`.
+    pub image: String,
+    /// As the image was known.
+    pub record: ImageRecord,
+    /// Until when installations may use it, seconds since 1970.
+    pub until_unix_s: u64,
+}
+
+/// What a person said of one image when it was published, whatever policies want.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SaidRecord {
+    /// k + m.
+    pub geometry: Option<Geometry>,
+    /// Who keeps what.
+    pub layout: Option<Layout>,
+}
+
 /// A segment that is durable.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SegmentRecord {
@@ -217,7 +237,7 @@ pub enum TrashKey {
 }
 
 /// Stands for mass storage where a member would be named.
-const MASS_STORAGE: [u8; 16] = [0; 16];
+pub(super) const MASS_STORAGE: NodeId = NodeId([0; 16]);
 const COPY: u8 = u8::MAX;
 
 impl TrashKey {
@@ -237,25 +257,55 @@ impl TrashKey {
         from..=to
     }
 
+    /// Keys of all that is to be deleted of a segment, in the order of segments.
+    pub(super) fn of(segment: &SegmentId) -> std::ops::RangeInclusive<[u8; 49]> {
+        let (mut from, mut to) = ([0; 49], [u8::MAX; 49]);
+        from[..32].copy_from_slice(&segment.0);
+        to[..32].copy_from_slice(&segment.0);
+        from..=to
+    }
+
+    fn parts(&self) -> (NodeId, SegmentId, u8) {
+        match self {
+            Self::Fragment { node, segment, piece } => (*node, *segment, *piece),
+            Self::Copy { segment } => (MASS_STORAGE, *segment, COPY),
+        }
+    }
+
+    fn from_parts(node: &[u8], segment: &[u8], piece: u8) -> Self {
+        let node = NodeId(node.try_into().expect("16 bytes"));
+        let segment = SegmentId(segment.try_into().expect("32 bytes"));
+        match (node, piece) {
+            (MASS_STORAGE, COPY) => Self::Copy { segment },
+            (node, piece) => Self::Fragment { node, segment, piece },
+        }
+    }
+
     pub(super) fn encode(&self) -> [u8; 49] {
-        let (node, segment, piece) = match self {
-            Self::Fragment { node, segment, piece } => (node.0, segment.0, *piece),
-            Self::Copy { segment } => (MASS_STORAGE, segment.0, COPY),
-        };
+        let (node, segment, piece) = self.parts();
         let mut out = [0; 49];
-        out[..16].copy_from_slice(&node);
-        out[16..48].copy_from_slice(&segment);
+        out[..16].copy_from_slice(&node.0);
+        out[16..48].copy_from_slice(&segment.0);
         out[48] = piece;
         out
     }
 
     pub(super) fn decode(bytes: &[u8; 49]) -> Self {
-        let node: [u8; 16] = bytes[..16].try_into().expect("16 bytes");
-        let segment = SegmentId(bytes[16..48].try_into().expect("32 bytes"));
-        match (node, bytes[48]) {
-            (MASS_STORAGE, COPY) => Self::Copy { segment },
-            (node, piece) => Self::Fragment { node: NodeId(node), segment, piece },
-        }
+        Self::from_parts(&bytes[..16], &bytes[16..48], bytes[48])
+    }
+
+    /// In the order of segments.
+    pub(super) fn encode_by_segment(&self) -> [u8; 49] {
+        let (node, segment, piece) = self.parts();
+        let mut out = [0; 49];
+        out[..32].copy_from_slice(&segment.0);
+        out[32..48].copy_from_slice(&node.0);
+        out[48] = piece;
+        out
+    }
+
+    pub(super) fn decode_by_segment(bytes: &[u8; 49]) -> Self {
+        Self::from_parts(&bytes[32..48], &bytes[..32], bytes[48])
     }
 }
 
@@ -268,6 +318,7 @@ mod tests {
         let segment = SegmentId([7; 32]);
         for key in [TrashKey::Copy { segment }, TrashKey::Fragment { node: NodeId([1; 16]), segment, piece: 3 }] {
             assert_eq!(TrashKey::decode(&key.encode()), key);
+            assert_eq!(TrashKey::decode_by_segment(&key.encode_by_segment()), key);
         }
     }
 }

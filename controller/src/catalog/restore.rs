@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use images::manifest::ImageName;
 use images::{ChunkId, GroupId, SegmentId, wire};
 
-use super::tables::{CHUNKS, GROUP_SEGMENTS, GROUPS, IMAGES, META, SEGMENT_CHUNKS, SEGMENTS};
+use super::tables::{CHUNKS, GROUPS, IMAGES, META, SEGMENT_CHUNKS, SEGMENTS};
 use super::{Catalog, CatalogError, Change, GroupRecord, ImageRecord, Result, SegmentRecord};
 use crate::deploy::DeployRecord;
 use redb::{ReadableDatabase as _, ReadableTable as _};
@@ -71,9 +71,10 @@ impl Change<'_> {
     /// # Errors
     /// [`CatalogError`].
     pub fn restore_segment(&self, id: &SegmentId, record: &SegmentRecord) -> Result<()> {
-        self.0.open_table(SEGMENTS)?.insert(id.0, wire::encode(record).as_slice())?;
-        self.0.open_table(GROUP_SEGMENTS)?.insert((record.group.0, id.0), ())?;
-        Ok(())
+        let mut segments = self.0.open_table(SEGMENTS)?;
+        let before = segments.insert(id.0, wire::encode(record).as_slice())?;
+        let before = before.map(|v| wire::decode::<SegmentRecord>(v.value())).transpose()?;
+        self.note_segment(id, before.as_ref(), Some(record))
     }
 
     /// A segment was fetched: its chunks are known from now on, and whether mass storage has a copy. Chunks that another segment has are
@@ -94,9 +95,9 @@ impl Change<'_> {
         self.0.open_table(SEGMENT_CHUNKS)?.insert(id.0, ids.as_slice())?;
         let mut segments = self.0.open_table(SEGMENTS)?;
         let record = segments.get(id.0)?.map(|v| wire::decode::<SegmentRecord>(v.value())).transpose()?;
-        let record = record.ok_or_else(|| CatalogError::Conflict(format!("segment {} is not known", id.short())))?;
-        let record = SegmentRecord { on_mass_storage: record.on_mass_storage || copied, ..record };
+        let before = record.ok_or_else(|| CatalogError::Conflict(format!("segment {} is not known", id.short())))?;
+        let record = SegmentRecord { on_mass_storage: before.on_mass_storage || copied, ..before.clone() };
         segments.insert(id.0, wire::encode(&record).as_slice())?;
-        Ok(())
+        self.note_segment(id, Some(&before), Some(&record))
     }
 }

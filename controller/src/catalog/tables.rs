@@ -7,6 +7,10 @@ use super::CatalogError;
 pub(super) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta1");
 /// `name:tag`.
 pub(super) const IMAGES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("images2");
+/// Manifest: one that was replaced, and may be in use.
+pub(super) const RETIRED: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition::new("retired1");
+/// `name:tag`: what was said of the image when it was published.
+pub(super) const SAID: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("said1");
 /// One row at most: the newest directory that was signed, with its signature.
 pub(super) const DIRECTORY: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("directory1");
 /// BLAKE3 of the page. A page is a segment, too; this is the controller's own copy.
@@ -24,7 +28,13 @@ pub(super) const TICKETS: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition
 /// Node, segment, piece.
 pub(super) const TRASH: TableDefinition<'_, [u8; 49], ()> = TableDefinition::new("trash1");
 
-/// Group and segment: which segments a group has. It follows from the segments; a catalog of before is filled in when it is opened.
+/// Segment, node, piece: the same once more, by segment.
+pub(super) const TRASH_OF: TableDefinition<'_, [u8; 49], ()> = TableDefinition::new("trash-of1");
+/// Segments that nothing refers to.
+pub(super) const UNUSED: TableDefinition<'_, [u8; 32], ()> = TableDefinition::new("unused1");
+/// Group: how many of its segments have a copy on mass storage, if any.
+pub(super) const GROUP_COPIES: TableDefinition<'_, u32, u64> = TableDefinition::new("group-copies1");
+/// Group and segment: which segments a group has.
 pub(super) const GROUP_SEGMENTS: TableDefinition<'_, (u32, [u8; 32]), ()> = TableDefinition::new("group-segments1");
 /// Group and piece: members that are being replaced.
 pub(super) const MOVES: TableDefinition<'_, (u32, u8), &[u8]> = TableDefinition::new("moves1");
@@ -52,6 +62,8 @@ pub(super) const REPORTS: TableDefinition<'_, [u8; 32], u64> = TableDefinition::
 pub(super) fn create_all(transaction: &WriteTransaction) -> Result<(), CatalogError> {
     transaction.open_table(META)?;
     transaction.open_table(IMAGES)?;
+    transaction.open_table(RETIRED)?;
+    transaction.open_table(SAID)?;
     transaction.open_table(DIRECTORY)?;
     transaction.open_table(PAGES)?;
     transaction.open_table(REPORTS)?;
@@ -63,6 +75,9 @@ pub(super) fn create_all(transaction: &WriteTransaction) -> Result<(), CatalogEr
     transaction.open_table(NODES)?;
     transaction.open_table(TICKETS)?;
     transaction.open_table(TRASH)?;
+    transaction.open_table(TRASH_OF)?;
+    transaction.open_table(UNUSED)?;
+    transaction.open_table(GROUP_COPIES)?;
     transaction.open_table(MOVES)?;
     transaction.open_table(VACANT)?;
     transaction.open_table(DAMAGED)?;

@@ -96,6 +96,44 @@ fn reclaiming_leaves_chunks_that_moved_to_another_segment() {
 }
 
 #[test]
+fn an_image_that_is_cut_anew_has_both_editions_for_a_while() {
+    let catalog = catalog();
+    let (old, new) = (SegmentId([1; 32]), SegmentId([2; 32]));
+    let image: ImageName = "a:1".parse().unwrap();
+    let second = NewSegment { chunks: new_segment(1, [1, 2]).chunks, ..new_segment(2, [3, 4]) };
+    catalog
+        .change(|c| {
+            c.put_segment(&new_segment(1, [1, 2]))?;
+            c.refer(&old)?;
+            c.put_image(&image, &image_record())
+        })
+        .unwrap();
+    assert_eq!(catalog.newer_edition(&old).unwrap(), None);
+    catalog.change(|c| c.put_segment(&second)).unwrap();
+    assert_eq!((catalog.newer_edition(&old).unwrap(), catalog.newer_edition(&new).unwrap()), (Some(new), None));
+    let (before, after) = (images::ManifestId([0; 32]), images::ManifestId([9; 32]));
+    let record = ImageRecord { manifest: after, ..image_record() };
+    let replace = |from| {
+        catalog.change(|c| {
+            c.refer(&new)?;
+            c.replace_image(&image, from, &record, 100)
+        })
+    };
+    assert!(matches!(replace(after), Err(CatalogError::Conflict(_))), "it is another one by now");
+    assert_eq!(catalog.segment(&new).unwrap().unwrap().references, 0, "nothing of it stays");
+    replace(before).unwrap();
+    let known = catalog.image(&image).unwrap().unwrap();
+    assert_eq!((known.manifest, known.number), (after, 1), "it is as new as it was");
+    assert!(!catalog.change(|c| c.reclaim(&old)).unwrap(), "somebody may be installing it");
+    let retired = catalog.retired().unwrap();
+    assert_eq!((retired.len(), retired[0].0, retired[0].1.until_unix_s), (1, before, 100));
+    catalog.change(|c| c.forget_retired(&before, &[old])).unwrap();
+    assert!(catalog.change(|c| c.forget_retired(&before, &[old])).is_err(), "once");
+    assert!(catalog.change(|c| c.reclaim(&old)).unwrap());
+    assert_eq!(catalog.places(&[ChunkId([1; 32])]).unwrap()[0].map(|p| p.segment), Some(new), "chunks stay known");
+}
+
+#[test]
 fn an_abandoned_segment_becomes_trash_where_it_may_lie() {
     let catalog = catalog();
     let id = SegmentId([1; 32]);

@@ -23,6 +23,7 @@ use super::machines::Installations;
 use super::mass_storage::MassStorage;
 use super::planned;
 use super::repair::Repairs;
+use super::restripe::Restripes;
 use super::session::Sessions;
 use super::verify::Jobs;
 use crate::catalog::{Catalog, CatalogError, ImageRecord};
@@ -49,6 +50,8 @@ pub struct Controller {
     pub jobs: Jobs,
     /// Members that are being replaced.
     pub repairs: Repairs,
+    /// Images that are cut anew.
+    pub restripes: Restripes,
     /// When stashes usually are up, and what they fail with.
     pub habits: Habits,
     /// As chosen.
@@ -124,6 +127,7 @@ impl Controller {
             installations: Installations::default(),
             jobs: Jobs::default(),
             repairs: Repairs::default(),
+            restripes: Restripes::default(),
             habits,
             settings,
             deleting: tokio::sync::RwLock::default(),

@@ -14,11 +14,29 @@ use tokio::task::JoinSet;
 use super::controller::{Controller, catalog_refusal};
 use super::repair::entry_of;
 use super::verify::random_segment;
+use crate::catalog::{GroupRecord, SegmentRecord};
 
 /// Copies that are made at the same time.
 const TOGETHER: usize = 8;
 /// Segments in one transaction.
 const CHANGE_TOGETHER: usize = 512;
+
+/// A segment out of any k of its pieces, and the bytes that were fetched for that.
+pub(super) async fn from_pieces(
+    id: SegmentId,
+    record: &SegmentRecord,
+    group: GroupRecord,
+    fetcher: &Fetcher,
+) -> Result<(Vec<u8>, u64), Refusal> {
+    let entry = Arc::new(entry_of(id, record, &group));
+    let pieces = fetcher.fetch(entry.clone(), group.members).await;
+    let pieces = pieces.map_err(|shortfall| Refusal::Unavailable(shortfall.to_string()))?;
+    let fetched = pieces.iter().map(|(_, payload)| payload.len() as u64).sum();
+    let codec = Codec::new(entry.geometry);
+    let made = tokio::task::spawn_blocking(move || assemble(&codec, entry.id, entry.sealed_len, &pieces)).await;
+    let made = made.map_err(|_| Refusal::Failed("assemble a segment".into()))?;
+    Ok((made.map_err(|e| Refusal::Failed(format!("assemble a segment: {e}")))?, fetched))
+}
 
 impl Controller {
     /// Mark mass storage as this array's if it is, or if nothing was ever put there.
@@ -46,11 +64,13 @@ impl Controller {
                 "mass storage is there, and this array's: copies that are missing are made anew without a word".into(),
             ));
         }
-        let all = self.catalog.segments().map_err(catalog_refusal)?;
-        let copied: Vec<SegmentId> = all.into_iter().filter(|(_, r)| r.on_mass_storage).map(|(id, _)| id).collect();
-        let count = copied.len() as u64;
-        for some in copied.chunks(CHANGE_TOGETHER) {
-            let some = some.to_vec();
+        let (mut count, mut after) = (0, None);
+        loop {
+            let some = self.catalog.segments_after(after, CHANGE_TOGETHER).map_err(catalog_refusal)?;
+            let Some((last, _)) = some.last() else { break };
+            after = Some(*last);
+            let some: Vec<SegmentId> = some.into_iter().filter(|(_, r)| r.on_mass_storage).map(|(id, _)| id).collect();
+            count += some.len() as u64;
             let noted = self.committer.change(move |change| some.iter().try_for_each(|id| change.note_lost_copy(id)));
             noted.await.map_err(catalog_refusal)?;
         }
@@ -105,19 +125,13 @@ impl Controller {
         self.check_in_charge()?;
         let Some(record) = self.catalog.segment(&id).map_err(catalog_refusal)? else { return Ok(0) };
         let Some(group) = self.catalog.groups().map_err(catalog_refusal)?.remove(&record.group) else { return Ok(0) };
-        let entry = Arc::new(entry_of(id, &record, &group));
-        let pieces = match fetcher.fetch(entry.clone(), group.members).await {
-            Ok(pieces) => pieces,
-            Err(shortfall) => {
-                tracing::warn!(segment = %id, %shortfall, "a lost copy cannot be made anew now");
+        let (sealed, fetched) = match from_pieces(id, &record, group, fetcher).await {
+            Ok(made) => made,
+            Err(why) => {
+                tracing::warn!(segment = %id, %why, "a lost copy cannot be made anew now");
                 return Ok(0);
             }
         };
-        let fetched = pieces.iter().map(|(_, payload)| payload.len() as u64).sum();
-        let codec = Codec::new(entry.geometry);
-        let made = tokio::task::spawn_blocking(move || assemble(&codec, entry.id, entry.sealed_len, &pieces)).await;
-        let made = made.map_err(|_| Refusal::Failed("assemble a segment".into()))?;
-        let sealed = made.map_err(|e| Refusal::Failed(format!("assemble a segment: {e}")))?;
         let put = self.mass_storage.put(&id, sealed.into()).await;
         put.map_err(|e| Refusal::Failed(format!("mass storage: {e}")))?;
         let done = self.committer.change(move |change| change.copy_is_back(&id));

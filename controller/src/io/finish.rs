@@ -1,4 +1,5 @@
-//! The end of a publication: the manifest's pages go into the array, its key is split, and the directory lists the image.
+//! The end of a publication: the manifest's pages go into the array, its key is split, and the directory lists the image. An image that is cut
+//! anew ends in the same way.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use images::keys::{ManifestKey, SegmentKey};
 use images::limits::ROOT_LEN_MAX;
-use images::manifest::PageRef;
+use images::manifest::{PageRef, Root};
 use images::parity::Codec;
 use images::{GroupId, NodeId, SegmentId, fragment, wire};
 use protocol::message::Refusal;
@@ -15,13 +16,31 @@ use protocol::message::publish::{Finish, Layout, Published};
 
 use super::controller::{Controller, catalog_refusal};
 use super::rival::tell;
-use super::session::{Placing, Session};
+use super::session::Placing;
 use super::unix_s;
 use crate::catalog::{ImageRecord, SegmentRecord};
 use crate::draft::Draft;
+use crate::placement::Protection;
 
 /// How long a stash may take to keep a directory.
 const TOLD_WITHIN: Duration = Duration::from_secs(5);
+
+/// A manifest that is durable, and that nothing refers to yet.
+pub(super) struct Manifest {
+    /// As its image is known.
+    pub(super) record: ImageRecord,
+    /// What was signed.
+    pub(super) root: Root,
+    /// All that it refers to, one by one, its own pages included.
+    pub(super) segments: Vec<SegmentId>,
+}
+
+/// A key of its own for every manifest.
+pub(super) fn new_key() -> Result<ManifestKey, Refusal> {
+    let mut random = [0; 32];
+    aws_lc_rs::rand::fill(&mut random).map_err(|_| Refusal::Failed("no random bytes".into()))?;
+    Ok(ManifestKey(random))
+}
 
 impl Controller {
     /// Sign and publish. The image is there when this returns, or not at all.
@@ -41,11 +60,9 @@ impl Controller {
         let _finishing = self.sessions.finishing();
         let session = self.sessions.lock().remove(&finish.session);
         let session = session.ok_or_else(|| Refusal::Unavailable("this publication was interrupted".into()))?;
-        let mut random = [0; 32];
-        aws_lc_rs::rand::fill(&mut random).map_err(|_| Refusal::Failed("no random bytes".into()))?;
         let _images = self.images.lock().await;
         // A page may be the same as one that is still to be deleted somewhere.
-        if !self.catalog.trash().map_err(catalog_refusal)?.is_empty() {
+        if self.catalog.trash_count().map_err(catalog_refusal)? > 0 {
             self.empty_trash().await;
         }
         let _placing = self.deleting.read().await;
@@ -62,29 +79,11 @@ impl Controller {
             in_use: finish.in_use,
             run_pages: std::mem::take(&mut session.runs).into_values().collect(),
             span_pages: std::mem::take(&mut session.spans).into_values().collect(),
-            key: ManifestKey(random),
+            span_edition: 0,
+            key: new_key()?,
         };
-        let pages = draft.pages(&self.catalog).map_err(catalog_refusal)?;
-        let (mut segment_pages, mut span_pages) = (Vec::new(), Vec::new());
-        for bytes in pages.segments {
-            segment_pages.push(self.store_page(bytes, &session).await?);
-        }
-        for bytes in pages.spans {
-            span_pages.push(self.store_page(bytes, &session).await?);
-        }
-        let root = draft.root(pages.totals, segment_pages, span_pages);
-        let signed = self.authority.array_key.sign(MANIFEST_PURPOSE, root.encode());
-        let bytes = wire::encode(&signed);
-        if bytes.len() > ROOT_LEN_MAX {
-            return Err(Refusal::Invalid("the manifest's root is too long".into()));
-        }
-        let at = self.store_page(bytes, &session).await?;
-        let manifest = root.id();
-        let offline = match session.offline {
-            true => self.split_key(manifest, &draft.key, session.protection.of_clients()).await?,
-            false => None,
-        };
-        let record = ImageRecord { number: 0, manifest, signed, root: at, key: draft.key.clone(), offline };
+        let Manifest { record, root, segments } =
+            self.make_manifest(&draft, session.protection, session.offline).await?;
         let result = Published {
             image: draft.image.clone(),
             manifest: record.manifest,
@@ -94,27 +93,58 @@ impl Controller {
             weaker,
         };
         self.check_in_charge()?;
-        let holders = self.catalog.groups().map_err(catalog_refusal)?.remove(&at.group).map(|group| group.members);
+        let (at, said) = (record.root.group, session.said);
         let done = self.committer.change(move |change| {
-            let pages = root.segment_pages.iter().chain(&root.span_pages).chain([&record.root]);
-            for id in draft.segments().chain(pages.map(|page| SegmentId(page.digest))) {
-                change.refer(&id)?;
-            }
+            segments.iter().try_for_each(|id| change.refer(id).map(drop))?;
+            change.put_said(&draft.image, &said)?;
             change.put_image(&draft.image, &record)
         });
         done.await.map_err(catalog_refusal)?;
-        self.tell_holders(holders.unwrap_or_default()).await;
+        self.tell_holders(at).await;
         tracing::info!(image = %result.image, segments = result.segments, sealed = result.sealed, "published");
         Ok(result)
     }
 
+    /// Make the pages and the root of a manifest durable, and split its key. Nothing refers to them yet.
+    pub(super) async fn make_manifest(
+        &self,
+        draft: &Draft,
+        protection: Protection,
+        offline: bool,
+    ) -> Result<Manifest, Refusal> {
+        let pages = draft.pages(&self.catalog).map_err(catalog_refusal)?;
+        let (mut segment_pages, mut span_pages) = (Vec::new(), Vec::new());
+        for bytes in pages.segments {
+            segment_pages.push(self.store_page(bytes, protection).await?);
+        }
+        for bytes in pages.spans {
+            span_pages.push(self.store_page(bytes, protection).await?);
+        }
+        let root = draft.root(pages.totals, segment_pages, span_pages);
+        let signed = self.authority.array_key.sign(MANIFEST_PURPOSE, root.encode());
+        let bytes = wire::encode(&signed);
+        if bytes.len() > ROOT_LEN_MAX {
+            return Err(Refusal::Invalid("the manifest's root is too long".into()));
+        }
+        let at = self.store_page(bytes, protection).await?;
+        let manifest = root.id();
+        let offline = match offline {
+            true => self.split_key(manifest, &draft.key, protection.of_clients()).await?,
+            false => None,
+        };
+        let record = ImageRecord { number: 0, manifest, signed, root: at, key: draft.key.clone(), offline };
+        let pages = root.segment_pages.iter().chain(&root.span_pages).chain([&record.root]);
+        let segments = draft.segments().chain(pages.map(|page| SegmentId(page.digest))).collect();
+        Ok(Manifest { record, root, segments })
+    }
+
     /// Make a page of a manifest durable, as copies on members of its own.
-    async fn store_page(&self, bytes: Vec<u8>, session: &Session) -> Result<PageRef, Refusal> {
+    async fn store_page(&self, bytes: Vec<u8>, protection: Protection) -> Result<PageRef, Refusal> {
         let id = SegmentId::of(&bytes);
         if let Some(known) = self.catalog.segment(&id).map_err(catalog_refusal)? {
             return Ok(PageRef::of(&bytes, known.group));
         }
-        let protection = session.protection.of_pages(self.clients_that_stay()?);
+        let protection = protection.of_pages(self.clients_that_stay()?);
         let sealed = Bytes::from(bytes);
         let pieces = fragment::split(&Codec::new(protection.geometry), id, &sealed);
         let record = SegmentRecord {
@@ -138,7 +168,9 @@ impl Controller {
 
     /// Have those that keep an image's root keep the directory that lists it, before anybody is told that it is published: otherwise a controller
     /// that is lost in the next seconds takes the image along. Who is slow hears of it with the next heartbeat.
-    async fn tell_holders(&self, holders: Vec<NodeId>) {
+    pub(super) async fn tell_holders(&self, group: GroupId) {
+        let holders = self.catalog.groups().ok().and_then(|mut groups| groups.remove(&group));
+        let holders: Vec<NodeId> = holders.map(|group| group.members).unwrap_or_default();
         let Ok(directory) = self.directory() else { return };
         let told = holders.into_iter().map(|node| {
             let directory = directory.clone();

@@ -27,6 +27,14 @@ pub struct Settings {
     /// A stash that was silent for so many seconds, while most others were heard, is not expected back.
     #[serde(default = "gone_after_s")]
     pub gone_after_s: u64,
+    /// What only the fleet suggests, and nobody said, must be so for this many seconds before images are cut anew for it.
+    #[serde(default = "restripe_after_s")]
+    pub restripe_after_s: u64,
+}
+
+/// A week: a fleet that is being rolled out changes every day.
+fn restripe_after_s() -> u64 {
+    7 * 24 * 3600
 }
 
 /// Two weeks: longer than a holiday.

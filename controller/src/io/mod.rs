@@ -18,6 +18,7 @@ pub mod planned;
 pub mod publisher;
 pub mod recover;
 pub mod repair;
+pub mod restripe;
 pub mod rival;
 pub mod service;
 pub mod session;

@@ -329,16 +329,10 @@ async fn fetch(
     let pieces = array.fetch(entry.clone(), members).await?;
     let opened = tokio::task::spawn_blocking(move || -> anyhow::Result<_> {
         let sealed = assemble(&Codec::new(entry.geometry), entry.id, entry.sealed_len, &pieces)?;
-        let mut chunks = Vec::new();
-        if let Some(key) = key {
-            let plain = segment::decode(segment::unseal(&sealed, &key)?)?;
-            let mut rest = plain.data.as_slice();
-            for len in plain.chunk_lens {
-                let (chunk, after) = rest.split_at_checked(len as usize).context("a segment's chunks exceed it")?;
-                chunks.push((ChunkId::of(chunk), len));
-                rest = after;
-            }
-        }
+        let chunks = match key {
+            Some(key) => segment::decode(segment::unseal(&sealed, &key)?)?.chunks(),
+            None => Vec::new(),
+        };
         Ok((entry.id, sealed, chunks))
     });
     let (id, sealed, chunks) = opened.await.context("open a segment")??;

@@ -68,6 +68,7 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
     tokio::spawn(controller.clone().repair_regularly());
     tokio::spawn(controller.clone().mend_regularly());
     tokio::spawn(controller.clone().mend_copies_regularly());
+    tokio::spawn(controller.clone().restripe_regularly());
     tokio::spawn(controller.clone().look_after_regularly());
     tokio::spawn(controller.clone().wake_regularly());
     tokio::spawn(renew(controller.clone(), endpoint.clone(), https.acceptor()));

@@ -21,7 +21,7 @@ use protocol::message::publish::{
 use super::controller::{Controller, catalog_refusal};
 use super::spread::Spread;
 use super::unix_s;
-use crate::catalog::{NewSegment, PendingRecord, SegmentRecord};
+use crate::catalog::{NewSegment, PendingRecord, SaidRecord, SegmentRecord};
 use crate::geometry::{Choice, Goal};
 use crate::placement::Protection;
 
@@ -43,6 +43,7 @@ pub(super) struct Placing {
 pub(super) struct Session {
     pub(super) image: ImageName,
     pub(super) protection: Protection,
+    pub(super) said: SaidRecord,
     pub(super) disk_len: u64,
     pub(super) offline: bool,
     pub(super) last_word: Instant,
@@ -145,6 +146,7 @@ impl Controller {
             Session {
                 image: image.clone(),
                 protection: Protection { geometry, layout, steady: choice.steady },
+                said: SaidRecord { geometry: begin.geometry, layout: begin.layout },
                 disk_len: begin.disk_len,
                 offline: begin.offline,
                 last_word: Instant::now(),
@@ -210,6 +212,19 @@ impl Controller {
     /// If the bytes are not what they are called, or it cannot be made durable.
     pub async fn put_segment(self: &Arc<Self>, put: PutSegment, sealed: Bytes) -> Result<SegmentStored, Refusal> {
         let protection = self.sessions.with(put.session, |s| s.protection)?;
+        let session = put.session;
+        let stored = self.store_segment(put, sealed, protection).await?;
+        self.sessions.with(session, |_| ())?;
+        Ok(stored)
+    }
+
+    /// The same, whoever made it.
+    pub(super) async fn store_segment(
+        self: &Arc<Self>,
+        put: PutSegment,
+        sealed: Bytes,
+        protection: Protection,
+    ) -> Result<SegmentStored, Refusal> {
         let geometry = protection.geometry;
         let data_len: u64 = put.chunks.iter().map(|(_, len)| u64::from(*len)).sum();
         if data_len != u64::from(put.data_len) {
@@ -225,7 +240,7 @@ impl Controller {
         });
         let pieces = split.await.map_err(|_| Refusal::Failed("encode the segment".into()))?;
         let pieces = pieces.ok_or_else(|| Refusal::Invalid(format!("the bytes are not segment {id}")))?;
-        if self.catalog.trash().map_err(catalog_refusal)?.iter().any(|key| key.segment() == id) {
+        if !self.catalog.trash_of(&id).map_err(catalog_refusal)?.is_empty() {
             self.empty_trash().await;
         }
         let _alone = self.placing[usize::from(id.0[0])].lock().await;
@@ -252,7 +267,6 @@ impl Controller {
             protection,
         });
         let spread = spread.await?;
-        self.sessions.with(put.session, |_| ())?;
         Ok(SegmentStored { sent: spread.sent, replaced: spread.replaced })
     }
 

@@ -56,12 +56,9 @@ impl Controller {
     pub fn members_for(&self, segment: SegmentId, protection: Protection, piece_len: u64) -> Result<Members, Refusal> {
         let Protection { geometry, layout, steady } = protection;
         let (mut up, mut devices, badly_reached) = (self.takers()?, self.device_takers()?, self.fleet.badly_reached());
-        let trash = self.catalog.trash().map_err(catalog_refusal)?;
-        for key in trash {
+        for key in self.catalog.trash_of(&segment).map_err(catalog_refusal)? {
             // What is still to be deleted at a member must not be stored there again before it is.
-            if let TrashKey::Fragment { node, segment: dead, .. } = key
-                && dead == segment
-            {
+            if let TrashKey::Fragment { node, .. } = key {
                 up.remove(&node);
                 devices.remove(&node);
             }

@@ -1,21 +1,19 @@
 //! Cleaning up: segments of publications that never finished, segments that no image refers to, and what must be deleted at
 //! members. Nothing is deleted that the catalog does not name.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use images::NodeId;
-use images::SegmentId;
 use images::fragment::FragmentId;
 use images::manifest::{ImageName, SegmentPage};
+use images::{ManifestId, NodeId, SegmentId};
 use protocol::io::rpc;
 use protocol::message::{Refusal, store};
 
 use super::controller::{Controller, catalog_refusal};
 use super::rival::tell;
 use super::unix_s;
-use crate::catalog::{Catalog, CatalogError, ImageRecord, PendingRecord, SegmentRecord, TrashKey};
+use crate::catalog::{Catalog, CatalogError, ImageRecord, PendingRecord, RetiredRecord, SegmentRecord, TrashKey};
 
 /// How often the controller looks for something to clean.
 const EVERY: Duration = Duration::from_secs(60);
@@ -52,12 +50,34 @@ impl Controller {
         }
     }
 
+    /// Forget manifests that were replaced, and that nobody may be using any more at this time.
+    ///
+    /// # Errors
+    /// The catalog's.
+    pub async fn forget_retired(&self, now_unix_s: u64) -> Result<(), Refusal> {
+        for (manifest, retired) in self.catalog.retired().map_err(catalog_refusal)? {
+            if retired.until_unix_s <= now_unix_s {
+                self.forget_manifest(manifest, &retired).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn forget_manifest(&self, manifest: ManifestId, retired: &RetiredRecord) -> Result<(), Refusal> {
+        let segments = segments_of(&self.catalog, &retired.record).map_err(catalog_refusal)?;
+        let forgotten = self.committer.change(move |change| change.forget_retired(&manifest, &segments));
+        forgotten.await.map_err(catalog_refusal)?;
+        tracing::info!(image = retired.image, %manifest, "the manifest of before is not kept any more");
+        Ok(())
+    }
+
     /// Forget what is older than `keep_s` seconds and nobody needs, then delete it at members.
     ///
     /// # Errors
     /// The catalog's.
     pub async fn sweep(&self, keep_s: u64) -> Result<Swept, Refusal> {
         self.check_in_charge()?;
+        self.forget_retired(unix_s()).await?;
         let mut swept = Swept::default();
         let deleting = self.deleting.write().await;
         swept.is_publishing = self.sessions.any();
@@ -86,9 +106,9 @@ impl Controller {
             let forget = self.committer.change(move |change| change.forget_tickets(&tickets));
             forget.await.map_err(catalog_refusal)?;
         }
-        let before = self.catalog.trash().map_err(catalog_refusal)?.len() as u64;
+        let before = self.catalog.trash_count().map_err(catalog_refusal)?;
         self.empty_trash().await;
-        swept.waiting = self.catalog.trash().map_err(catalog_refusal)?.len() as u64;
+        swept.waiting = self.catalog.trash_count().map_err(catalog_refusal)?;
         swept.deleted = before.saturating_sub(swept.waiting);
         if swept.segments + swept.deleted + swept.waiting > 0 {
             tracing::info!(segments = swept.segments, deleted = swept.deleted, waiting = swept.waiting, "swept");
@@ -103,10 +123,8 @@ impl Controller {
         &self,
         keep_s: u64,
     ) -> Result<(Vec<(SegmentId, PendingRecord)>, Vec<(SegmentId, SegmentRecord)>), Refusal> {
-        let before = unix_s().saturating_sub(keep_s);
-        let mut segments = self.catalog.segments().map_err(catalog_refusal)?;
-        segments.retain(|(_, record)| record.references == 0 && record.stored_unix_s <= before);
-        Ok((self.catalog.pending().map_err(catalog_refusal)?, segments))
+        let unused = self.catalog.unused(unix_s().saturating_sub(keep_s)).map_err(catalog_refusal)?;
+        Ok((self.catalog.pending().map_err(catalog_refusal)?, unused))
     }
 
     /// What a sweep would do.
@@ -148,58 +166,62 @@ impl Controller {
             return;
         }
         let _deleting = self.deleting.write().await;
-        let Ok(trash) = self.catalog.trash() else {
+        let Ok((nodes, are_copies)) = self.catalog.trash_nodes() else {
             return;
         };
+        if are_copies {
+            self.delete_copies().await;
+        }
         let up = self.fleet.up();
-        let mut by_node: BTreeMap<NodeId, Vec<FragmentId>> = BTreeMap::new();
-        let mut copies = Vec::new();
-        for key in trash {
-            match key {
-                TrashKey::Copy { segment } => copies.push(segment),
-                TrashKey::Fragment { node, segment, piece } if up.contains_key(&node) => {
-                    by_node.entry(node).or_default().push(FragmentId { segment, piece });
-                }
-                TrashKey::Fragment { .. } => {}
-            }
-        }
-        for some in copies.chunks(CHANGE_TOGETHER) {
-            self.delete_copies(some).await;
-        }
-        for (node, fragments) in by_node {
-            for some in fragments.chunks(DELETE_TOGETHER) {
-                if let Err(error) = self.delete_at(node, some).await {
-                    tracing::info!(%node, %error, "fragments not deleted yet");
-                    break;
-                }
+        for node in nodes.into_iter().filter(|node| up.contains_key(node)) {
+            if let Err(error) = self.delete_at(node).await {
+                tracing::info!(%node, %error, "fragments not deleted yet");
             }
         }
     }
 
-    async fn delete_copies(&self, segments: &[SegmentId]) {
-        let mut gone = Vec::with_capacity(segments.len());
-        for &segment in segments {
-            match self.mass_storage.delete(&segment).await {
-                Ok(()) => gone.push(TrashKey::Copy { segment }),
-                Err(error) => tracing::warn!(%segment, %error, "copy on mass storage not deleted"),
+    /// Delete copies, until one cannot be deleted.
+    async fn delete_copies(&self) {
+        while let Ok(some) = self.catalog.trash_copies(CHANGE_TOGETHER)
+            && !some.is_empty()
+        {
+            let mut gone = Vec::with_capacity(some.len());
+            for &segment in &some {
+                match self.mass_storage.delete(&segment).await {
+                    Ok(()) => gone.push(TrashKey::Copy { segment }),
+                    Err(error) => tracing::warn!(%segment, %error, "copy on mass storage not deleted"),
+                }
             }
-        }
-        let forget = self.committer.change(move |change| gone.iter().try_for_each(|key| change.remove_trash(key)));
-        if let Err(error) = forget.await {
-            tracing::warn!(%error, "deletions not recorded, they are done again");
+            let are_all_gone = gone.len() == some.len();
+            let forget = self.committer.change(move |change| gone.iter().try_for_each(|key| change.remove_trash(key)));
+            let forgotten = forget.await;
+            if let Err(error) = &forgotten {
+                tracing::warn!(%error, "deletions not recorded, they are done again");
+            }
+            if !are_all_gone || forgotten.is_err() {
+                return;
+            }
         }
     }
 
-    async fn delete_at(&self, node: NodeId, fragments: &[FragmentId]) -> anyhow::Result<()> {
+    async fn delete_at(&self, node: NodeId) -> anyhow::Result<()> {
         let connection = self.pool.get(node).await?;
         let directory = self.directory()?;
         tokio::time::timeout(DELETE_WITHIN, tell(&connection, &directory)).await??;
-        let message = store::DeleteFragments { fragments: fragments.to_vec(), directory: directory.mark() };
-        tokio::time::timeout(DELETE_WITHIN, rpc::call(&connection, message, &[])).await??;
-        let gone: Vec<TrashKey> =
-            fragments.iter().map(|f| TrashKey::Fragment { node, segment: f.segment, piece: f.piece }).collect();
-        self.committer.change(move |change| gone.iter().try_for_each(|key| change.remove_trash(key))).await?;
-        Ok(())
+        loop {
+            let gone = self.catalog.trash_at(node, DELETE_TOGETHER)?;
+            if gone.is_empty() {
+                return Ok(());
+            }
+            let fragment = |key: &TrashKey| match key {
+                TrashKey::Fragment { segment, piece, .. } => Some(FragmentId { segment: *segment, piece: *piece }),
+                TrashKey::Copy { .. } => None,
+            };
+            let fragments = gone.iter().filter_map(fragment).collect();
+            let message = store::DeleteFragments { fragments, directory: directory.mark() };
+            tokio::time::timeout(DELETE_WITHIN, rpc::call(&connection, message, &[])).await??;
+            self.committer.change(move |change| gone.iter().try_for_each(|key| change.remove_trash(key))).await?;
+        }
     }
 
     /// Unpublish an image. Segments that only it used are reclaimed at once.
@@ -210,6 +232,11 @@ impl Controller {
         let _images = self.images.lock().await;
         let (_, record) = self.find_image(image.name(), Some(image.tag()))?;
         let segments = segments_of(&self.catalog, &record).map_err(catalog_refusal)?;
+        for (manifest, retired) in self.catalog.retired().map_err(catalog_refusal)? {
+            if retired.image == image.to_string() {
+                self.forget_manifest(manifest, &retired).await?;
+            }
+        }
         let name = image.clone();
         let removed = self.committer.change(move |change| change.remove_image(&name, &segments));
         removed.await.map_err(catalog_refusal)?;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{Cursor, Read as _};
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,12 +20,14 @@ use utoipa::ToSchema;
 
 use super::controller::{Controller, catalog_refusal};
 use super::sweep::segments_of;
-use crate::catalog::{GroupRecord, SegmentRecord};
+use crate::catalog::{CatalogError, GroupRecord, SegmentRecord};
 
 /// Bytes that a holder proves of each piece: one BLAKE3 chunk group; where they lie is random.
 const PROVE_LEN: u32 = 4096;
 /// How long a holder may take: one with a hung disk keeps its connection alive and never answers.
 const PROVE_WITHIN: Duration = Duration::from_secs(30);
+/// Segments that are looked up at the same time.
+const SOME: usize = 1024;
 /// Proofs under way.
 const TOGETHER: usize = 32;
 /// Problems that are listed one by one; the rest is counted.
@@ -185,28 +188,45 @@ impl Controller {
         wanted: Option<BTreeSet<SegmentId>>,
         deep: bool,
     ) -> Result<(), Refusal> {
-        let segments = self.catalog.segments().map_err(catalog_refusal)?;
-        let groups: Arc<BTreeMap<_, _>> = Arc::new(self.catalog.groups().map_err(catalog_refusal)?);
-        let chosen: Vec<_> =
-            segments.into_iter().filter(|(id, _)| wanted.as_ref().is_none_or(|w| w.contains(id))).collect();
-        self.jobs.update(job, |v| v.segments = chosen.len() as u64);
+        let groups: BTreeMap<_, _> = self.catalog.groups().map_err(catalog_refusal)?;
+        let total = self.catalog.segment_totals().map_err(catalog_refusal)?.segments;
+        self.jobs.update(job, |v| v.segments = wanted.as_ref().map_or(total, |wanted| wanted.len() as u64));
         let slots = Arc::new(Semaphore::new(TOGETHER));
         let mut tasks = JoinSet::new();
-        for (id, record) in chosen {
-            let Ok(slot) = slots.clone().acquire_owned().await else {
-                break;
-            };
-            let Some(group) = groups.get(&record.group).cloned() else {
-                continue;
-            };
-            let controller = self.clone();
-            tasks.spawn(async move {
-                controller.verify_segment(job, id, &record, &group, deep).await;
-                drop(slot);
-            });
+        let mut after = None;
+        loop {
+            let some = self.some_segments(wanted.as_ref(), after).map_err(catalog_refusal)?;
+            let Some((last, _)) = some.last() else { break };
+            after = Some(*last);
+            for (id, record) in some {
+                let Ok(slot) = slots.clone().acquire_owned().await else {
+                    break;
+                };
+                let Some(group) = groups.get(&record.group).cloned() else {
+                    continue;
+                };
+                let controller = self.clone();
+                tasks.spawn(async move {
+                    controller.verify_segment(job, id, &record, &group, deep).await;
+                    drop(slot);
+                });
+                while tasks.try_join_next().is_some() {}
+            }
         }
         while tasks.join_next().await.is_some() {}
         Ok(())
+    }
+
+    /// Some segments after an id, of all or of those that are wanted.
+    fn some_segments(
+        &self,
+        wanted: Option<&BTreeSet<SegmentId>>,
+        after: Option<SegmentId>,
+    ) -> Result<Vec<(SegmentId, SegmentRecord)>, CatalogError> {
+        let Some(wanted) = wanted else { return self.catalog.segments_after(after, SOME) };
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let some = wanted.range((from, Bound::Unbounded)).take(SOME);
+        some.filter_map(|id| Some(self.catalog.segment(id).transpose()?.map(|record| (*id, record)))).collect()
     }
 
     /// Let holders prove pieces that chance picks, so many: what vanished without a trace is found before it is needed.

@@ -161,17 +161,22 @@ fn check_segment(segment: &SegmentEntry, disk_len: u64) -> Result<(), PageError>
 }
 
 /// Read-back digests in disk order.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpanPage {
     /// Spans that are not all zero.
     pub spans: Vec<Span>,
+    /// Counts up when the page is stored anew with another protection: each edition has a name of its own.
+    pub edition: u32,
 }
 
 impl SpanPage {
-    /// Canonical bytes.
+    /// Canonical bytes: the spans, then the edition unless it is 0.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        wire::encode(self)
+        match self.edition {
+            0 => wire::encode(&self.spans),
+            edition => wire::encode(&(&self.spans, edition)),
+        }
     }
 
     /// Decode; spans must ascend.
@@ -179,7 +184,14 @@ impl SpanPage {
     /// # Errors
     /// [`PageError`].
     pub fn decode(bytes: &[u8]) -> Result<Self, PageError> {
-        let page: Self = wire::decode_canonical(bytes, PAGE_LEN_MAX)?;
+        let first = wire::decode_canonical(bytes, PAGE_LEN_MAX).map(|spans| Self { spans, edition: 0 });
+        let page = match first {
+            Ok(page) => page,
+            Err(error) => match wire::decode_canonical(bytes, PAGE_LEN_MAX) {
+                Ok((spans, edition)) if edition > 0 => Self { spans, edition },
+                _ => return Err(error.into()),
+            },
+        };
         if page.spans.len() > PAGE_SPANS_MAX {
             return Err(PageError::Invalid("too many spans"));
         }
@@ -216,6 +228,21 @@ mod tests {
         assert_eq!(decoded.keys(&ManifestKey([5; 32])), Err(PageError::Keys(OpenError)));
         assert!(SegmentPage::decode(&page.encode(), 6, 1 << 20).is_err());
         assert!(SegmentPage::decode(&page.encode(), 5, 8192).is_err(), "a run beyond the disk");
+    }
+
+    #[test]
+    fn editions_of_a_span_page_are_told_apart() {
+        let span = |index| Span { index, digest: [7; 32] };
+        for spans in [vec![], vec![span(1), span(5)]] {
+            let pages = [0, 1, 300].map(|edition| SpanPage { spans: spans.clone(), edition });
+            for page in &pages {
+                assert_eq!(SpanPage::decode(&page.encode()).as_ref(), Ok(page));
+            }
+            assert_eq!(pages[0].encode(), wire::encode(&spans), "the first is as it always was");
+            let mut long = pages[0].encode();
+            long.push(0);
+            assert!(SpanPage::decode(&long).is_err(), "no edition is said when it is the first");
+        }
     }
 
     #[test]

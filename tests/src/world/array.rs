@@ -6,22 +6,19 @@
 
 mod fleet;
 mod repair;
+mod restripe;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use controller::catalog::{
-    Catalog, ImageRecord, MoveRecord, NewSegment, NodeRecord, PendingRecord, Seat, SegmentRecord, TrashKey,
-};
+use controller::catalog::{Catalog, MoveRecord, NewSegment, NodeRecord, PendingRecord, Seat, SegmentRecord, TrashKey};
 use controller::domains::{Domains, Labels};
 use controller::placement::{
     Candidate, Members, Outcome, Placement, Protection, Wanted, choose, groups_wanted, least_used,
 };
-use images::keys::{ManifestKey, SegmentKey};
-use images::manifest::{ImageName, PageRef, Signed};
-use images::parity::Geometry;
-use images::{ChunkId, FragmentDigest, GroupId, ManifestId, NodeId, SegmentId};
+use images::keys::SegmentKey;
+use images::manifest::ImageName;
+use images::{ChunkId, FragmentDigest, GroupId, NodeId, SegmentId};
 use protocol::identity::Role;
-use protocol::message::publish::Layout;
 use redb::Database;
 use redb::backends::InMemoryBackend;
 
@@ -73,6 +70,8 @@ pub struct ArrayStats {
     pub deleted: u64,
     /// Holders that were caught.
     pub distrusted: u64,
+    /// Images that were cut anew.
+    pub restriped: u64,
 }
 
 impl ArrayStats {
@@ -87,6 +86,7 @@ impl ArrayStats {
         self.vacated += other.vacated;
         self.deleted += other.deleted;
         self.distrusted += other.distrusted;
+        self.restriped += other.restriped;
         for (kind, count) in &other.faults {
             *self.faults.entry(kind).or_default() += count;
         }
@@ -105,6 +105,8 @@ struct World {
     protection: Protection,
     published: BTreeMap<ImageName, Vec<SegmentId>>,
     next_image: u64,
+    next_manifest: u64,
+    retired: Vec<restripe::Retired>,
     /// What this start of the controller knows of moves: segments that their new holders have.
     progress: BTreeMap<Seat, (MoveRecord, BTreeSet<SegmentId>)>,
     /// Members that had no room, and until when they are not chosen.
@@ -132,24 +134,13 @@ fn catalog_fails(error: controller::catalog::CatalogError) -> Failure {
     Failure(format!("the catalog says {error}"))
 }
 
-fn content(number: u64) -> SegmentId {
-    SegmentId(*blake3::hash(&number.to_le_bytes()).as_bytes())
-}
-
 impl World {
     fn new(seed: u64, log: bool) -> Result<Self, Failure> {
         let mut rng = Rng::new(seed ^ 0x4152_5241);
         let database = Database::builder().create_with_backend(InMemoryBackend::new());
         let database = database.map_err(|e| Failure(format!("a database in memory: {e}")))?;
         let catalog = Catalog::new(database).map_err(catalog_fails)?;
-        let (data, parity) = (1 + rng.below(8) as u8, 1 + rng.below(4) as u8);
-        let geometry = Geometry::new(data, parity).expect("within the limits");
-        let layout = match rng.below(5) {
-            0 => Layout::ParityOnController,
-            1 if data <= 2 * parity => Layout::ParityOnClients,
-            _ => Layout::Clients,
-        };
-        let protection = Protection { geometry, layout, steady: rng.below(u64::from(data) + 1) as usize };
+        let protection = restripe::any_protection(&mut rng);
         let mut world = Self {
             rng,
             log,
@@ -162,6 +153,8 @@ impl World {
             protection,
             published: BTreeMap::new(),
             next_image: 1,
+            next_manifest: 0,
+            retired: Vec::new(),
             progress: BTreeMap::new(),
             avoided: BTreeMap::new(),
             put_off: 0,
@@ -178,7 +171,7 @@ impl World {
             (stash.habit, stash.capacity) = (fleet::Habit::Always, 1 << 20);
         }
         world.relabel()?;
-        world.say(|| format!("{geometry}, {layout}"));
+        world.say(|| format!("{}, {}", protection.geometry, protection.layout));
         Ok(world)
     }
 
@@ -217,6 +210,13 @@ impl World {
         if self.rng.one_in(60) && !self.is_settling {
             self.remove_image()?;
         }
+        if self.rng.one_in(24 * 10) && !self.is_settling {
+            self.change_policy();
+        }
+        if self.rng.one_in(4) {
+            self.restripe()?;
+        }
+        self.forget_retired()?;
         self.audit()?;
         self.mend()?;
         self.repair()?;
@@ -232,24 +232,19 @@ impl World {
     /// Publish an image of some contents. Those that are there already are shared.
     fn publish(&mut self) -> Result<(), Failure> {
         let count = 1 + self.rng.below(6);
-        let wanted: BTreeSet<SegmentId> = (0..count).map(|_| content(self.rng.below(CONTENTS))).collect();
-        for id in &wanted {
-            if self.catalog.segment(id).map_err(catalog_fails)?.is_none() && !self.place(*id)? {
+        let numbers: BTreeSet<u64> = (0..count).map(|_| self.rng.below(CONTENTS)).collect();
+        let mut wanted = BTreeSet::new();
+        for number in numbers {
+            let Some(id) = self.segment_for(number)? else {
                 self.say(|| "a publication finds too few stashes, or is interrupted".into());
                 return Ok(());
-            }
+            };
+            wanted.insert(id);
         }
         let number = self.next_image;
         self.next_image += 1;
         let name: ImageName = format!("image:{number}").parse().expect("a name");
-        let record = ImageRecord {
-            number: 0,
-            manifest: ManifestId([0; 32]),
-            signed: Signed { bytes: Vec::new(), signature: Vec::new() },
-            root: PageRef::of(b"root", GroupId(0)),
-            key: ManifestKey([0; 32]),
-            offline: None,
-        };
+        let record = self.record();
         self.change(|change| {
             wanted.iter().try_for_each(|id| change.refer(id).map(drop))?;
             change.put_image(&name, &record)
@@ -261,7 +256,7 @@ impl World {
     }
 
     /// Make a segment durable; or not, if there are too few stashes, or the controller crashes in the middle.
-    fn place(&mut self, id: SegmentId) -> Result<bool, Failure> {
+    fn place(&mut self, id: SegmentId, chunk: ChunkId) -> Result<bool, Failure> {
         let Protection { geometry, layout, steady } = self.protection;
         let sealed_len = 500 + u32::from(id.0[0]) * 8;
         let piece_len = geometry.piece_len(sealed_len as usize) as u64;
@@ -336,7 +331,7 @@ impl World {
             references: 0,
             stored_unix_s: 0,
         };
-        let new = NewSegment { id, record, chunks: vec![(ChunkId(id.0), sealed_len)], geometry, holders };
+        let new = NewSegment { id, record, chunks: vec![(chunk, sealed_len)], geometry, holders };
         let is_stored = self.try_change(|change| change.put_segment(&new))?;
         self.stats.segments += u64::from(is_stored);
         Ok(is_stored)
@@ -434,7 +429,7 @@ impl World {
                 "of {id} only {good} of {k} pieces are left, and nothing that happened to it explains that"
             );
         }
-        Ok(())
+        self.check_references()
     }
 
     /// Nothing happens any more, and everybody comes back who can: then everything gets right, and everywhere is what should be there.
@@ -444,7 +439,7 @@ impl World {
         for _ in 0..SETTLES_WITHIN {
             self.hour()?;
             self.prove_everything()?;
-            if self.is_green()? {
+            if self.is_green()? && self.is_all_cut_so()? {
                 return self.check_inventory();
             }
         }

@@ -29,7 +29,7 @@ impl World {
             segments: 0,
             last: String::new(),
         };
-        (0..NODES).for_each(|i| world.join(node(i)));
+        (1..=NODES).for_each(|i| world.join(node(i)));
         world
     }
 
@@ -84,7 +84,9 @@ impl World {
             chunks: Vec::new(),
             ..new_segment(number, [0, 0])
         };
-        let new = NewSegment { record: SegmentRecord { on_mass_storage: false, ..new.record }, ..new };
+        let (on_mass_storage, references) = (number % 2 == 0, u64::from(number % 4 == 0));
+        let record = SegmentRecord { on_mass_storage, references, ..new.record };
+        let new = NewSegment { record, ..new };
         let sent = holders.iter().enumerate().map(|(piece, node)| (piece as u8, *node)).collect();
         self.catalog.change(|c| c.put_pending(id, &PendingRecord { sent, copy: false })).unwrap();
         for (piece, node) in holders.iter().enumerate() {
@@ -238,7 +240,34 @@ impl World {
         }
     }
 
+    /// What is noted beside the segments is what follows from them.
+    fn check_derived(&self) {
+        let all = self.catalog.segments().unwrap();
+        let unused: Vec<SegmentId> = all.iter().filter(|(_, r)| r.references == 0).map(|(id, _)| *id).collect();
+        let sealed = all.iter().map(|(_, r)| u64::from(r.sealed_len)).sum();
+        let totals = SegmentTotals { segments: all.len() as u64, sealed, unused: unused.len() as u64 };
+        assert_eq!(self.catalog.segment_totals().unwrap(), totals, "after {}", self.last);
+        let known: Vec<SegmentId> = self.catalog.unused(u64::MAX).unwrap().into_iter().map(|(id, _)| id).collect();
+        assert_eq!(known, unused);
+        let mut copies: BTreeMap<GroupId, u64> = BTreeMap::new();
+        for (_, record) in all.iter().filter(|(_, r)| r.on_mass_storage) {
+            *copies.entry(record.group).or_default() += 1;
+        }
+        assert_eq!(self.catalog.copies_of_groups().unwrap(), copies);
+        let trash = self.catalog.trash().unwrap();
+        assert_eq!(self.catalog.trash_count().unwrap(), trash.len() as u64);
+        let segments: BTreeSet<SegmentId> = trash.iter().map(TrashKey::segment).collect();
+        let by_segment = segments.iter().flat_map(|id| self.catalog.trash_of(id).unwrap());
+        assert_eq!(by_segment.collect::<BTreeSet<_>>(), trash.iter().copied().collect());
+        let (nodes, _) = self.catalog.trash_nodes().unwrap();
+        let copies = self.catalog.trash_copies(usize::MAX).unwrap();
+        let copies = copies.into_iter().map(|segment| TrashKey::Copy { segment });
+        let at_nodes = nodes.iter().flat_map(|node| self.catalog.trash_at(*node, usize::MAX).unwrap());
+        assert_eq!(copies.chain(at_nodes).collect::<Vec<_>>(), trash);
+    }
+
     fn check(&self) {
+        self.check_derived();
         let (vacant, damaged) = (self.catalog.vacant().unwrap(), self.catalog.damaged().unwrap());
         let (moves, groups) = (self.catalog.moves().unwrap(), self.catalog.groups().unwrap());
         let mut named: BTreeSet<(NodeId, SegmentId, u8)> = BTreeSet::new();

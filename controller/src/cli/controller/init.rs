@@ -44,6 +44,9 @@ pub struct Init {
     /// How long a stash may be away before it is not expected back, and its pieces are made anew elsewhere
     #[arg(long, default_value_t = 14, value_name = "DAYS")]
     gone_after_days: u64,
+    /// How long a fleet must have been of another size before images are cut anew for it
+    #[arg(long, default_value_t = 7, value_name = "DAYS")]
+    restripe_after_days: u64,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -85,6 +88,7 @@ impl Init {
             heartbeat_ms: self.heartbeat_ms.clamp(100, 60_000),
             keep_unfinished_s: self.keep_unfinished_hours * 3600,
             gone_after_s: self.gone_after_days * 24 * 3600,
+            restripe_after_s: self.restripe_after_days * 24 * 3600,
         };
         let folder = self.which.folder();
         let kit_file = self.kit.clone().unwrap_or_else(|| folder.path().join("recovery-kit.age"));

@@ -114,6 +114,7 @@ impl Recover {
                 heartbeat_ms: self.heartbeat_ms.clamp(100, 60_000),
                 keep_unfinished_s: 24 * 3600,
                 gone_after_s: 14 * 24 * 3600,
+                restripe_after_s: 7 * 24 * 3600,
             };
             folder.write(&secrets, &sealed, &settings)?;
         }

@@ -15,6 +15,9 @@ pub struct Gc {
     /// Only say what would be deleted
     #[arg(long)]
     dry_run: bool,
+    /// Also what images that were cut anew had before, instead of in a day; an installation that began with it fails
+    #[arg(long, conflicts_with = "dry_run")]
+    superseded: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -39,7 +42,7 @@ impl SweepResult {
 impl Gc {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let spinner = table::spinner("collecting garbage");
-        let ask = GcRequest { dry_run: self.dry_run };
+        let ask = GcRequest { dry_run: self.dry_run, superseded: self.superseded };
         let result: SweepResult = Client::new(&self.common)?.post("/v1/gc", &ask).await?;
         spinner.finish_and_clear();
         result.print(if self.dry_run { "would be collected" } else { "collected" }, self.common.json)

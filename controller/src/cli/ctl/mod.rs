@@ -14,6 +14,7 @@ mod overrule;
 mod policy;
 mod publish;
 mod repair;
+mod restripe;
 mod rm;
 mod show;
 mod status;
@@ -48,6 +49,7 @@ enum Command {
     #[command(subcommand)]
     Node(node::Node),
     Repair(repair::Repair),
+    Restripe(restripe::Restripe),
     #[command(subcommand)]
     Policy(policy::Policy),
     Explain(policy::Explain),
@@ -129,6 +131,7 @@ impl Cli {
             Command::Nodes(args) => args.run().await,
             Command::Node(args) => args.run().await,
             Command::Repair(args) => args.run().await,
+            Command::Restripe(args) => args.run().await,
             Command::Policy(args) => args.run().await,
             Command::Explain(args) => args.run().await,
             Command::Status(args) => args.run().await,

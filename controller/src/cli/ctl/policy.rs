@@ -187,6 +187,7 @@ impl Explanation {
         }
         self.why.iter().for_each(|why| println!("           {why}"));
         self.unmet.iter().for_each(|what| println!("NOT KEPT   {what}"));
+        self.restripe.iter().for_each(|image| println!("{}", image.line()));
         if !self.groups.is_empty() {
             let row = |g: &GroupInfo| {
                 vec![

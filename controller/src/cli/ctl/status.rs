@@ -42,6 +42,7 @@ impl Status {
             );
         }
         s.health.lines().iter().for_each(|line| println!("{line}"));
+        s.restripe.iter().for_each(|image| println!("{}", image.line()));
         if s.unreadable_now > 0 {
             println!("AT RISK    {} segments cannot be read now: too many of their stashes are away", s.unreadable_now);
         }

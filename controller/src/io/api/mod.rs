@@ -4,6 +4,7 @@
 mod machines;
 mod policy;
 mod repair;
+mod restripe;
 mod routes;
 mod tls_listener;
 
@@ -12,6 +13,7 @@ pub use machines::{
 };
 pub use policy::{Count, Explanation, GroupInfo, LabelChange, Labelled, PolicyInfo};
 pub use repair::{Health, MoveInfo, NewMassStorage, NodeChange, NodeChanged, RepairInfo};
+pub use restripe::{RestripeAnswer, RestripeInfo, RestripeRequest, RestripeState};
 pub use routes::{
     Api, GcRequest, ImageDetail, ImageInfo, NodeInfo, OverruleRequest, OverruleResponse, PartitionInfo, Status,
     SweepResult, TicketRequest, TicketResponse, VerifyRequest, VerifyStarted,

@@ -12,6 +12,7 @@ use protocol::pace::minute_of_day;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::restripe::RestripeInfo;
 use super::routes::{Answer, Shared};
 use crate::attendance::Class;
 use crate::catalog::PolicyRecord;
@@ -168,6 +169,8 @@ pub struct Explanation {
     pub unmet: Vec<String>,
     /// Groups that hold the image that was asked for.
     pub groups: Vec<GroupInfo>,
+    /// Images that are to be cut anew: the one that was asked for, those of a name, or all.
+    pub restripe: Vec<RestripeInfo>,
 }
 
 /// What to explain.
@@ -222,6 +225,12 @@ impl Controller {
             why: choice.as_ref().map(|choice| choice.why.clone()).unwrap_or_default(),
             unmet: choice.map_or_else(|| vec!["no stash is up that may take pieces".into()], |choice| choice.unmet),
             groups: image.map(|image| self.groups_of(image)).transpose()?.unwrap_or_default(),
+            restripe: {
+                let mut all = self.restripe_infos()?;
+                let is_of_name = |of: &str| name.is_empty() || of.split(':').next() == Some(name);
+                all.retain(|info| image.map_or(is_of_name(&info.image), |image| info.image == image.to_string()));
+                all
+            },
         })
     }
 
@@ -295,6 +304,7 @@ pub(super) async fn change_policy(State(c): Shared, Json(ask): Json<PolicyInfo>)
     let changed = c.committer.change(move |catalog| catalog.change_policy(&of, &change));
     changed.await.map_err(catalog_refusal)?;
     c.repairs.wake.notify_one();
+    c.restripes.wake.notify_one();
     Ok(Json(c.explain(&name, None)?))
 }
 

@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use data_encoding::HEXLOWER;
+use images::GroupId;
 use images::manifest::{ImageName, Root};
 use protocol::identity::Role;
 use protocol::io::credentials::fresh_secret;
@@ -20,8 +21,9 @@ use utoipa::{OpenApi, ToSchema};
 use super::machines;
 use super::policy;
 use super::repair::{self, Health};
+use super::restripe;
 use super::tls_listener::Caller;
-use crate::catalog::TicketRecord;
+use crate::catalog::{GroupRecord, TicketRecord};
 use crate::io::controller::{Controller, catalog_refusal};
 use crate::io::sweep::Swept;
 use crate::io::unix_s;
@@ -58,6 +60,8 @@ use crate::io::verify::{Problem, Verification};
         repair::get_repair,
         repair::take_mass_storage,
         repair::change_node,
+        restripe::list_restripes,
+        restripe::restripe,
         policy::list_policies,
         policy::change_policy,
         policy::clear_policy,
@@ -103,6 +107,8 @@ pub struct Status {
     pub unreadable_now: u64,
     /// How safe everything is.
     pub health: Health,
+    /// Images that are to be cut anew.
+    pub restripe: Vec<super::restripe::RestripeInfo>,
     /// Seconds since the controller started.
     pub up_s: u64,
     /// CPU that parity took since then.
@@ -269,6 +275,9 @@ pub struct GcRequest {
     /// Only say what would be deleted.
     #[serde(default)]
     pub dry_run: bool,
+    /// Also what images that were cut anew had before. An installation that began with it fails.
+    #[serde(default)]
+    pub superseded: bool,
 }
 
 /// What a sweep did.
@@ -323,6 +332,7 @@ pub(super) fn router(controller: Arc<Controller>) -> Router {
         .route("/v1/nodes/{node}", post(repair::change_node))
         .route("/v1/nodes/{node}/labels", post(policy::label_node))
         .route("/v1/repair", get(repair::get_repair))
+        .route("/v1/restripe", get(restripe::list_restripes).post(restripe::restripe))
         .route("/v1/mass-storage", post(repair::take_mass_storage))
         .route("/v1/policies", get(policy::list_policies).post(policy::change_policy).delete(policy::clear_policy))
         .route("/v1/explain", get(policy::explain))
@@ -375,12 +385,15 @@ async fn overrule(State(c): Shared, Json(request): Json<OverruleRequest>) -> Ans
 /// The array at a glance
 #[utoipa::path(get, path = "/v1/status", responses((status = 200, body = Status)))]
 async fn status(State(c): Shared) -> Answer<Status> {
-    let (nodes, segments) =
-        (c.catalog.nodes().map_err(catalog_refusal)?, c.catalog.segments().map_err(catalog_refusal)?);
-    let groups = c.catalog.groups().map_err(catalog_refusal)?;
+    let (nodes, totals) =
+        (c.catalog.nodes().map_err(catalog_refusal)?, c.catalog.segment_totals().map_err(catalog_refusal)?);
+    let (groups, copies) =
+        (c.catalog.groups().map_err(catalog_refusal)?, c.catalog.copies_of_groups().map_err(catalog_refusal)?);
     let (up, encode) = (c.fleet.up(), c.encode.report());
-    let reachable = |id| {
-        groups.get(id).is_some_and(|g| g.members.iter().filter(|m| up.contains_key(m)).count() >= g.geometry.data())
+    let unreadable = |(id, group): (&GroupId, &GroupRecord)| {
+        let online = group.members.iter().filter(|node| up.contains_key(node)).count();
+        let copied = copies.get(id).copied().unwrap_or(0);
+        if online < group.geometry.data() { group.segments.saturating_sub(copied) } else { 0 }
     };
     Ok(Json(Status {
         array: c.array().to_string(),
@@ -391,14 +404,15 @@ async fn status(State(c): Shared) -> Answer<Status> {
         stashes_up: up.len() as u64,
         capacity: nodes.iter().map(|(_, n)| n.capacity).sum(),
         used: nodes.iter().filter_map(|(id, _)| c.fleet.pulse(*id)).map(|(p, _)| p.used).sum(),
-        segments: segments.len() as u64,
-        sealed: segments.iter().map(|(_, s)| u64::from(s.sealed_len)).sum(),
+        segments: totals.segments,
+        sealed: totals.sealed,
         chunks: c.catalog.chunk_count().map_err(catalog_refusal)?,
         pending: c.catalog.pending().map_err(catalog_refusal)?.len() as u64,
-        unreferenced: segments.iter().filter(|(_, s)| s.references == 0).count() as u64,
-        trash: c.catalog.trash().map_err(catalog_refusal)?.len() as u64,
-        unreadable_now: segments.iter().filter(|(_, s)| !s.on_mass_storage && !reachable(&s.group)).count() as u64,
+        unreferenced: totals.unused,
+        trash: c.catalog.trash_count().map_err(catalog_refusal)?,
+        unreadable_now: groups.iter().map(unreadable).sum(),
         health: c.health()?,
+        restripe: c.restripe_infos()?,
         up_s: c.started.elapsed().as_secs(),
         encode: Encode { bytes: encode.bytes, cpu_s: encode.cpu_s },
     }))
@@ -554,6 +568,11 @@ async fn get_verify(State(c): Shared, Path(job): Path<u64>) -> Answer<Verificati
 /// Forget and delete at once what no image refers to
 #[utoipa::path(post, path = "/v1/gc", request_body = GcRequest, responses((status = 200, body = SweepResult)))]
 async fn gc(State(c): Shared, Json(ask): Json<GcRequest>) -> Answer<SweepResult> {
-    let swept = if ask.dry_run { c.would_sweep(0)? } else { c.sweep(0).await? };
-    Ok(Json(swept.into()))
+    if ask.dry_run {
+        return Ok(Json(c.would_sweep(0)?.into()));
+    }
+    if ask.superseded {
+        c.forget_retired(u64::MAX).await?;
+    }
+    Ok(Json(c.sweep(0).await?.into()))
 }

@@ -246,7 +246,7 @@ impl Controller {
     }
 
     /// Right after a start nobody has been heard yet, and what this catalog thinks may be out of date.
-    fn may_repair(&self) -> bool {
+    pub(super) fn may_repair(&self) -> bool {
         self.check_in_charge().is_ok() && self.started.elapsed() >= self.fleet.patience()
     }
 

@@ -1,0 +1,157 @@
+//! What could be computed from the segments, and is noted beside them: at ten million of them nobody wants to read all of them to know how
+//! many there are.
+
+use std::collections::BTreeMap;
+
+use images::{GroupId, SegmentId, wire};
+use redb::{ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _};
+
+use super::records::{SegmentRecord, TrashKey};
+use super::tables::{GROUP_COPIES, GROUP_SEGMENTS, META, SEGMENTS, TRASH, TRASH_OF, UNUSED};
+use super::{Catalog, Change, Result};
+
+/// Counts up when something is noted that was not before: then it is computed once.
+const VERSION: u64 = 1;
+const VERSION_KEY: &str = "derived";
+const SEALED: &str = "sealed";
+
+/// All segments together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SegmentTotals {
+    /// How many.
+    pub segments: u64,
+    /// Sealed bytes.
+    pub sealed: u64,
+    /// Segments that nothing refers to.
+    pub unused: u64,
+}
+
+impl Catalog {
+    /// All segments together.
+    ///
+    /// # Errors
+    /// [`super::CatalogError`].
+    pub fn segment_totals(&self) -> Result<SegmentTotals> {
+        let read = self.0.begin_read()?;
+        Ok(SegmentTotals {
+            segments: read.open_table(SEGMENTS)?.len()?,
+            sealed: read.open_table(META)?.get(SEALED)?.map_or(0, |v| v.value()),
+            unused: read.open_table(UNUSED)?.len()?,
+        })
+    }
+
+    /// Segments of each group of which mass storage has a copy. Groups without any are left out.
+    ///
+    /// # Errors
+    /// [`super::CatalogError`].
+    pub fn copies_of_groups(&self) -> Result<BTreeMap<GroupId, u64>> {
+        let read = self.0.begin_read()?;
+        let table = read.open_table(GROUP_COPIES)?;
+        table
+            .iter()?
+            .map(|row| row.map(|(group, copies)| (GroupId(group.value()), copies.value())).map_err(Into::into))
+            .collect()
+    }
+
+    /// Whether mass storage should have any copy.
+    ///
+    /// # Errors
+    /// [`super::CatalogError`].
+    pub fn has_copies(&self) -> Result<bool> {
+        Ok(!self.0.begin_read()?.open_table(GROUP_COPIES)?.is_empty()?)
+    }
+
+    /// Segments that nothing refers to and that became durable before a time, seconds since 1970.
+    ///
+    /// # Errors
+    /// [`super::CatalogError`].
+    pub fn unused(&self, before_unix_s: u64) -> Result<Vec<(SegmentId, SegmentRecord)>> {
+        let read = self.0.begin_read()?;
+        let (table, segments) = (read.open_table(UNUSED)?, read.open_table(SEGMENTS)?);
+        let mut unused = Vec::new();
+        for row in table.iter()? {
+            let id = row?.0.value();
+            let Some(record) = segments.get(id)? else { continue };
+            let record: SegmentRecord = wire::decode(record.value())?;
+            if record.stored_unix_s <= before_unix_s {
+                unused.push((SegmentId(id), record));
+            }
+        }
+        Ok(unused)
+    }
+}
+
+impl Change<'_> {
+    /// A record of a segment changes: from what it was, if there was one, to what it will be.
+    pub(super) fn note_segment(
+        &self,
+        id: &SegmentId,
+        before: Option<&SegmentRecord>,
+        after: Option<&SegmentRecord>,
+    ) -> Result<()> {
+        let is_unused = |record: Option<&SegmentRecord>| record.is_some_and(|r| r.references == 0);
+        match (is_unused(before), is_unused(after)) {
+            (false, true) => drop(self.0.open_table(UNUSED)?.insert(id.0, ())?),
+            (true, false) => drop(self.0.open_table(UNUSED)?.remove(id.0)?),
+            _ => {}
+        }
+        let of = |record: Option<&SegmentRecord>| {
+            (record.map_or(0, |r| u64::from(r.sealed_len)), record.map(|r| (r.group, r.on_mass_storage)))
+        };
+        let ((sealed_before, lay), (sealed_after, lies)) = (of(before), of(after));
+        if sealed_before != sealed_after {
+            let mut meta = self.0.open_table(META)?;
+            let sealed = meta.get(SEALED)?.map_or(0, |v| v.value());
+            meta.insert(SEALED, (sealed + sealed_after).saturating_sub(sealed_before))?;
+        }
+        if lay == lies {
+            return Ok(());
+        }
+        if let Some((group, is_copied)) = lay {
+            self.0.open_table(GROUP_SEGMENTS)?.remove((group.0, id.0))?;
+            self.count_copies(group, -i64::from(is_copied))?;
+        }
+        if let Some((group, is_copied)) = lies {
+            self.0.open_table(GROUP_SEGMENTS)?.insert((group.0, id.0), ())?;
+            self.count_copies(group, i64::from(is_copied))?;
+        }
+        Ok(())
+    }
+
+    fn count_copies(&self, group: GroupId, by: i64) -> Result<()> {
+        if by == 0 {
+            return Ok(());
+        }
+        let mut table = self.0.open_table(GROUP_COPIES)?;
+        let copies = table.get(group.0)?.map_or(0, |v| v.value()).saturating_add_signed(by);
+        if copies == 0 {
+            table.remove(group.0)?;
+        } else {
+            table.insert(group.0, copies)?;
+        }
+        Ok(())
+    }
+
+    /// Compute all of it, in a catalog that was written before it was noted.
+    pub(super) fn derive(&self) -> Result<()> {
+        let version = self.0.open_table(META)?.get(VERSION_KEY)?.map_or(0, |v| v.value());
+        if version == VERSION {
+            return Ok(());
+        }
+        self.0.open_table(META)?.remove(SEALED)?;
+        self.0.open_table(UNUSED)?.retain(|_, ()| false)?;
+        self.0.open_table(GROUP_COPIES)?.retain(|_, _| false)?;
+        self.0.open_table(GROUP_SEGMENTS)?.retain(|_, ()| false)?;
+        for row in self.0.open_table(SEGMENTS)?.iter()? {
+            let (id, record) = row?;
+            self.note_segment(&SegmentId(id.value()), None, Some(&wire::decode(record.value())?))?;
+        }
+        let mut by_segment = self.0.open_table(TRASH_OF)?;
+        by_segment.retain(|_, ()| false)?;
+        for row in self.0.open_table(TRASH)?.iter()? {
+            by_segment.insert(TrashKey::decode(&row?.0.value()).encode_by_segment(), ())?;
+        }
+        self.0.open_table(META)?.insert(VERSION_KEY, VERSION)?;
+        Ok(())
+    }
+}
