@@ -28,6 +28,9 @@ use crate::store::Reader;
 /// A member that copies a fragment for another one answers in this time, or k others are asked.
 const COPIED_WITHIN: Duration = Duration::from_secs(10);
 
+/// How long making pieces waits for installers that this stash serves: a part of the time that it is given.
+const INSTALLERS_FIRST: Duration = Duration::from_secs(5);
+
 /// Makes fragments anew.
 pub(super) struct Rebuilder {
     pub(super) reader: Reader<FileStorage>,
@@ -70,7 +73,7 @@ impl Rebuilder {
             self.pool.learn(held.directory());
         }
         let epoch = held.map_or(Epoch(0), |held| held.mark().epoch);
-        let fetcher = Fetcher::start(self.pool.clone(), Patience::default(), epoch);
+        let fetcher = Fetcher::start(self.pool.clone(), Patience::unhurried(), epoch);
         let within = Duration::from_millis(ask.within_ms.into());
         let one = |wanted: Wanted| {
             let fetcher = fetcher.clone();
@@ -89,6 +92,7 @@ impl Rebuilder {
             Ok(pieces) => Wanted { pieces, ..wanted.clone() },
             Err(refusal) => return Rebuilt::Refused(refusal),
         };
+        self.manners.after_installers(INSTALLERS_FIRST).await;
         let piece_len = missing.geometry.piece_len(missing.sealed_len as usize);
         let copied = match missing.from {
             Some(from) => self.copy(from, &missing).await,

@@ -3,6 +3,7 @@
 use std::io::{Cursor, Read as _};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use bao::encode::SliceExtractor;
@@ -38,6 +39,9 @@ use super::words::WordKeeper;
 use super::writer::{Event, Writer};
 use crate::release;
 use crate::store::{Reader, StoreError};
+
+/// How long a fragment for repair waits for installers: less than whoever asks for it waits.
+const REPAIR_WAITS: Duration = Duration::from_secs(2);
 
 struct Service {
     own: NodeId,
@@ -227,6 +231,10 @@ impl Service {
         }
         match request {
             Request::GetFragment(fetch::GetFragment { fragment }) => {
+                match peer.bearer.map(|bearer| bearer.identity.role) {
+                    Some(Role::Stash | Role::Controller) => self.manners.after_installers(REPAIR_WAITS).await,
+                    _ => self.manners.serves_installer(),
+                }
                 let read = self.read(fragment).await;
                 let read = match self.wait(read.as_ref().map_or(0, |(_, payload)| payload.len())).await {
                     Ok(()) => read,

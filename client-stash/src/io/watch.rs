@@ -30,6 +30,8 @@ const PRESSURE_MAX: f64 = 20.0;
 const STANDING_BACK: u64 = 10_000_000;
 /// Nobody waits longer for a fragment that others have, too.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Repair goes on when no installer has been served for so long.
+const INSTALLERS_QUIET: Duration = Duration::from_millis(300);
 /// Room for small files on a full disk.
 const BALLAST_LEN: u64 = 16 << 20;
 
@@ -69,6 +71,8 @@ pub struct Manners {
     has_failed: AtomicBool,
     /// Bytes that must be elsewhere before the file can be as small as it should be.
     too_much: AtomicU64,
+    /// When an installer was served last.
+    installer_served: Mutex<Option<Instant>>,
 }
 
 impl Manners {
@@ -81,6 +85,7 @@ impl Manners {
             state: Mutex::default(),
             has_failed: AtomicBool::new(false),
             too_much: AtomicU64::new(0),
+            installer_served: Mutex::default(),
         };
         manners.lock().seen = manners.look_at_limits(Seen::default());
         Arc::new(manners)
@@ -174,6 +179,27 @@ impl Manners {
         }
         (state.disk, state.network) = (on_disk, on_network);
         Some(wait)
+    }
+
+    fn served(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.installer_served.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Somebody who installs, or reads, is being served: people wait for that.
+    pub fn serves_installer(&self) {
+        *self.served() = Some(Instant::now());
+    }
+
+    /// Let those go first, for so long at the most. Nobody waits for repair; but it must not wait for ever.
+    pub async fn after_installers(&self, most: Duration) {
+        let until = Instant::now() + most;
+        let quiet_at = || self.served().map(|at| at + INSTALLERS_QUIET).filter(|at| *at > Instant::now());
+        while let Some(quiet_at) = quiet_at() {
+            tokio::time::sleep_until(quiet_at.min(until).into()).await;
+            if Instant::now() >= until {
+                return;
+            }
+        }
     }
 
     /// Whether what is moving already is as much as anybody waits for.
@@ -365,4 +391,35 @@ async fn fit(folder: &Folder, manners: &Manners, writer: &Writer, free: u64) {
         Err(_) => tracing::warn!("the disk does not answer: the stash has the size that it had"),
     }
     manners.has_too_much(too_much);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn repair_waits_for_installers_but_not_for_ever() {
+        let manners = Manners::new(Vec::new());
+        let most = 4 * INSTALLERS_QUIET;
+        let took = async |manners: &Manners| {
+            let start = Instant::now();
+            manners.after_installers(most).await;
+            start.elapsed()
+        };
+        assert!(took(&manners).await < INSTALLERS_QUIET, "nobody installs");
+        manners.serves_installer();
+        assert!(took(&manners).await >= INSTALLERS_QUIET * 9 / 10);
+        let serving = tokio::spawn({
+            let manners = manners.clone();
+            async move {
+                loop {
+                    manners.serves_installer();
+                    tokio::time::sleep(INSTALLERS_QUIET / 10).await;
+                }
+            }
+        });
+        manners.serves_installer();
+        assert!(took(&manners).await >= most);
+        serving.abort();
+    }
 }

@@ -105,7 +105,7 @@ impl Controller {
             return Ok(());
         }
         let epoch = self.directory().map_err(catalog_refusal)?.mark().epoch;
-        let fetcher = Fetcher::start(self.pool.clone(), Patience::default(), epoch);
+        let fetcher = Fetcher::start(self.pool.clone(), Patience::unhurried(), epoch);
         let mut tasks = JoinSet::new();
         for id in lost {
             let (controller, fetcher) = (self.clone(), fetcher.clone());

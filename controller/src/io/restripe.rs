@@ -404,7 +404,7 @@ impl Controller {
         protection: Protection,
     ) -> Result<BTreeMap<SegmentId, SegmentId>, Refusal> {
         let epoch = self.directory().map_err(catalog_refusal)?.mark().epoch;
-        let fetcher = Fetcher::start(self.pool.clone(), Patience::default(), epoch);
+        let fetcher = Fetcher::start(self.pool.clone(), Patience::unhurried(), epoch);
         let (mut tasks, mut editions) = (JoinSet::new(), BTreeMap::new());
         // The first failure ends it: what is done is found again when it is tried again.
         let mut note = |done: Result<Result<(SegmentId, SegmentId), Refusal>, JoinError>| {

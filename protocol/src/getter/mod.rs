@@ -58,6 +58,14 @@ impl Default for Patience {
     }
 }
 
+impl Patience {
+    /// Of repair: holders let installers go first, and no byte is to travel twice because one of them took its time.
+    #[must_use]
+    pub fn unhurried() -> Self {
+        Self { hedge_min: Duration::from_secs(3), ..Self::default() }
+    }
+}
+
 /// Names a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);

@@ -26,9 +26,9 @@ pub struct Repair {
     /// Stashes; each case takes some away
     #[arg(long, default_value_t = 16)]
     stashes: usize,
-    /// Installations beside a repair, and without one
-    #[arg(long, default_value_t = 3)]
-    installs: usize,
+    /// Times that a stash is lost, with an installation before and one beside the repair
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
 }
 
 /// Bytes of pieces that new holders fetched, and that they kept.
@@ -58,13 +58,7 @@ impl Repair {
         let (data, parity) = (self.data.to_string(), self.parity.to_string());
         fleet.publish(&image, &["--name", "noise", "--layout", "clients", "--data", &data, "--parity", &parity])?;
         println!("{} MB of noise as {data} + {parity} on {} stashes, one host, one disk", self.size_mb, self.stashes);
-        let alone: Vec<f64> = (0..self.installs).map(|_| install(&fleet, &target, len)).collect::<Result<_, _>>()?;
-        let alone = median(alone);
-        println!("an installation alone: {alone:.1} s");
-        println!(
-            "{:<44} {:>10} {:>10} {:>7} {:>8} {:>10}",
-            "case", "lost MB", "moved MB", "ratio", "MB/s", "install s"
-        );
+        println!("{:<44} {:>10} {:>10} {:>7} {:>8}", "case", "lost MB", "moved MB", "ratio", "MB/s");
         let mut next = 0;
         for (what, count, lost) in [
             ("one is drained: its pieces are copied", 1, false),
@@ -73,38 +67,17 @@ impl Repair {
             ("three are lost at the same time", 3, true),
         ] {
             let (fetched, kept) = bytes(&fleet)?;
-            let nodes: Vec<String> = (next..next + count).map(|i| fleet.stashes[i].node.clone()).collect();
-            if lost {
-                (next..next + count).for_each(|i| fleet.kill_stash(i));
-                wait_for("them to be away", || {
-                    fleet.ctl(&["status"]).is_ok_and(|s| s["stashes_up"] == self.stashes - next - count)
-                })?;
-            }
+            let start = take_away(&mut fleet, next..next + count, lost)?;
             next += count;
-            let start = Instant::now();
-            for node in &nodes {
-                let how: &[&str] = if lost { &["--lost"] } else { &[] };
-                fleet.ctl(&[&["node", "remove", node], how].concat())?;
-            }
-            let beside = install(&fleet, &target, len)?;
-            let is_done = || {
-                let done = fleet.ctl(&["repair"]).ok()?;
-                Some(done["health"]["missing"] == 0 && done["health"]["moves"] == 0)
-            };
-            while is_done() != Some(true) {
-                ensure!(start.elapsed().as_secs() < 600, "not repaired in ten minutes");
-                std::thread::sleep(std::time::Duration::from_millis(100));
-            }
+            wait_until_repaired(&fleet)?;
             let took = start.elapsed().as_secs_f64();
+            // Who was sent away is no member any more.
+            (next - count..next).for_each(|i| fleet.kill_stash(i));
             let (fetched, kept) = {
                 let now = bytes(&fleet)?;
                 ((now.0 - fetched) / 1e6, (now.1 - kept) / 1e6)
             };
-            println!(
-                "{what:<44} {kept:>10.1} {fetched:>10.1} {:>7.2} {:>8.1} {beside:>10.1}",
-                fetched / kept,
-                kept / took
-            );
+            println!("{what:<44} {kept:>10.1} {fetched:>10.1} {:>7.2} {:>8.1}", fetched / kept, kept / took);
         }
         let ratio = |r: usize| (usize::from(self.data) + r - 1) as f64 / r as f64;
         println!(
@@ -113,6 +86,66 @@ impl Repair {
             ratio(2),
             ratio(3)
         );
+        self.beside(&mut fleet, next, &target, len)?;
         fleet.ctl(&["verify"]).map(drop)
     }
+
+    /// What an installation loses while a lost stash is made up for.
+    fn beside(&self, fleet: &mut Fleet, first: usize, target: &Path, len: u64) -> anyhow::Result<()> {
+        let (mut alone, mut beside, mut repairs) = (Vec::new(), Vec::new(), Vec::new());
+        for round in 0..self.rounds {
+            fleet.add_stash("1GiB")?;
+            fleet.wait_until_up(fleet.running())?;
+            wait_until_repaired(fleet)?;
+            alone.push(install(fleet, target, len)?);
+            let start = take_away(fleet, first + round..first + round + 1, true)?;
+            wait_for("repair to begin", || fleet.ctl(&["repair"]).is_ok_and(|r| r["health"]["moves"] != 0))?;
+            beside.push(install(fleet, target, len)?);
+            let was_beside = fleet.ctl(&["repair"])?["health"]["moves"] != 0;
+            wait_until_repaired(fleet)?;
+            let took = start.elapsed().as_secs_f64();
+            println!(
+                "round {round}: an installation alone {:.2} s, beside a repair {:.2} s; repaired in {took:.1} s{}",
+                alone[round],
+                beside[round],
+                if was_beside { "" } else { ", before the installation ended" }
+            );
+            repairs.push(took);
+        }
+        let (alone, beside) = (median(alone), median(beside));
+        println!(
+            "medians: alone {alone:.2} s, beside a repair {beside:.2} s: {:+.1} % (goal: at most 10 %); repaired in {:.1} s",
+            (beside / alone - 1.0) * 100.0,
+            median(repairs)
+        );
+        Ok(())
+    }
+}
+
+/// Send stashes away, or lose them.
+fn take_away(fleet: &mut Fleet, stashes: std::ops::Range<usize>, lost: bool) -> anyhow::Result<Instant> {
+    let nodes: Vec<String> = stashes.clone().map(|i| fleet.stashes[i].node.clone()).collect();
+    if lost {
+        stashes.for_each(|i| fleet.kill_stash(i));
+        fleet.wait_until_up(fleet.running())?;
+    }
+    let start = Instant::now();
+    for node in &nodes {
+        let how: &[&str] = if lost { &["--lost"] } else { &[] };
+        fleet.ctl(&[&["node", "remove", node], how].concat())?;
+    }
+    Ok(start)
+}
+
+fn wait_until_repaired(fleet: &Fleet) -> anyhow::Result<()> {
+    let start = Instant::now();
+    let is_done = || {
+        let done = fleet.ctl(&["repair"]).ok()?;
+        Some(done["health"]["missing"] == 0 && done["health"]["moves"] == 0)
+    };
+    while is_done() != Some(true) {
+        ensure!(start.elapsed().as_secs() < 600, "not repaired in ten minutes");
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    Ok(())
 }
