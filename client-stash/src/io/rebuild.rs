@@ -1,7 +1,7 @@
 //! Having fragments that this stash did not get from the controller: copied from a member that has them, or made anew out of any k
 //! others of their segment. So a repair costs the controller nothing but a message.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -38,6 +38,7 @@ pub(super) struct Rebuilder {
     pub(super) pool: Arc<Pool>,
     pub(super) directory: Arc<DirectoryKeeper>,
     pub(super) manners: Arc<Manners>,
+    pub(super) fetcher: OnceLock<Fetcher>,
 }
 
 fn short(shortfall: &Shortfall) -> String {
@@ -68,12 +69,11 @@ impl Rebuilder {
         if ask.wanted.len() > REBUILD_TOGETHER || !ask.wanted.iter().all(Wanted::is_valid) {
             return Err(Refusal::Invalid("fragments to rebuild that cannot be".into()));
         }
-        let held = self.directory.held();
-        if let Some(held) = &held {
+        if let Some(held) = self.directory.held() {
             self.pool.learn(held.directory());
         }
-        let epoch = held.map_or(Epoch(0), |held| held.mark().epoch);
-        let fetcher = Fetcher::start(self.pool.clone(), Patience::unhurried(), epoch);
+        // One for all requests: which holders do not answer need not be found out each time.
+        let fetcher = self.fetcher.get_or_init(|| Fetcher::start(self.pool.clone(), Patience::unhurried(), Epoch(0)));
         let within = Duration::from_millis(ask.within_ms.into());
         let one = |wanted: Wanted| {
             let fetcher = fetcher.clone();

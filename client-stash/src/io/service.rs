@@ -1,8 +1,8 @@
 //! Serving a stash: fragments in and out over QUIC.
 
 use std::io::{Cursor, Read as _};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -116,6 +116,7 @@ pub async fn run(folder: Folder, is_same_machine: bool) -> anyhow::Result<()> {
         pool: pool.clone(),
         directory: directory.clone(),
         manners: manners.clone(),
+        fetcher: OnceLock::new(),
     };
     let service = Arc::new(Service {
         own,

@@ -3,17 +3,22 @@
 
 use std::collections::BTreeMap;
 
-use images::{GroupId, SegmentId, wire};
+use images::parity::Geometry;
+use images::{GroupId, NodeId, SegmentId, wire};
 use redb::{ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _};
 
-use super::records::{SegmentRecord, TrashKey};
-use super::tables::{GROUP_COPIES, GROUP_SEGMENTS, META, SEGMENTS, TRASH, TRASH_OF, UNUSED};
+use super::records::{GroupRecord, SegmentRecord, TrashKey};
+use super::tables::{GROUP_COPIES, GROUP_OF, GROUP_SEGMENTS, GROUPS, META, SEGMENTS, TRASH, TRASH_OF, UNUSED};
 use super::{Catalog, Change, Result};
 
 /// Counts up when something is noted that was not before: then it is computed once.
 const VERSION: u64 = 1;
 const VERSION_KEY: &str = "derived";
 const SEALED: &str = "sealed";
+
+fn digest_of(geometry: Geometry, members: &[NodeId]) -> [u8; 32] {
+    *blake3::hash(&wire::encode(&(geometry, members))).as_bytes()
+}
 
 /// All segments together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -132,6 +137,36 @@ impl Change<'_> {
         Ok(())
     }
 
+    /// The group of just these members.
+    pub(super) fn group_of(&self, geometry: Geometry, members: &[NodeId]) -> Result<Option<(GroupId, GroupRecord)>> {
+        let id = self.0.open_table(GROUP_OF)?.get(digest_of(geometry, members))?.map(|v| GroupId(v.value()));
+        let Some(id) = id else { return Ok(None) };
+        let group = self.group(id)?.filter(|group| group.geometry == geometry && group.members == members);
+        Ok(group.map(|group| (id, group)))
+    }
+
+    /// A group has other members.
+    pub(super) fn note_members(
+        &self,
+        id: GroupId,
+        before: Option<(Geometry, &[NodeId])>,
+        after: Option<(Geometry, &[NodeId])>,
+    ) -> Result<()> {
+        let mut table = self.0.open_table(GROUP_OF)?;
+        if let Some((geometry, members)) = before {
+            let digest = digest_of(geometry, members);
+            // Moves may have left two groups with the same members.
+            let is_own = table.get(digest)?.is_some_and(|v| v.value() == id.0);
+            if is_own {
+                table.remove(digest)?;
+            }
+        }
+        if let Some((geometry, members)) = after {
+            table.insert(digest_of(geometry, members), id.0)?;
+        }
+        Ok(())
+    }
+
     /// Compute all of it, in a catalog that was written before it was noted.
     pub(super) fn derive(&self) -> Result<()> {
         let version = self.0.open_table(META)?.get(VERSION_KEY)?.map_or(0, |v| v.value());
@@ -145,6 +180,12 @@ impl Change<'_> {
         for row in self.0.open_table(SEGMENTS)?.iter()? {
             let (id, record) = row?;
             self.note_segment(&SegmentId(id.value()), None, Some(&wire::decode(record.value())?))?;
+        }
+        self.0.open_table(GROUP_OF)?.retain(|_, _| false)?;
+        for row in self.0.open_table(GROUPS)?.iter()? {
+            let (id, group) = row?;
+            let group: GroupRecord = wire::decode(group.value())?;
+            self.note_members(GroupId(id.value()), None, Some((group.geometry, &group.members)))?;
         }
         let mut by_segment = self.0.open_table(TRASH_OF)?;
         by_segment.retain(|_, ()| false)?;

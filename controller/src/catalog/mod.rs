@@ -279,7 +279,15 @@ impl Catalog {
         self.get(NODES, node.0)
     }
 
-    /// All groups.
+    /// A group.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn group(&self, id: GroupId) -> Result<Option<GroupRecord>> {
+        self.get(GROUPS, id.0)
+    }
+
+    /// All groups. There may be tens of thousands.
     ///
     /// # Errors
     /// [`CatalogError`].
@@ -484,27 +492,19 @@ impl Change<'_> {
                 return Err(CatalogError::Conflict(format!("stash {node} left meanwhile: publish again")));
             }
         }
-        let mut table = self.0.open_table(GROUPS)?;
-        let mut found = None;
-        for row in table.iter()? {
-            let (id, value) = row?;
-            let group: GroupRecord = wire::decode(value.value())?;
-            if group.geometry == geometry && group.members == holders {
-                found = Some((id.value(), group));
-                break;
-            }
-        }
-        let is_new = found.is_none();
-        let (id, mut group) = match found {
-            Some(found) => found,
+        let known = self.group_of(geometry, holders)?;
+        let is_new = known.is_none();
+        let (id, mut group) = match known {
+            Some(known) => known,
             None => {
-                let id = self.count_up("group")? as u32;
+                let id = GroupId(self.count_up("group")? as u32);
+                self.note_members(id, None, Some((geometry, holders)))?;
                 (id, GroupRecord { geometry, members: holders.to_vec(), segments: 0 })
             }
         };
         group.segments += 1;
-        table.insert(id, wire::encode(&group).as_slice())?;
-        Ok((GroupId(id), is_new))
+        self.0.open_table(GROUPS)?.insert(id.0, wire::encode(&group).as_slice())?;
+        Ok((id, is_new))
     }
 
     /// A group.

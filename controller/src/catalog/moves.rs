@@ -42,6 +42,14 @@ impl Catalog {
         table.iter()?.map(|row| Ok(seat(row?.0.value()))).collect()
     }
 
+    /// Whether the holder of a piece was allowed to drop it.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn is_vacant(&self, (group, piece): Seat) -> Result<bool> {
+        Ok(self.0.begin_read()?.open_table(VACANT)?.get((group.0, piece))?.is_some())
+    }
+
     /// The segments of a group.
     ///
     /// # Errors
@@ -206,7 +214,10 @@ impl Change<'_> {
             return Ok(missing);
         }
         self.take_move(seat)?;
+        let before = group.members.clone();
         group.members[usize::from(piece)] = done.to;
+        let geometry = group.geometry;
+        self.note_members(group_id, Some((geometry, &before)), Some((geometry, &group.members)))?;
         self.0.open_table(GROUPS)?.insert(group_id.0, wire::encode(&group).as_slice())?;
         self.trash_piece(&segments, piece, [Some(done.from), done.via])?;
         self.0.open_table(VACANT)?.remove((group_id.0, piece))?;

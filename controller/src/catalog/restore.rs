@@ -36,6 +36,7 @@ impl Change<'_> {
         let mut table = self.0.open_table(GROUPS)?;
         for (id, group) in groups {
             table.insert(id.0, wire::encode(group).as_slice())?;
+            self.note_members(*id, None, Some((group.geometry, &group.members)))?;
         }
         self.at_least("group", groups.keys().map(|id| u64::from(id.0)).max().unwrap_or(0))
     }

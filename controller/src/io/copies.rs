@@ -124,7 +124,7 @@ impl Controller {
         let _alive = self.deleting.read().await;
         self.check_in_charge()?;
         let Some(record) = self.catalog.segment(&id).map_err(catalog_refusal)? else { return Ok(0) };
-        let Some(group) = self.catalog.groups().map_err(catalog_refusal)?.remove(&record.group) else { return Ok(0) };
+        let Some(group) = self.catalog.group(record.group).map_err(catalog_refusal)? else { return Ok(0) };
         let (sealed, fetched) = match from_pieces(id, &record, group, fetcher).await {
             Ok(made) => made,
             Err(why) => {

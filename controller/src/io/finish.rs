@@ -169,7 +169,7 @@ impl Controller {
     /// Have those that keep an image's root keep the directory that lists it, before anybody is told that it is published: otherwise a controller
     /// that is lost in the next seconds takes the image along. Who is slow hears of it with the next heartbeat.
     pub(super) async fn tell_holders(&self, group: GroupId) {
-        let holders = self.catalog.groups().ok().and_then(|mut groups| groups.remove(&group));
+        let holders = self.catalog.group(group).ok().flatten();
         let holders: Vec<NodeId> = holders.map(|group| group.members).unwrap_or_default();
         let Ok(directory) = self.directory() else { return };
         let told = holders.into_iter().map(|node| {

@@ -469,7 +469,7 @@ impl Controller {
     /// Whether a segment is cut as is wanted; none if there is no such segment.
     fn is_cut_so(&self, id: &SegmentId, protection: Protection) -> Result<Option<bool>, Refusal> {
         let Some(record) = self.catalog.segment(id).map_err(catalog_refusal)? else { return Ok(None) };
-        let group = self.catalog.groups().map_err(catalog_refusal)?.remove(&record.group);
+        let group = self.catalog.group(record.group).map_err(catalog_refusal)?;
         let devices = self.catalog.devices().map_err(catalog_refusal)?;
         let wanted = Cut { geometry: protection.geometry, layout: protection.layout };
         Ok(group.map(|group| cut_of(&group, record.on_mass_storage, &devices) == wanted))
@@ -483,7 +483,7 @@ impl Controller {
         {
             return Ok((bytes.into(), 0));
         }
-        let group = self.catalog.groups().map_err(catalog_refusal)?.remove(&record.group);
+        let group = self.catalog.group(record.group).map_err(catalog_refusal)?;
         let group = group.ok_or_else(|| Refusal::Failed("a segment without a group".into()))?;
         from_pieces(id, record, group, fetcher).await
     }

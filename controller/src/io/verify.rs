@@ -237,11 +237,10 @@ impl Controller {
             if record.on_mass_storage && self.check_copy(&id, &record, false).await.is_err() {
                 self.note_lost_copy(id).await;
             }
-            let groups = self.catalog.groups().map_err(catalog_refusal)?;
-            let Some(group) = groups.get(&record.group) else { continue };
+            let Some(group) = self.catalog.group(record.group).map_err(catalog_refusal)? else { continue };
             let piece = (random_u64() % group.members.len() as u64) as u8;
             let node = group.members[usize::from(piece)];
-            if let Err(what) = self.prove(id, &record, piece, node, group).await
+            if let Err(what) = self.prove(id, &record, piece, node, &group).await
                 && what.is_loss()
             {
                 tracing::warn!(%node, segment = %id, piece, %what, "a random proof failed");

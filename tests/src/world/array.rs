@@ -384,10 +384,10 @@ impl World {
     /// Who holds a piece, by the catalog; nobody if its holder was allowed to drop it.
     fn holder(&self, segment: &SegmentId, piece: u8) -> Result<Option<NodeId>, Failure> {
         let Some(record) = self.catalog.segment(segment).map_err(catalog_fails)? else { return Ok(None) };
-        if self.catalog.vacant().map_err(catalog_fails)?.contains(&(record.group, piece)) {
+        if self.catalog.is_vacant((record.group, piece)).map_err(catalog_fails)? {
             return Ok(None);
         }
-        let group = self.catalog.groups().map_err(catalog_fails)?.remove(&record.group);
+        let group = self.catalog.group(record.group).map_err(catalog_fails)?;
         Ok(group.and_then(|g| g.members.get(usize::from(piece)).copied()))
     }
 

@@ -55,9 +55,9 @@ impl Controller {
     /// Who should hold a fragment, if it is there and counts.
     fn holder(&self, id: SegmentId, piece: u8) -> Result<Option<NodeId>, Refusal> {
         let Some(record) = self.catalog.segment(&id).map_err(catalog_refusal)? else { return Ok(None) };
-        let group = self.catalog.groups().map_err(catalog_refusal)?.remove(&record.group);
+        let group = self.catalog.group(record.group).map_err(catalog_refusal)?;
         let Some(node) = group.and_then(|g| g.members.get(usize::from(piece)).copied()) else { return Ok(None) };
-        let is_vacant = self.catalog.vacant().map_err(catalog_refusal)?.contains(&(record.group, piece));
+        let is_vacant = self.catalog.is_vacant((record.group, piece)).map_err(catalog_refusal)?;
         let counts = self.catalog.standing(node).map_err(catalog_refusal)?.is_durable();
         Ok(Some(node).filter(|node| counts && !is_vacant && self.fleet.up().contains_key(node)))
     }
@@ -72,7 +72,7 @@ impl Controller {
             return Ok(0);
         }
         let Some(record) = self.catalog.segment(&id).map_err(catalog_refusal)? else { return Ok(0) };
-        let Some(group) = self.catalog.groups().map_err(catalog_refusal)?.remove(&record.group) else { return Ok(0) };
+        let Some(group) = self.catalog.group(record.group).map_err(catalog_refusal)? else { return Ok(0) };
         let mut outcomes = self.rebuild_at(node, vec![wanted(id, &record, &group, vec![piece], None)]).await?;
         let made = match outcomes.pop() {
             Some(Rebuilt::Short(_)) if record.on_mass_storage => self.put_from_copy(node, id, &group, &[piece]).await,

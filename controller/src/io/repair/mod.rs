@@ -445,7 +445,7 @@ impl Controller {
     /// Whether of every segment of a group more than k others prove that they have their pieces. What was thought of them may be wrong, and
     /// what is dropped is gone.
     async fn others_prove(&self, seat: Seat) -> Result<bool, Refusal> {
-        let Some(group) = self.catalog.groups().map_err(catalog_refusal)?.remove(&seat.0) else { return Ok(false) };
+        let Some(group) = self.catalog.group(seat.0).map_err(catalog_refusal)? else { return Ok(false) };
         let vacant = self.catalog.vacant().map_err(catalog_refusal)?;
         let others: Vec<u8> = (0..group.members.len() as u8)
             .filter(|piece| *piece != seat.1 && !vacant.contains(&(seat.0, *piece)))

@@ -207,8 +207,7 @@ impl Controller {
                 break;
             }
         }
-        let bytes =
-            self.catalog.groups().map_err(catalog_refusal)?.get(&seat.0).map(|group| self.bytes_of(seat.0, group));
+        let bytes = self.catalog.group(seat.0).map_err(catalog_refusal)?.map(|group| self.bytes_of(seat.0, &group));
         self.fleet.gave(task.record.from, bytes.transpose()?.unwrap_or(0));
         tracing::info!(group = seat.0.0, piece = seat.1, from = %task.record.from, %to, "a holder was replaced");
         Ok(())
@@ -222,7 +221,7 @@ impl Controller {
         let from = random_segment();
         for id in has.range(from..).chain(has.range(..from)).take(PROVEN) {
             let Some(record) = self.catalog.segment(id).map_err(catalog_refusal)? else { continue };
-            let Some(group) = self.catalog.groups().map_err(catalog_refusal)?.remove(&record.group) else { continue };
+            let Some(group) = self.catalog.group(record.group).map_err(catalog_refusal)? else { continue };
             let len = group.geometry.piece_len(record.sealed_len as usize) as u64;
             let Some(digest) = record.fragments.get(usize::from(seat.1)).filter(|_| record.group == seat.0) else {
                 continue;
@@ -259,7 +258,7 @@ impl Controller {
         }
         let there = self.there()?;
         let pieces = made_along(seat, &task.record, &under_way, |node| there.contains(&node));
-        let group = self.catalog.groups().map_err(catalog_refusal)?.remove(&seat.0);
+        let group = self.catalog.group(seat.0).map_err(catalog_refusal)?;
         let group = group.ok_or_else(|| Trouble::Other("its group is gone".into()))?;
         let from = [task.record.via, Some(task.record.from)].into_iter().flatten().find(|node| there.contains(node));
         // Whoever makes others' pieces does not find them all at one member.

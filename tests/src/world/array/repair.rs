@@ -130,7 +130,7 @@ impl World {
 
     /// Whether of every segment of a group more than k others can show their pieces.
     fn others_prove(&self, seat: Seat) -> Result<bool, Failure> {
-        let Some(group) = self.catalog.groups().map_err(catalog_fails)?.remove(&seat.0) else { return Ok(false) };
+        let Some(group) = self.catalog.group(seat.0).map_err(catalog_fails)? else { return Ok(false) };
         let vacant = self.catalog.vacant().map_err(catalog_fails)?;
         for id in self.catalog.segments_of(seat.0).map_err(catalog_fails)? {
             let mut proven = 0;
@@ -210,7 +210,7 @@ impl World {
         if !self.is_up(record.to) {
             return Ok(Err(Trouble::Later));
         }
-        let Some(group) = self.catalog.groups().map_err(catalog_fails)?.remove(&seat.0) else {
+        let Some(group) = self.catalog.group(seat.0).map_err(catalog_fails)? else {
             return Ok(Err(Trouble::Later));
         };
         let there = self.there()?;
@@ -298,7 +298,7 @@ impl World {
                 continue;
             }
             let Some(record) = self.catalog.segment(&id).map_err(catalog_fails)? else { continue };
-            let Some(group) = self.catalog.groups().map_err(catalog_fails)?.remove(&record.group) else { continue };
+            let Some(group) = self.catalog.group(record.group).map_err(catalog_fails)? else { continue };
             if !self.can_make(id, &group) {
                 continue;
             }

@@ -71,7 +71,7 @@ impl World {
     /// Whether a segment is cut as is wanted now; none if there is none.
     fn is_cut_so(&self, id: &SegmentId) -> Result<Option<bool>, Failure> {
         let Some(record) = self.catalog.segment(id).map_err(catalog_fails)? else { return Ok(None) };
-        let group: Option<GroupRecord> = self.catalog.groups().map_err(catalog_fails)?.remove(&record.group);
+        let group: Option<GroupRecord> = self.catalog.group(record.group).map_err(catalog_fails)?;
         let devices = self.catalog.devices().map_err(catalog_fails)?.into_iter().map(|node| (node, 0)).collect();
         Ok(group.map(|group| self.protection.fits(group.geometry, &group.members, &devices)))
     }
