@@ -26,6 +26,8 @@ pub const REPORT_LEN_MAX: usize = 64 * 1024;
 pub const STASH_LEN_MIN: u64 = 256 * 1024 * 1024;
 /// See [`STASH_LEN_MIN`].
 pub const STASH_LEN_MAX: u64 = 16 * 1024 * 1024 * 1024 * 1024;
+/// Fragments in one answer about what a stash has.
+pub const LIST_MAX: usize = 65_536;
 /// Members that a directory may list.
 pub const MEMBERS_MAX: usize = 20_000;
 /// A directory, encoded: it travels in a frame with something around it.
@@ -60,6 +62,7 @@ const _: () = {
     assert!(SEALED_MAX <= BODY_MAX && PAGE_LEN_MAX <= BODY_MAX);
     assert!(FRAGMENT_HEADER_LEN < ENROLL_FRAME_MAX);
     assert!(ENROLL_FRAME_MAX < GUEST_FRAME_MAX && GUEST_FRAME_MAX < FRAME_MAX);
+    assert!(LIST_MAX * 40 <= FRAME_MAX);
     assert!(HAVE_MAX * 48 <= FRAME_MAX, "the answer to the largest question fits a frame");
     assert!(REPORTS_TOGETHER * (REPORT_LEN_MAX + 4096) <= FRAME_MAX);
     assert!(RECEIVE_WINDOW as usize * 2 <= SOCKET_BUFFER);

@@ -102,6 +102,10 @@ impl Kept {
                 Answer::to::<store::PutFragment>(Ok(store::Stored))
             }
             Request::GetFragment(fetch::GetFragment { fragment }) => self.get(fragment).await,
+            Request::ListFragments(_) => {
+                let fragments = self.fragments.lock().expect("not poisoned").keys().copied().collect();
+                Answer::to::<store::ListFragments>(Ok(store::Fragments { fragments }))
+            }
             _ => Answer::refuse(Refusal::Invalid("no".into())),
         }
     }

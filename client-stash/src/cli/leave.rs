@@ -1,6 +1,6 @@
 //! `coe-stash leave`
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -8,6 +8,8 @@ use clap::Args;
 use super::Which;
 use crate::io::control::{self, Ask};
 
+/// When nothing was handed over for so long, something is wrong.
+const NOTHING_FOR: Duration = Duration::from_secs(20);
 /// How long a service may take to remove its files.
 const GONE_WITHIN: Duration = Duration::from_secs(30);
 
@@ -51,19 +53,22 @@ impl Leave {
                 );
             }
             // Whoever holds its lock has it to itself: a service that does not listen must not lose it under its feet.
-            drop(
-                folder
-                    .open_store(&folder.credentials()?)
-                    .context("have the stash file to itself, and see that it is this stash's")?,
-            );
+            if !folder.has_lost_its_file() {
+                drop(
+                    folder
+                        .open_store(&folder.credentials()?)
+                        .context("have the stash file to itself, and see that it is this stash's")?,
+                );
+            }
             folder.erase(true).context("remove the stash")?;
             return self.say("gone; the controller was not told: `coe-ctl node remove --lost` tells it");
         };
         if self.stay {
             return self.say("stays");
         }
-        let bar = indicatif::ProgressBar::no_length();
+        let bar = super::bar();
         let (mut first, mut problem) = (live.to_hand_over, None);
+        let (mut left_before, mut since) = (live.to_hand_over, Instant::now());
         loop {
             match control::ask(folder.path(), Ask::Status) {
                 Ok(Some(live)) if !live.leaving => bail!("somebody made it stay"),
@@ -78,12 +83,22 @@ impl Leave {
                         let of = *first.get_or_insert(left);
                         bar.set_length(of);
                         bar.set_position(of.saturating_sub(left));
-                        bar.set_message(format!("{left} fragments must be elsewhere first"));
+                        if left_before != Some(left) {
+                            (left_before, since) = (Some(left), Instant::now());
+                        }
+                        bar.set_message(if since.elapsed() < NOTHING_FOR {
+                            format!("{left} fragments must be elsewhere first")
+                        } else {
+                            format!(
+                                "{left} fragments must be elsewhere first, and nobody takes them: the array has too little room, or too many \
+                                 are away; `coe-ctl repair` says who"
+                            )
+                        });
                     }
                 }
                 Ok(None) => {
                     // It may be removing the last files.
-                    let start = std::time::Instant::now();
+                    let start = Instant::now();
                     while folder.is_joined() {
                         if start.elapsed() > GONE_WITHIN {
                             bail!(

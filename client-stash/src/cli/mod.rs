@@ -54,6 +54,15 @@ impl Which {
     }
 }
 
+/// A progress bar on standard error whose message says what is waited for. It hides itself when nobody looks.
+fn bar() -> indicatif::ProgressBar {
+    let style = indicatif::ProgressStyle::with_template("{spinner} {pos}/{len}  {msg}  {elapsed}");
+    let bar = indicatif::ProgressBar::no_length();
+    bar.set_style(style.expect("the template is valid"));
+    bar.enable_steady_tick(std::time::Duration::from_millis(250));
+    bar
+}
+
 impl Cli {
     /// How the program logs.
     #[must_use]

@@ -38,7 +38,8 @@ impl Resize {
             live.with_context(|| format!("no service runs for {}: `coe-stash serve`", folder.path().display()))
         };
         let mut live = ask(Ask::Resize(self.size))?;
-        let bar = indicatif::ProgressBar::no_length();
+        let bar = super::bar();
+        bar.set_length(self.size >> 20);
         let want = self.size / REGION_LEN * REGION_LEN;
         // The service tries again when what it deletes meanwhile has made room: only one that gets nowhere is not waited for.
         let state = |live: &Live| (live.file, live.used, live.resizing.map(|r| r.left), live.too_much);
@@ -54,7 +55,7 @@ impl Resize {
                     live.too_much >> 20
                 ),
             });
-            bar.tick();
+            bar.set_position(live.file >> 20);
             std::thread::sleep(Duration::from_millis(200));
             live = ask(Ask::Status)?;
             // What must be elsewhere first takes as long as the array needs.
@@ -67,7 +68,7 @@ impl Resize {
             bail!(
                 "it has {} MiB: {}",
                 live.file >> 20,
-                live.last_error.as_deref().unwrap_or("it was resized again meanwhile")
+                live.last_error.as_ref().map_or("it was resized again meanwhile", |problem| &problem.what)
             );
         }
         if self.json {

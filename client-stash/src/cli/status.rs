@@ -28,9 +28,12 @@ impl Status {
         let (member, settings) = (folder.credentials()?, folder.settings()?);
         let (directory, shares) = (folder.directory(&member).mark(), folder.shares()?.count());
         let live = control::ask(folder.path(), Ask::Status)?;
-        // The disk that it is on may be unplugged, or on a server that does not answer: then nobody asks it.
-        let is_away = live.as_ref().is_some_and(|live| live.machine.is_away);
-        let free = if is_away { 0 } else { folder.free_bytes().unwrap_or(0) };
+        // The disk that it is on may be unplugged, or on a server that does not answer: whoever asks it may hang. The service knows.
+        let free = match &live {
+            Some(live) if live.machine.is_away => 0,
+            Some(live) => live.machine.free.unwrap_or(0),
+            None => folder.free_bytes().unwrap_or(0),
+        };
         if self.json {
             let value = serde_json::json!({
                 "array": member.identity.array.to_string(),
@@ -54,7 +57,9 @@ impl Status {
         let state = match &live {
             None => "not running".into(),
             Some(live) if live.machine.is_away => {
-                "its medium is away: unplugged, not answering, or the stash file was moved".into()
+                "its medium is away: unplugged, not answering, or the stash file was moved. If it is gone for good: \
+                 `coe-stash leave --now`, then join again"
+                    .into()
             }
             Some(live) if live.leaving => match live.to_hand_over {
                 Some(left) => format!("leaving: {left} fragments must be elsewhere first"),
@@ -111,7 +116,8 @@ impl Status {
             if live.unreadable_regions > 0 {
                 println!("unreadable  {} regions of 64 MiB: the disk should be replaced", live.unreadable_regions);
             }
-            println!("last error  {}", live.last_error.as_deref().unwrap_or("none"));
+            let last = live.last_error.as_ref().map(|problem| format!("{} ({})", problem.what, ago(problem.at_unix_s)));
+            println!("last error  {}", last.as_deref().unwrap_or("none"));
         }
         Ok(())
     }
@@ -134,20 +140,24 @@ fn machine(seen: &Seen) -> String {
     if said.is_empty() { "nothing stands in the way".into() } else { said.join("; ") }
 }
 
+fn ago(at_unix_s: u64) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    match now.saturating_sub(at_unix_s) / 60 {
+        0 => "just now".into(),
+        minutes @ 1..60 => format!("{minutes} min ago"),
+        minutes @ 60..2880 => format!("{} h ago", minutes / 60),
+        minutes => format!("{} days ago", minutes / 1440),
+    }
+}
+
 /// How far scrubbing is, in a line.
 pub(super) fn scrubbed(scrub: &Scrubbed) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let found = format!("{} damaged, {} not readable", scrub.damaged, scrub.unreadable);
     match scrub {
         Scrubbed { is_running: true, checked, of, .. } => format!("{checked} of {of} fragments read, {found}"),
         Scrubbed { finished_unix_s: 0, .. } => "not yet; everything is read again every 30 days".into(),
         Scrubbed { finished_unix_s, checked, .. } => {
-            let when = match now.saturating_sub(*finished_unix_s) / 3600 {
-                0 => "just now".into(),
-                hours @ 1..48 => format!("{hours} h ago"),
-                hours => format!("{} days ago", hours / 24),
-            };
-            format!("{checked} fragments read {when}, {found}")
+            format!("{checked} fragments read {}, {found}", ago(*finished_unix_s))
         }
     }
 }

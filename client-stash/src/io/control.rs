@@ -19,7 +19,7 @@ use super::leave::Leave;
 use super::scrub::{Scrubbed, Scrubber};
 use super::switch::Switch;
 use super::watch::{Manners, Seen};
-use super::writer::{Resizing, Writer};
+use super::writer::{Problem, Resizing, Writer};
 use crate::limits::{REGION_LEN, REGIONS_MAX, REGIONS_MIN};
 use crate::manners::Limit;
 use crate::store::Partition;
@@ -87,8 +87,8 @@ pub struct Live {
     pub failures: u64,
     /// Regions of which something cannot be read.
     pub unreadable_regions: u32,
-    /// What failed last.
-    pub last_error: Option<String>,
+    /// What failed last, and is not over.
+    pub last_error: Option<Problem>,
     /// Whether it steps aside.
     pub paused: bool,
     /// How far scrubbing is.

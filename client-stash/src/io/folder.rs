@@ -151,6 +151,13 @@ impl Folder {
         settings.file.clone().unwrap_or_else(|| self.own_stash_file())
     }
 
+    /// Whether the stash file was in this folder, and somebody removed it.
+    #[must_use]
+    pub fn has_lost_its_file(&self) -> bool {
+        let is_own = self.settings().is_ok_and(|settings| settings.file.is_none());
+        is_own && matches!(fs::exists(self.own_stash_file()), Ok(false))
+    }
+
     fn own_stash_file(&self) -> PathBuf {
         self.0.join(".stash")
     }

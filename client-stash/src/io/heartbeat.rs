@@ -21,6 +21,7 @@ use super::leave::Leave;
 use super::switch::Switch;
 use super::watch::Manners;
 use super::writer::{Event, Writer};
+use crate::limits::{REGION_LEN, SPARES};
 use crate::manners::Level;
 use crate::store::Reader;
 
@@ -108,10 +109,13 @@ impl Heart {
             }
         };
         *connection = Some(link.clone());
-        let usage = self.writer.report().await.usage;
+        let report = self.writer.report().await;
+        // What is dead makes room when room is needed.
+        let packed = u64::from(report.least_regions.saturating_sub(SPARES as u32)) * REGION_LEN;
+        let (taken, usage) = (report.usage.used.min(packed), report.usage);
         let wish = self.leave.wish().or_else(|| self.manners.wish());
         // Where nothing new is taken, there is no room.
-        let used = if self.manners.seen().level == Level::Fine { usage.used } else { usage.capacity };
+        let used = if self.manners.seen().level == Level::Fine { taken } else { usage.capacity };
         let beat = member::Heartbeat {
             port: self.endpoint.local_addr()?.port(),
             capacity: usage.capacity,

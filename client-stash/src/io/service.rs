@@ -18,7 +18,7 @@ use protocol::io::nearby::Nearby;
 use protocol::io::pool::Pool;
 use protocol::io::rpc::{self, Answer, Peer};
 use protocol::io::{endpoint, tls};
-use protocol::limits::REPORT_LEN_MAX;
+use protocol::limits::{LIST_MAX, REPORT_LEN_MAX};
 use protocol::message::member::Aside;
 use protocol::message::{Refusal, Request, fetch, image, member as about, store as message};
 use tokio::sync::oneshot;
@@ -261,6 +261,11 @@ impl Service {
                 Answer::to::<message::DeleteFragments>(done.map(|()| message::Deleted))
             }
             Request::Rebuild(rebuild) => Answer::to::<message::Rebuild>(self.rebuilder.rebuild(rebuild).await),
+            Request::ListFragments(list) => {
+                let most = LIST_MAX.min(list.most as usize);
+                let fragments = self.reader.inventory_behind(list.after, most);
+                Answer::to::<message::ListFragments>(Ok(message::Fragments { fragments }))
+            }
             Request::Prove(prove) => Answer::with_body::<message::Prove>(self.prove(prove).await),
             Request::GetDirectory(get) => Answer::to::<about::GetDirectory>(Ok(self.directory.tell(&get))),
             Request::OfferDirectory(offer) => {

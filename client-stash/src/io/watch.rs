@@ -17,6 +17,7 @@ use super::folder::{Folder, Settings};
 use super::writer::Writer;
 use crate::limits::REGION_LEN;
 use crate::manners::{self, Level, Limit, Sizes};
+use crate::storage::Storage as _;
 
 /// How often disk and load are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -40,6 +41,9 @@ const BALLAST_LEN: u64 = 16 << 20;
 pub struct Seen {
     /// How full the disk is.
     pub level: Level,
+    /// Bytes free on it, when it was looked at last.
+    #[serde(default)]
+    pub free: Option<u64>,
     /// Whether others wait for the disk.
     pub is_busy: bool,
     /// Whether the machine runs on its battery.
@@ -269,6 +273,8 @@ struct Look {
     is_readable: bool,
     free: Option<u64>,
     own_free: Option<u64>,
+    /// Bytes of what is open.
+    len: Option<u64>,
 }
 
 impl Look {
@@ -285,6 +291,7 @@ impl Look {
             is_readable: !is_doubtful || storage.is_readable(),
             free: folder.free_bytes().ok(),
             own_free: folder.own_free_bytes().ok(),
+            len: storage.len().ok(),
         }
     }
 }
@@ -298,6 +305,8 @@ pub(super) async fn watch(
     storage: Arc<FileStorage>,
 ) {
     let (mut settings, mut asked, mut looking, mut has_gone) = (settings, None::<Instant>, None, false);
+    // One that has no room to be whole again was short from the start.
+    let (was_short, mut short_looks) = (is_short(&writer, storage.len().ok()).await, 0);
     loop {
         let (is_away, has_failed) = (manners.seen().is_away, manners.has_failed.swap(false, Ordering::Relaxed));
         let mut task = looking.take().unwrap_or_else(|| {
@@ -320,6 +329,7 @@ pub(super) async fn watch(
             let facts = tokio::task::spawn_blocking(|| (on_battery(), is_metered())).await;
             (seen.on_battery, seen.is_metered) = facts.unwrap_or_default();
         }
+        seen.free = look.as_ref().and_then(|look| look.free).or(seen.free);
         let pressure = fs::read_to_string("/proc/pressure/io").ok().and_then(|text| manners::pressure(&text));
         seen.is_busy = pressure.is_some_and(|percent| percent > PRESSURE_MAX);
         let is_stuck = writer.stuck_for().await > LOOKED_WITHIN;
@@ -331,6 +341,13 @@ pub(super) async fn watch(
             start_again();
         }
         seen.is_away = has_gone || is_stuck || !is_well;
+        // It may be growing, or being made smaller: then it is as long as it should be at the next look.
+        let is_cut_off = !was_short && is_short(&writer, look.as_ref().and_then(|look| look.len)).await;
+        short_looks = if is_cut_off { short_looks + 1 } else { 0 };
+        if short_looks > 1 {
+            tracing::error!("another program cut the stash file off: looking for what is left of it");
+            start_again();
+        }
         if seen.is_away && !is_away {
             tracing::error!(
                 "the stash file is away: its medium is unplugged, does not answer, or it was moved; waiting for it"
@@ -346,11 +363,17 @@ pub(super) async fn watch(
             fit(&folder, &manners, &writer, free).await;
         }
         let before = std::mem::replace(&mut manners.lock().seen, seen.clone());
-        if before != seen {
+        if before != (Seen { free: before.free, ..seen.clone() }) {
             tracing::info!(level = ?seen.level, busy = seen.is_busy, battery = seen.on_battery, metered = seen.is_metered, "machine");
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// Whether a file has fewer bytes than it should.
+async fn is_short(writer: &Writer, len: Option<u64>) -> bool {
+    let report = writer.report().await;
+    report.resizing.is_none() && len.is_some_and(|len| len < report.usage.file)
 }
 
 /// Begin anew in the same process: everything that was known of a medium that was away is out of date, and nobody else has to

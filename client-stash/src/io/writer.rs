@@ -3,7 +3,7 @@
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use images::fragment::{FragmentHeader, FragmentId};
@@ -49,7 +49,7 @@ pub struct Report {
     /// Regions that what is here needs.
     pub least_regions: u32,
     /// What failed last.
-    pub last_error: Option<String>,
+    pub last_error: Option<Problem>,
 }
 
 /// Making the file smaller.
@@ -60,6 +60,25 @@ pub struct Resizing {
     /// Regions that are still to be emptied.
     pub left: u32,
 }
+
+/// Something that failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// Seconds since 1970.
+    pub at_unix_s: u64,
+    /// What.
+    pub what: String,
+}
+
+impl Problem {
+    fn now(what: String) -> Self {
+        let at_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        Self { at_unix_s, what }
+    }
+}
+
+/// How it begins to say that the file could not be made smaller; when it could later, that is over.
+const NOT_SMALLER: &str = "not made smaller";
 
 /// The queue to the owner.
 #[derive(Clone)]
@@ -152,7 +171,7 @@ struct Keeper<S> {
     min_free: u64,
     manners: Arc<Manners>,
     resizing: Option<Resizing>,
-    last_error: Option<String>,
+    last_error: Option<Problem>,
 }
 
 impl<S: Storage> Keeper<S> {
@@ -230,7 +249,7 @@ impl<S: Storage> Keeper<S> {
     fn note(&mut self, error: StoreError) -> StoreError {
         tracing::warn!(%error, "not stored, or not deleted");
         if let StoreError::Io(e) = &error {
-            self.last_error = Some(e.to_string());
+            self.last_error = Some(Problem::now(e.to_string()));
             self.manners.note_failure();
         }
         error
@@ -279,6 +298,7 @@ impl<S: Storage> Keeper<S> {
             }
             Ok(Shrinking::Done) => {
                 self.resizing = None;
+                self.last_error.take_if(|problem| problem.what.starts_with(NOT_SMALLER));
                 tracing::info!(regions = self.store.region_count(), "the stash is smaller");
             }
             Err(error) => {
@@ -286,7 +306,7 @@ impl<S: Storage> Keeper<S> {
                 self.resizing = None;
                 let why = chain(error);
                 tracing::warn!(why, "the stash cannot be made smaller");
-                self.last_error = Some(format!("not made smaller: {why}"));
+                self.last_error = Some(Problem::now(format!("{NOT_SMALLER}: {why}")));
             }
         }
     }

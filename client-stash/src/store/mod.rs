@@ -249,6 +249,11 @@ impl<S: Storage> Store<S> {
         storage.sync()?;
         storage.forget(0, storage.len()?);
         let (index, books, newest) = recover::regions(&storage, &file)?;
+        // Of a file that was cut off, the space is reserved again; where there is none now, writing will say so.
+        let whole = FILE_HEAD_LEN + u64::from(file.regions) * u64::from(file.region_len);
+        if storage.len()? < whole {
+            let _ = storage.allocate(0, whole);
+        }
         (file.session, file.write) = (file.session.max(newest) + 1, file.write + 1);
         write_file_header(&storage, &file)?;
         let is_open = |r: &&Region| r.header.state == RegionState::Open && !r.is_poisoned;

@@ -87,7 +87,15 @@ impl<S: Storage> Reader<S> {
 
     fn get_at(&self, id: FragmentId, place: Place) -> Result<(FragmentHeader, Bytes), StoreError> {
         let mut bytes = vec![0; place.record_len() as usize];
-        self.storage.read_exact_at(self.at(place), &mut bytes)?;
+        if let Err(error) = self.storage.read_exact_at(self.at(place), &mut bytes) {
+            let end = self.at(place) + place.record_len();
+            // Another program cut the file off: what was there is not there any more.
+            let is_cut_off = error.kind() == std::io::ErrorKind::UnexpectedEof;
+            return match self.storage.len() {
+                Ok(len) if is_cut_off && len < end => self.lose(id, place),
+                _ => Err(error.into()),
+            };
+        }
         let head: &[u8; RECORD_HEADER_LEN] = bytes.first_chunk().expect("a record is longer than its header");
         let is_it = |r: &RecordHeader| {
             r.content.id() == id && (r.region, u64::from(r.offset)) == (place.region, place.offset())

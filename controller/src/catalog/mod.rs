@@ -6,6 +6,7 @@
 
 mod derived;
 mod habits;
+mod inventory;
 mod machines;
 mod moves;
 mod records;

@@ -19,6 +19,7 @@ use super::commit::Committer;
 use super::fleet::Fleet;
 use super::folder::Settings;
 use super::habits::Habits;
+use super::inventory::Inventories;
 use super::machines::Installations;
 use super::mass_storage::MassStorage;
 use super::planned;
@@ -52,6 +53,8 @@ pub struct Controller {
     pub repairs: Repairs,
     /// Images that are cut anew.
     pub restripes: Restripes,
+    /// What stashes have.
+    pub inventories: Inventories,
     /// When stashes usually are up, and what they fail with.
     pub habits: Habits,
     /// As chosen.
@@ -128,6 +131,7 @@ impl Controller {
             jobs: Jobs::default(),
             repairs: Repairs::default(),
             restripes: Restripes::default(),
+            inventories: Inventories::default(),
             habits,
             settings,
             deleting: tokio::sync::RwLock::default(),

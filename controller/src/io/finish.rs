@@ -61,11 +61,6 @@ impl Controller {
         let session = self.sessions.lock().remove(&finish.session);
         let session = session.ok_or_else(|| Refusal::Unavailable("this publication was interrupted".into()))?;
         let _images = self.images.lock().await;
-        // A page may be the same as one that is still to be deleted somewhere.
-        if self.catalog.trash_count().map_err(catalog_refusal)? > 0 {
-            self.empty_trash().await;
-        }
-        let _placing = self.deleting.read().await;
         let weaker = self.check_readable(&session)?;
         let mut session = session;
         let draft = Draft {
@@ -160,7 +155,8 @@ impl Controller {
         };
         let placing =
             Placing { id, sealed: sealed.clone(), pieces, protection, record, chunks: Vec::new(), is_page: true };
-        self.place(placing).await?;
+        // A page may be the same as one that is still to be deleted somewhere.
+        self.place_patiently(&placing).await?;
         let stored = self.catalog.segment(&id).map_err(catalog_refusal)?;
         let group = stored.ok_or_else(|| Refusal::Failed("a page was not noted".into()))?.group;
         Ok(PageRef::of(&sealed, group))

@@ -10,6 +10,7 @@ pub mod fleet;
 pub mod folder;
 pub mod grant;
 pub mod habits;
+pub mod inventory;
 pub mod kit;
 pub mod machines;
 pub mod mass_storage;

@@ -524,9 +524,6 @@ impl Controller {
     /// Give an image the manifest of a draft.
     async fn replace(self: &Arc<Self>, draft: &Draft, due: &Due) -> Result<(), Refusal> {
         let _images = self.images.lock().await;
-        // A page may be the same as one that is still to be deleted somewhere.
-        self.empty_trash().await;
-        let _placing = self.deleting.read().await;
         let offline = due.record.offline.is_some();
         let Manifest { record, root, segments } = self.make_manifest(draft, due.protection, offline).await?;
         self.check_in_charge()?;

@@ -28,6 +28,10 @@ use crate::placement::Protection;
 /// A publication without a word for this long was given up.
 const IDLE: Duration = Duration::from_secs(600);
 
+/// How long a segment waits for stashes that come back, or get room, before its publication fails.
+const PATIENT_FOR: Duration = Duration::from_secs(60);
+const TRY_AGAIN: Duration = Duration::from_secs(2);
+
 /// A segment on its way to its holders.
 pub(super) struct Placing {
     pub(super) id: SegmentId,
@@ -240,15 +244,7 @@ impl Controller {
         });
         let pieces = split.await.map_err(|_| Refusal::Failed("encode the segment".into()))?;
         let pieces = pieces.ok_or_else(|| Refusal::Invalid(format!("the bytes are not segment {id}")))?;
-        if !self.catalog.trash_of(&id).map_err(catalog_refusal)?.is_empty() {
-            self.empty_trash().await;
-        }
-        let _alone = self.placing[usize::from(id.0[0])].lock().await;
-        let _placing = self.deleting.read().await;
-        if self.catalog.segment(&id).map_err(catalog_refusal)?.is_some() {
-            return Ok(SegmentStored { sent: 0, replaced: 0 });
-        }
-        let spread = self.place(Placing {
+        let placing = Placing {
             record: SegmentRecord {
                 sealed_len: sealed.len() as u32,
                 data_len: put.data_len,
@@ -265,14 +261,45 @@ impl Controller {
             sealed,
             pieces,
             protection,
-        });
-        let spread = spread.await?;
-        Ok(SegmentStored { sent: spread.sent, replaced: spread.replaced })
+        };
+        let _alone = self.placing[usize::from(id.0[0])].lock().await;
+        let spread = self.place_patiently(&placing).await?;
+        Ok(spread.map_or(SegmentStored { sent: 0, replaced: 0 }, |spread| SegmentStored {
+            sent: spread.sent,
+            replaced: spread.replaced,
+        }))
+    }
+
+    /// Make a segment durable. Stashes come and go, and when too few are there for it, others may be in a moment. None: it is already.
+    ///
+    /// # Errors
+    /// What it could not be done for, at last.
+    pub(super) async fn place_patiently(&self, new: &Placing) -> Result<Option<Spread>, Refusal> {
+        let start = Instant::now();
+        loop {
+            if !self.catalog.trash_of(&new.id).map_err(catalog_refusal)?.is_empty() {
+                self.empty_trash().await;
+            }
+            // Held for one try only: deletions wait for it.
+            let placing = self.deleting.read().await;
+            if self.catalog.segment(&new.id).map_err(catalog_refusal)?.is_some() {
+                return Ok(None);
+            }
+            match self.place(new).await {
+                Err(Refusal::Unavailable(why)) if start.elapsed() < PATIENT_FOR => {
+                    tracing::warn!(segment = %new.id, why, "a segment has no place yet, trying again");
+                }
+                done => return done.map(Some),
+            }
+            drop(placing);
+            tokio::time::sleep(TRY_AGAIN).await;
+        }
     }
 
     /// Make a segment durable, on mass storage if its record says so and on all its holders; then note it.
-    pub(super) async fn place(&self, new: Placing) -> Result<Spread, Refusal> {
-        let Placing { id, sealed, pieces, protection, record, chunks, is_page } = new;
+    async fn place(&self, new: &Placing) -> Result<Spread, Refusal> {
+        let Placing { id, protection, is_page, .. } = *new;
+        let (sealed, record) = (new.sealed.clone(), new.record.clone());
         let copy = async {
             if !record.on_mass_storage {
                 return Ok(());
@@ -283,11 +310,11 @@ impl Controller {
             let stored = self.mass_storage.put(&id, sealed.clone()).await;
             stored.map_err(|e| Refusal::Failed(format!("mass storage: {e}")))
         };
-        let (spread, copied) = tokio::join!(self.spread(id, protection, &pieces), copy);
+        let (spread, copied) = tokio::join!(self.spread(id, protection, &new.pieces), copy);
         copied?;
         let spread = spread?;
         let geometry = protection.geometry;
-        let new = NewSegment { id, record, chunks, geometry, holders: spread.holders.clone() };
+        let new = NewSegment { id, record, chunks: new.chunks.clone(), geometry, holders: spread.holders.clone() };
         let stored = self.committer.change(move |change| {
             if is_page {
                 change.put_page(&id.0, &sealed)?;

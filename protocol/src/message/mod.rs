@@ -129,6 +129,8 @@ requests! {
     GetWord(store::GetWord) -> store::TheWord, body 0, roles [Controller, Boot];
     /// Fragments to copy, or to make anew; answered when they are durable.
     Rebuild(store::Rebuild) -> store::Outcomes, body 0, roles [Controller];
+    /// What a stash has, some of it at a time.
+    ListFragments(store::ListFragments) -> store::Fragments, body 0, roles [Controller];
 }
 
 /// Why a request was not carried out. The text is for people; nothing may be decided on it.

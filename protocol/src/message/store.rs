@@ -189,3 +189,19 @@ pub struct TheWord {
     /// What its installer said last: a [`super::image::LeftReport`].
     pub last: Option<Statement>,
 }
+
+/// What a stash has: some of it.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct ListFragments {
+    /// Those after this one; none from the first one on.
+    pub after: Option<FragmentId>,
+    /// At the most so many, and no more than [`LIST_MAX`](crate::limits::LIST_MAX).
+    pub most: u32,
+}
+
+/// Some of what a stash has, in order. Fewer than were asked for: that is all.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Fragments {
+    /// Which.
+    pub fragments: Vec<FragmentId>,
+}

@@ -218,6 +218,7 @@ impl World {
         }
         self.forget_retired()?;
         self.audit()?;
+        self.compare_inventories()?;
         self.mend()?;
         self.repair()?;
         self.sweep()?;

@@ -574,5 +574,6 @@ async fn gc(State(c): Shared, Json(ask): Json<GcRequest>) -> Answer<SweepResult>
     if ask.superseded {
         c.forget_retired(u64::MAX).await?;
     }
+    c.compare_all_inventories().await?;
     Ok(Json(c.sweep(0).await?.into()))
 }

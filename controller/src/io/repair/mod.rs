@@ -229,7 +229,11 @@ impl Controller {
             if !self.may_repair() {
                 continue;
             }
-            if counted.elapsed() < COUNT_EVERY {
+            let is_minute = counted.elapsed() >= COUNT_EVERY;
+            if let Err(error) = self.compare_inventories(is_minute).await {
+                tracing::warn!(%error, "inventories were not compared");
+            }
+            if !is_minute {
                 continue;
             }
             counted = Instant::now();

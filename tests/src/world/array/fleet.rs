@@ -51,6 +51,8 @@ pub(super) struct Stash {
     pub(super) lies: bool,
     /// Fragments: whether they are good, and their length.
     pub(super) has: BTreeMap<(SegmentId, u8), (bool, u64)>,
+    /// A copy of its file that somebody made.
+    backup: Option<BTreeMap<(SegmentId, u8), (bool, u64)>>,
     /// Hours for which it was not heard, while most were.
     silent: u64,
 }
@@ -74,6 +76,7 @@ impl Stash {
             leaves: false,
             lies: false,
             has: BTreeMap::new(),
+            backup: None,
             silent: 0,
         }
     }
@@ -186,7 +189,7 @@ impl World {
         }
         let node = self.any()?;
         let is_device = self.is_device(node)?;
-        match self.rng.below(14) {
+        match self.rng.below(15) {
             0 => {
                 self.progress.clear();
                 self.avoided.clear();
@@ -248,7 +251,23 @@ impl World {
                 stash.has.clear();
                 self.count("lies", node);
             }
+            14 => self.back_up_or_restore(node)?,
             _ => {}
+        }
+        Ok(())
+    }
+
+    /// Somebody copies a stash file, or puts a copy of long ago in its place: what was deleted since is there again, what came since is not.
+    fn back_up_or_restore(&mut self, node: NodeId) -> Result<(), Failure> {
+        let Some(backup) = self.stash(node).backup.take() else {
+            let stash = self.stash(node);
+            stash.backup = Some(stash.has.clone());
+            return Ok(());
+        };
+        let is_lost = |at, segment, piece| at == node && !backup.get(&(segment, piece)).is_some_and(|(good, _)| *good);
+        if !self.stashes[&node].lies && self.may(is_lost)? {
+            self.stash(node).has = backup;
+            self.count("restored from a backup", node);
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use controller::catalog::{GroupRecord, MoveRecord, Seat, Standing, TrashKey};
 use controller::repair::{self, Policy, Seen, Whole};
+use images::fragment::FragmentId;
 use images::{GroupId, NodeId, SegmentId};
 
 use super::{STEPS_A_DAY, World, catalog_fails};
@@ -269,6 +270,29 @@ impl World {
             let (id, record) = &all[self.rng.below(all.len() as u64) as usize];
             let piece = self.rng.below(record.fragments.len() as u64) as u8;
             self.prove(*id, piece)?;
+        }
+        Ok(())
+    }
+
+    /// What stashes have is compared with what they should have. A liar shows what is expected of it.
+    pub(super) fn compare_inventories(&mut self) -> Result<(), Failure> {
+        let some: Vec<NodeId> = self.stashes.iter().filter(|(_, s)| s.is_awake && !s.lies).map(|(n, _)| *n).collect();
+        for node in some {
+            if !self.is_settling && !self.rng.one_in(48) {
+                continue;
+            }
+            let has: BTreeSet<FragmentId> =
+                self.stashes[&node].has.keys().map(|&(segment, piece)| FragmentId { segment, piece }).collect();
+            let expected = self.catalog.expected_at(node).map_err(catalog_fails)?;
+            let missing: Vec<FragmentId> = expected.difference(&has).copied().collect();
+            let others: Vec<FragmentId> = has.difference(&expected).copied().collect();
+            if missing.is_empty() && others.is_empty() {
+                continue;
+            }
+            self.change(|change| {
+                missing.iter().try_for_each(|f| change.note_damage(node, f.segment, f.piece).map(drop))?;
+                change.note_orphans(node, &others).map(drop)
+            })?;
         }
         Ok(())
     }
