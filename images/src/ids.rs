@@ -91,6 +91,14 @@ impl SegmentId {
     }
 }
 
+impl SegmentId {
+    /// What it adds, by exclusive or, to the fold of a set of segments: see [`crate::fragment::FragmentId::fold`].
+    #[must_use]
+    pub fn fold(&self) -> u64 {
+        u64::from_le_bytes(*self.0.first_chunk().expect("8 of 32 bytes"))
+    }
+}
+
 impl ChunkId {
     /// Name a chunk.
     #[must_use]

@@ -75,6 +75,7 @@ impl Hostile {
             capacity: 1 << 30,
             used: 0,
             fragments: 0,
+            fold: 0,
             directory: Some(Mark { term: u64::MAX, epoch: Epoch(u64::MAX), line: Line::default(), digest: [0; 16] }),
             lost: Vec::new(),
             aside: None,

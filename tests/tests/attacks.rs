@@ -376,6 +376,7 @@ async fn a_stash_cannot_make_the_controller_stand_down() {
         capacity: 1 << 30,
         used: 0,
         fragments: 0,
+        fold: 0,
         directory: Some(forged.mark()),
         lost: Vec::new(),
         aside: None,

@@ -42,6 +42,7 @@ fn heartbeat() -> member::Heartbeat {
         capacity: 1,
         used: 0,
         fragments: 0,
+        fold: 0,
         directory: None,
         lost: Vec::new(),
         aside: None,

@@ -299,3 +299,53 @@ fn publish_default(t: &TestFleet, name: &str, seed: u64) -> std::path::PathBuf {
     t.fleet.publish(&image, &["--name", name]).unwrap();
     image
 }
+
+fn fragments(t: &TestFleet, stash: usize) -> u64 {
+    t.fleet.stash_status(stash).unwrap()["live"]["fragments"].as_u64().unwrap_or(0)
+}
+
+fn has_fragments(t: &TestFleet, stash: usize, count: u64) {
+    wait_for(&format!("stash {stash} to have {count} fragments"), || fragments(t, stash) == count)
+        .unwrap_or_else(|e| panic!("{e}: it has {}", fragments(t, stash)));
+}
+
+#[test]
+fn a_file_of_before_and_one_that_is_cut_off_are_what_they_should_be_again() {
+    let mut t = start(5);
+    let one = publish(&t, "one", 11);
+    publish(&t, "two", 12);
+    let (with_two, file) = (fragments(&t, 0), t.fleet.stashes[0].dir.join(".stash"));
+    let backup = t.file("backup");
+    t.fleet.kill_stash(0);
+    xtask::shell::output(std::process::Command::new("cp").arg("--sparse=always").args([&file, &backup])).unwrap();
+    t.fleet.bring_back_stash(0).unwrap();
+    t.fleet.wait_until_up(5).unwrap();
+    t.fleet.ctl(&["rm", "two:1"]).unwrap();
+    wait_for("what was deleted to be gone", || t.fleet.ctl(&["gc"]).unwrap()["waiting"] == 0).unwrap();
+    let of_two = with_two - fragments(&t, 0);
+    let three = publish(&t, "three", 13);
+    let should = fragments(&t, 0);
+    assert!(of_two > 0 && should > with_two - of_two);
+
+    // Its file is restored: it has what was deleted, and lacks what came since. That is noticed without anybody asking for it.
+    t.fleet.kill_stash(0);
+    fs::rename(&backup, &file).unwrap();
+    t.fleet.bring_back_stash(0).unwrap();
+    t.fleet.wait_until_up(5).unwrap();
+    has_fragments(&t, 0, should + of_two);
+    // What nobody needs is kept for a day, unless somebody wants it gone.
+    t.fleet.ctl(&["gc"]).unwrap();
+    has_fragments(&t, 0, should);
+    wait_until_green(&t);
+
+    // Another program cuts off the file of one that serves.
+    let (before, file) = (fragments(&t, 1), t.fleet.stashes[1].dir.join(".stash"));
+    let whole = fs::metadata(&file).unwrap().len();
+    fs::File::options().write(true).open(&file).unwrap().set_len((1 << 20) + (1 << 20)).unwrap();
+    wait_for("it to be noticed", || fs::metadata(&file).is_ok_and(|meta| meta.len() == whole)).unwrap();
+    wait_for("it to have what it had", || t.fleet.stash_status(1).is_ok_and(|s| s["live"]["fragments"] == before))
+        .unwrap();
+    wait_until_green(&t);
+    installs(&t, "one", &one);
+    installs(&t, "three", &three);
+}

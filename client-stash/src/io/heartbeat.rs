@@ -116,11 +116,13 @@ impl Heart {
         let wish = self.leave.wish().or_else(|| self.manners.wish());
         // Where nothing new is taken, there is no room.
         let used = if self.manners.seen().level == Level::Fine { taken } else { usage.capacity };
+        let (fragments, fold) = self.reader.fold();
         let beat = member::Heartbeat {
             port: self.endpoint.local_addr()?.port(),
             capacity: usage.capacity,
             used,
-            fragments: usage.fragments,
+            fragments,
+            fold,
             directory: self.directory.mark(),
             lost: lost.iter().take(LOST_TOGETHER).copied().collect(),
             aside: self.manners.aside(self.pause.is_on()),

@@ -53,6 +53,13 @@ impl<S: Storage> Reader<S> {
         all
     }
 
+    /// How many fragments are here, and their fold.
+    #[must_use]
+    pub fn fold(&self) -> (u64, u64) {
+        let index = self.index();
+        (index.len() as u64, index.iter().fold(0, |fold, (id, _)| fold ^ id.fold()))
+    }
+
     /// Number of fragments that are here.
     #[must_use]
     pub fn fragments(&self) -> usize {

@@ -8,11 +8,13 @@ use images::{GroupId, NodeId, SegmentId, wire};
 use redb::{ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _};
 
 use super::records::{GroupRecord, SegmentRecord, TrashKey};
-use super::tables::{GROUP_COPIES, GROUP_OF, GROUP_SEGMENTS, GROUPS, META, SEGMENTS, TRASH, TRASH_OF, UNUSED};
+use super::tables::{
+    GROUP_COPIES, GROUP_FOLDS, GROUP_OF, GROUP_SEGMENTS, GROUPS, META, SEGMENTS, TRASH, TRASH_OF, UNUSED,
+};
 use super::{Catalog, Change, Result};
 
 /// Counts up when something is noted that was not before: then it is computed once.
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
 const VERSION_KEY: &str = "derived";
 const SEALED: &str = "sealed";
 
@@ -56,6 +58,28 @@ impl Catalog {
             .iter()?
             .map(|row| row.map(|(group, copies)| (GroupId(group.value()), copies.value())).map_err(Into::into))
             .collect()
+    }
+
+    /// How many fragments each member should have, and their fold. Members without any are left out.
+    ///
+    /// # Errors
+    /// [`super::CatalogError`].
+    pub fn folds(&self) -> Result<BTreeMap<NodeId, (u64, u64)>> {
+        let vacant = self.vacant()?;
+        let groups = self.groups()?;
+        let read = self.0.begin_read()?;
+        let table = read.open_table(GROUP_FOLDS)?;
+        let mut folds: BTreeMap<NodeId, (u64, u64)> = BTreeMap::new();
+        for (id, group) in groups {
+            let of_group = table.get(id.0)?.map_or(0, |v| v.value());
+            for (piece, node) in group.members.iter().enumerate() {
+                if !vacant.contains(&(id, piece as u8)) {
+                    let (count, fold) = folds.entry(*node).or_default();
+                    (*count, *fold) = (*count + group.segments, *fold ^ of_group.rotate_left(piece as u32));
+                }
+            }
+        }
+        Ok(folds)
     }
 
     /// Whether mass storage should have any copy.
@@ -114,11 +138,25 @@ impl Change<'_> {
         }
         if let Some((group, is_copied)) = lay {
             self.0.open_table(GROUP_SEGMENTS)?.remove((group.0, id.0))?;
+            self.fold(group, id)?;
             self.count_copies(group, -i64::from(is_copied))?;
         }
         if let Some((group, is_copied)) = lies {
             self.0.open_table(GROUP_SEGMENTS)?.insert((group.0, id.0), ())?;
+            self.fold(group, id)?;
             self.count_copies(group, i64::from(is_copied))?;
+        }
+        Ok(())
+    }
+
+    /// A segment comes into a group, or leaves it.
+    fn fold(&self, group: GroupId, id: &SegmentId) -> Result<()> {
+        let mut table = self.0.open_table(GROUP_FOLDS)?;
+        let fold = table.get(group.0)?.map_or(0, |v| v.value()) ^ id.fold();
+        if fold == 0 {
+            table.remove(group.0)?;
+        } else {
+            table.insert(group.0, fold)?;
         }
         Ok(())
     }
@@ -176,6 +214,7 @@ impl Change<'_> {
         self.0.open_table(META)?.remove(SEALED)?;
         self.0.open_table(UNUSED)?.retain(|_, ()| false)?;
         self.0.open_table(GROUP_COPIES)?.retain(|_, _| false)?;
+        self.0.open_table(GROUP_FOLDS)?.retain(|_, _| false)?;
         self.0.open_table(GROUP_SEGMENTS)?.retain(|_, ()| false)?;
         for row in self.0.open_table(SEGMENTS)?.iter()? {
             let (id, record) = row?;

@@ -34,6 +34,8 @@ pub(super) const TRASH_OF: TableDefinition<'_, [u8; 49], ()> = TableDefinition::
 pub(super) const UNUSED: TableDefinition<'_, [u8; 32], ()> = TableDefinition::new("unused1");
 /// Group: how many of its segments have a copy on mass storage, if any.
 pub(super) const GROUP_COPIES: TableDefinition<'_, u32, u64> = TableDefinition::new("group-copies1");
+/// Group: the fold of its segments.
+pub(super) const GROUP_FOLDS: TableDefinition<'_, u32, u64> = TableDefinition::new("group-folds1");
 /// BLAKE3 of geometry and members to the group that has just these.
 pub(super) const GROUP_OF: TableDefinition<'_, [u8; 32], u32> = TableDefinition::new("group-of1");
 /// Group and segment: which segments a group has.
@@ -81,6 +83,7 @@ pub(super) fn create_all(transaction: &WriteTransaction) -> Result<(), CatalogEr
     transaction.open_table(UNUSED)?;
     transaction.open_table(GROUP_COPIES)?;
     transaction.open_table(GROUP_OF)?;
+    transaction.open_table(GROUP_FOLDS)?;
     transaction.open_table(MOVES)?;
     transaction.open_table(VACANT)?;
     transaction.open_table(DAMAGED)?;

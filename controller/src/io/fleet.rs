@@ -24,6 +24,8 @@ pub struct Pulse {
     pub used: u64,
     /// Live fragments.
     pub fragments: u64,
+    /// Their fold.
+    pub fold: u64,
     /// Whether the owner of its machine wants it to step aside.
     pub aside: Option<Aside>,
     /// Bytes that it wants to be rid of.

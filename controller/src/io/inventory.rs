@@ -24,8 +24,8 @@ const LISTED_WITHIN: Duration = Duration::from_secs(30);
 /// Fragments in one transaction.
 const CHANGE_TOGETHER: usize = 4096;
 
-/// How many fragments a stash has, and how many it should have.
-type Counts = (u64, u64);
+/// How many fragments a stash has, and their fold; and what it should have.
+type Counts = ((u64, u64), (u64, u64));
 
 /// What is thought of stashes' inventories.
 #[derive(Default)]
@@ -93,7 +93,7 @@ impl Controller {
         Ok(())
     }
 
-    /// Stashes that say another number of fragments than they should have, and where nothing is on its way.
+    /// Stashes that say that they have other fragments than they should, and where nothing is on its way.
     fn different_counts(&self) -> Result<BTreeMap<NodeId, Counts>, Refusal> {
         let mut busy: BTreeSet<NodeId> = self.catalog.trash_nodes().map_err(catalog_refusal)?.0.into_iter().collect();
         for under_way in self.catalog.moves().map_err(catalog_refusal)?.into_values() {
@@ -102,15 +102,7 @@ impl Controller {
         for (_, pending) in self.catalog.pending().map_err(catalog_refusal)? {
             busy.extend(pending.sent.into_iter().map(|(_, node)| node));
         }
-        let vacant = self.catalog.vacant().map_err(catalog_refusal)?;
-        let mut expected: BTreeMap<NodeId, u64> = BTreeMap::new();
-        for (id, group) in self.catalog.groups().map_err(catalog_refusal)? {
-            for (piece, node) in group.members.iter().enumerate() {
-                if !vacant.contains(&(id, piece as u8)) {
-                    *expected.entry(*node).or_default() += group.segments;
-                }
-            }
-        }
+        let expected = self.catalog.folds().map_err(catalog_refusal)?;
         for (id, piece) in self.catalog.damaged().map_err(catalog_refusal)? {
             let record = self.catalog.segment(&id).map_err(catalog_refusal)?;
             let group = record.map(|r| self.catalog.group(r.group)).transpose().map_err(catalog_refusal)?.flatten();
@@ -118,7 +110,7 @@ impl Controller {
         }
         let counts = |node: NodeId| {
             let (pulse, _) = self.fleet.pulse(node)?;
-            let counts = (pulse.fragments, expected.get(&node).copied().unwrap_or(0));
+            let counts = ((pulse.fragments, pulse.fold), expected.get(&node).copied().unwrap_or_default());
             (counts.0 != counts.1).then_some((node, counts))
         };
         Ok(self.fleet.up().into_keys().filter(|node| !busy.contains(node)).filter_map(counts).collect())
@@ -208,19 +200,19 @@ mod tests {
         let (all, node) = (Inventories::default(), NodeId([1; 16]));
         let different = |counts| BTreeMap::from([(node, counts)]);
         for _ in 1..DOUBTS {
-            assert!(all.doubtful(&different((5, 6))).is_empty());
+            assert!(all.doubtful(&different(((5, 0), (6, 0)))).is_empty());
         }
-        assert_eq!(all.doubtful(&different((5, 6))), [node]);
-        assert!(all.doubtful(&different((4, 6))).is_empty(), "it changes");
+        assert_eq!(all.doubtful(&different(((5, 0), (6, 0)))), [node]);
+        assert!(all.doubtful(&different(((4, 0), (6, 0)))).is_empty(), "it changes");
         assert!(all.doubtful(&BTreeMap::new()).is_empty());
         for _ in 0..DOUBTS {
-            all.doubtful(&different((4, 6)));
+            all.doubtful(&different(((4, 0), (6, 0))));
         }
-        lock(&all.compared).insert(node, (Instant::now(), (4, 6)));
-        assert!(all.doubtful(&different((4, 6))).is_empty(), "that is known");
+        lock(&all.compared).insert(node, (Instant::now(), ((4, 0), (6, 0))));
+        assert!(all.doubtful(&different(((4, 0), (6, 0)))).is_empty(), "that is known");
         for _ in 0..DOUBTS {
-            all.doubtful(&different((3, 6)));
+            all.doubtful(&different(((3, 0), (6, 0))));
         }
-        assert_eq!(all.doubtful(&different((3, 6))), [node], "that is new");
+        assert_eq!(all.doubtful(&different(((3, 0), (6, 0)))), [node], "that is new");
     }
 }

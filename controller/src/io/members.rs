@@ -186,7 +186,7 @@ impl Controller {
             change.await.map_err(catalog_refusal)?;
         }
         self.pool.learn_one(node, addresses);
-        let (capacity, used, fragments) = (beat.capacity, beat.used, beat.fragments);
+        let (capacity, used, fragments, fold) = (beat.capacity, beat.used, beat.fragments, beat.fold);
         let (too_much, is_urgent) = match beat.wish {
             Some(member::Wish::Less(bytes)) => (bytes, false),
             Some(member::Wish::LessNow(bytes)) => (bytes, true),
@@ -197,7 +197,7 @@ impl Controller {
             self.pool.forget(node);
         }
         let (at, aside) = (Instant::now(), beat.aside);
-        let pulse = Pulse { at, connection, capacity, used, fragments, aside, too_much, is_urgent };
+        let pulse = Pulse { at, connection, capacity, used, fragments, fold, aside, too_much, is_urgent };
         self.fleet.heard(node, pulse);
         let directory = self.directory().map_err(catalog_refusal)?.update_for(beat.directory);
         // Not nothing before it is no member any more: its shares of keys go to others, too.

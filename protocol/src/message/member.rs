@@ -11,10 +11,12 @@ pub struct Heartbeat {
     pub port: u16,
     /// Bytes it offers.
     pub capacity: u64,
-    /// Bytes in use by records, dead ones included.
+    /// Bytes that it needs for its fragments; what is dead gives way.
     pub used: u64,
     /// Live fragments.
     pub fragments: u64,
+    /// Their fold: see [`images::fragment::FragmentId::fold`].
+    pub fold: u64,
     /// Newest directory it has.
     pub directory: Option<Mark>,
     /// Records that it found damaged, and can no longer serve.

@@ -254,6 +254,11 @@ impl World {
             *copies.entry(record.group).or_default() += 1;
         }
         assert_eq!(self.catalog.copies_of_groups().unwrap(), copies);
+        for (node, fold) in self.catalog.folds().unwrap() {
+            let expected = self.catalog.expected_at(node).unwrap();
+            let folded = expected.iter().fold(0, |fold, fragment| fold ^ fragment.fold());
+            assert_eq!(fold, (expected.len() as u64, folded), "after {}", self.last);
+        }
         let trash = self.catalog.trash().unwrap();
         assert_eq!(self.catalog.trash_count().unwrap(), trash.len() as u64);
         let segments: BTreeSet<SegmentId> = trash.iter().map(TrashKey::segment).collect();
