@@ -56,6 +56,11 @@ pub trait Storage: Send + Sync + 'static {
     fn forget(&self, offset: u64, len: u64) {
         let _ = (offset, len);
     }
+
+    /// This range was written and will be synced in a moment: the medium may begin.
+    fn will_sync(&self, offset: u64, len: u64) {
+        let _ = (offset, len);
+    }
 }
 
 impl<T: Storage> Storage for std::sync::Arc<T> {
@@ -85,6 +90,10 @@ impl<T: Storage> Storage for std::sync::Arc<T> {
 
     fn forget(&self, offset: u64, len: u64) {
         T::forget(self, offset, len);
+    }
+
+    fn will_sync(&self, offset: u64, len: u64) {
+        T::will_sync(self, offset, len);
     }
 }
 

@@ -18,6 +18,9 @@ pub type Now = Duration;
 /// How long a member may take to make a piece durable: slow disks flush for seconds.
 pub const CONFIRM_WITHIN: Duration = Duration::from_secs(20);
 
+/// Of a large fleet, so many with the fewest groups for their free space are looked at: there is every kind of stash among them.
+const CANDIDATES_MAX: usize = 2000;
+
 /// How new segments are protected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Protection {
@@ -104,10 +107,15 @@ pub struct Wanted<'a> {
 #[must_use]
 pub fn choose(mut candidates: Vec<Candidate<'_>>, piece_len: u64, wanted: &Wanted<'_>) -> Vec<NodeId> {
     candidates.retain(|c| c.free > piece_len);
-    candidates.sort_by(|a, b| {
+    let by_load = |a: &Candidate<'_>, b: &Candidate<'_>| {
         let load = |c: &Candidate<'_>| u128::from(c.groups + 1);
         (load(a) * u128::from(b.free)).cmp(&(load(b) * u128::from(a.free))).then(a.node.cmp(&b.node))
-    });
+    };
+    if candidates.len() > CANDIDATES_MAX {
+        candidates.select_nth_unstable_by(CANDIDATES_MAX, by_load);
+        candidates.truncate(CANDIDATES_MAX);
+    }
+    candidates.sort_by(by_load);
     let n = wanted.pieces.min(candidates.len());
     let mut steady = wanted.steady.min(n);
     let mut taken: BTreeMap<Domain, usize> = BTreeMap::new();

@@ -107,6 +107,11 @@ impl Storage for FileStorage {
         // Where that is not possible, what is remembered is at least what was written.
         let _ = fadvise(&self.0, offset, std::num::NonZeroU64::new(len), Advice::DontNeed);
     }
+
+    fn will_sync(&self, offset: u64, len: u64) {
+        // Linux begins to write what is dirty in the range, and drops what is clean (mm/fadvise.c).
+        let _ = fadvise(&self.0, offset, std::num::NonZeroU64::new(len), Advice::DontNeed);
+    }
 }
 
 #[cfg(test)]

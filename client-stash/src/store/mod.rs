@@ -477,7 +477,8 @@ impl<S: Storage> Store<S> {
         bytes.extend_from_slice(payload);
         bytes.resize(len as usize, 0);
         self.next_sequence += 1;
-        if let Err(error) = self.storage.write_all_at(self.layout.offset(number) + region.tail, &bytes) {
+        let at = self.layout.offset(number) + region.tail;
+        if let Err(error) = self.storage.write_all_at(at, &bytes) {
             // Parts of it may be there.
             self.books.stale.entry(content.id()).or_default().insert((number, record.generation));
             if error.kind() == io::ErrorKind::StorageFull {
@@ -486,6 +487,9 @@ impl<S: Storage> Store<S> {
             self.fresh.push(record);
             self.distrust();
             return Err(error.into());
+        }
+        if !payload.is_empty() {
+            self.storage.will_sync(at, len);
         }
         region.tail += len;
         region.records.push(record);

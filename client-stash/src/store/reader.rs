@@ -3,6 +3,7 @@
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use bytes::Bytes;
+use images::FragmentDigest;
 use images::fragment::{FragmentHeader, FragmentId};
 
 use super::index::{Index, Place};
@@ -10,6 +11,9 @@ use super::{Layout, StoreError};
 use crate::format::{Content, RecordHeader};
 use crate::limits::{RECORD_HEADER_LEN, SLOT_LEN};
 use crate::storage::Storage;
+
+/// Bytes that are hashed while more are read.
+const READ_PIECE: usize = 128 << 10;
 
 /// Reads while the store writes.
 pub struct Reader<S> {
@@ -93,31 +97,51 @@ impl<S: Storage> Reader<S> {
     }
 
     fn get_at(&self, id: FragmentId, place: Place) -> Result<(FragmentHeader, Bytes), StoreError> {
-        let mut bytes = vec![0; place.record_len() as usize];
-        if let Err(error) = self.storage.read_exact_at(self.at(place), &mut bytes) {
-            let end = self.at(place) + place.record_len();
-            // Another program cut the file off: what was there is not there any more.
-            let is_cut_off = error.kind() == std::io::ErrorKind::UnexpectedEof;
-            return match self.storage.len() {
-                Ok(len) if is_cut_off && len < end => self.lose(id, place),
-                _ => Err(error.into()),
-            };
-        }
-        let head: &[u8; RECORD_HEADER_LEN] = bytes.first_chunk().expect("a record is longer than its header");
-        let is_it = |r: &RecordHeader| {
-            r.content.id() == id && (r.region, u64::from(r.offset)) == (place.region, place.offset())
-        };
-        if let Some(RecordHeader { content: Content::Put(header), .. }) = RecordHeader::decode(head).filter(is_it) {
-            let bytes = Bytes::from(bytes);
-            let end = RECORD_HEADER_LEN + header.payload_len();
-            if end <= bytes.len() {
-                let payload = bytes.slice(RECORD_HEADER_LEN..end);
-                if header.verify(&payload).is_ok() {
-                    return Ok((header, payload));
+        match self.read_and_verify(id, place) {
+            Ok(Some(found)) => Ok(found),
+            Ok(None) => self.lose(id, place),
+            Err(error) => {
+                let end = self.at(place) + place.record_len();
+                // Another program cut the file off: what was there is not there any more.
+                let is_cut_off = error.kind() == std::io::ErrorKind::UnexpectedEof;
+                match self.storage.len() {
+                    Ok(len) if is_cut_off && len < end => self.lose(id, place),
+                    _ => Err(error.into()),
                 }
             }
         }
-        self.lose(id, place)
+    }
+
+    /// None: it is not what it should be. A part of a record is hashed while the system reads the next one ahead.
+    fn read_and_verify(&self, id: FragmentId, place: Place) -> std::io::Result<Option<(FragmentHeader, Bytes)>> {
+        let (at, mut bytes) = (self.at(place), vec![0; place.record_len() as usize]);
+        let (mut header, mut hasher) = (None, blake3::Hasher::new());
+        let mut done = 0;
+        for piece in bytes.chunks_mut(READ_PIECE) {
+            self.storage.read_exact_at(at + done as u64, piece)?;
+            let header: &FragmentHeader = match &header {
+                Some(header) => header,
+                None => {
+                    let head: &[u8; RECORD_HEADER_LEN] =
+                        piece.first_chunk().expect("a record is longer than its header");
+                    let is_it = |r: &RecordHeader| {
+                        r.content.id() == id && (r.region, u64::from(r.offset)) == (place.region, place.offset())
+                    };
+                    match RecordHeader::decode(head).filter(is_it).map(|record| record.content) {
+                        Some(Content::Put(found)) => header.insert(found),
+                        _ => return Ok(None),
+                    }
+                }
+            };
+            let payload_from = RECORD_HEADER_LEN.saturating_sub(done).min(piece.len());
+            let payload_until = (RECORD_HEADER_LEN + header.payload_len()).saturating_sub(done).min(piece.len());
+            hasher.update(&piece[payload_from..payload_until.max(payload_from)]);
+            done += piece.len();
+        }
+        let Some(header) = header else { return Ok(None) };
+        let end = RECORD_HEADER_LEN + header.payload_len();
+        let is_it = end <= bytes.len() && header.digest == FragmentDigest(*hasher.finalize().as_bytes());
+        Ok(is_it.then(|| (header, Bytes::from(bytes).slice(RECORD_HEADER_LEN..end))))
     }
 
     /// It is damaged, unless its region was reused between the look-up and the read; then the index says so by now.

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: measured, never asserted. Results go into `docs/benchmarks.md`.
 
 mod boot;
+mod controller;
 mod delta;
 mod foreground;
 mod pipeline;
@@ -18,6 +19,8 @@ pub enum Bench {
     Delta(delta::Delta),
     /// Boot files over a shaped link
     Boot(boot::Boot),
+    /// Memory and time of a controller with many segments
+    Controller(controller::Controller),
     /// Bytes and spreading of the directory
     Directory,
     /// What a program in the foreground loses to stashes on its disk
@@ -38,6 +41,7 @@ impl Bench {
             Self::Pipeline(args) => args.run(),
             Self::Delta(args) => args.run(),
             Self::Boot(args) => args.run(),
+            Self::Controller(args) => args.run(),
             Self::Foreground(args) => args.run(),
             Self::Repair(args) => args.run(),
             Self::Stash(args) => args.run(),

@@ -424,7 +424,7 @@ async fn nodes(State(c): Shared) -> Answer<Vec<NodeInfo>> {
     let liars = c.liars.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let standings = c.catalog.standings().map_err(catalog_refusal)?;
     let (labels, habits) = (c.catalog.labels().map_err(catalog_refusal)?, c.habits.attendance());
-    let devices = c.catalog.devices().map_err(catalog_refusal)?;
+    let (devices, held) = (c.catalog.devices().map_err(catalog_refusal)?, c.catalog.folds().map_err(catalog_refusal)?);
     let info = |(id, record): (images::NodeId, crate::catalog::NodeRecord)| {
         let pulse = c.fleet.pulse(id);
         let standing = standings.get(&id).cloned().unwrap_or_default();
@@ -440,7 +440,7 @@ async fn nodes(State(c): Shared) -> Answer<Vec<NodeInfo>> {
         };
         NodeInfo {
             state: state.into(),
-            to_hand_over: c.to_hand_over(id).unwrap_or(0),
+            to_hand_over: held.get(&id).map_or(0, |(count, _)| *count),
             class: if devices.contains(&id) { MASS_STORAGE.into() } else { habits.class(id).to_string() },
             labels: labels.get(&id).cloned().unwrap_or_default(),
             node: id.to_string(),

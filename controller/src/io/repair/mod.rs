@@ -515,13 +515,7 @@ impl Controller {
     /// # Errors
     /// The catalog's.
     pub fn to_hand_over(&self, node: NodeId) -> Result<u64, Refusal> {
-        let (groups, vacant) =
-            (self.catalog.groups().map_err(catalog_refusal)?, self.catalog.vacant().map_err(catalog_refusal)?);
-        let held = |(id, group): (&GroupId, &GroupRecord)| {
-            let seats = group.members.iter().enumerate().filter(|(_, member)| **member == node);
-            seats.filter(|(piece, _)| !vacant.contains(&(*id, *piece as u8))).count() as u64 * group.segments
-        };
-        Ok(groups.iter().map(held).sum())
+        Ok(self.catalog.folds().map_err(catalog_refusal)?.get(&node).map_or(0, |(count, _)| *count))
     }
 
     /// Members that leave, and that nobody needs any more, are members no longer.
