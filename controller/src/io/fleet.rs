@@ -8,6 +8,7 @@ use images::NodeId;
 use protocol::directory::Epoch;
 use protocol::message::member::Aside;
 
+use crate::doubles::Doubles;
 use crate::leases::{LeaseId, Leases};
 use crate::paths::Paths;
 
@@ -70,6 +71,8 @@ pub struct Fleet {
     leases: Mutex<Leases>,
     /// How well they are reached.
     paths: Mutex<Paths>,
+    /// Who is heard twice.
+    doubles: Mutex<Doubles>,
     since: Instant,
     /// When each boot server asked for the directory, and the epoch of the one it had.
     boot_servers: Mutex<BTreeMap<NodeId, (Instant, Option<Epoch>)>>,
@@ -84,6 +87,7 @@ impl Fleet {
             pulses: Mutex::default(),
             leases: Mutex::default(),
             paths: Mutex::default(),
+            doubles: Mutex::default(),
             since: Instant::now(),
             boot_servers: Mutex::default(),
         }
@@ -101,7 +105,20 @@ impl Fleet {
 
     /// A stash was heard.
     pub fn heard(&self, node: NodeId, pulse: Pulse) {
+        if self.doubles().heard(node, pulse.connection, self.since.elapsed(), self.patience) {
+            tracing::error!(%node, "two services speak as this stash: somebody copied its folder; stop one of them");
+        }
         self.pulses().insert(node, pulse);
+    }
+
+    fn doubles(&self) -> MutexGuard<'_, Doubles> {
+        self.doubles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether two services speak as this stash. What it has is not known then, and it counts as away.
+    #[must_use]
+    pub fn is_double(&self, node: NodeId) -> bool {
+        self.doubles().is_double(node, self.since.elapsed(), self.patience)
     }
 
     /// A boot server asked for the directory, and had the one of this epoch.
@@ -134,7 +151,8 @@ impl Fleet {
     #[must_use]
     pub fn pulse(&self, node: NodeId) -> Option<(Pulse, bool)> {
         let pulse = *self.pulses().get(&node)?;
-        Some((pulse, pulse.aside.is_none() && pulse.at.elapsed() <= self.patience))
+        let is_up = pulse.aside.is_none() && pulse.at.elapsed() <= self.patience && !self.is_double(node);
+        Some((pulse, is_up))
     }
 
     /// Whether it was heard of late, standing aside or not.
@@ -168,6 +186,7 @@ impl Fleet {
     pub fn forget(&self, node: NodeId) {
         self.pulses().remove(&node);
         self.paths().forget(node);
+        self.doubles().forget(node);
     }
 
     fn leases(&self) -> MutexGuard<'_, Leases> {
@@ -227,7 +246,8 @@ impl Fleet {
         leases.expire(self.since.elapsed());
         let free = |node: NodeId, pulse: &Pulse| pulse.free().saturating_sub(leases.reserved(node));
         let up = |(&node, pulse): (&NodeId, &Pulse)| {
-            (pulse.aside.is_none() && pulse.at.elapsed() <= self.patience).then_some((node, free(node, pulse)))
+            let is_up = pulse.aside.is_none() && pulse.at.elapsed() <= self.patience && !self.is_double(node);
+            is_up.then_some((node, free(node, pulse)))
         };
         self.pulses().iter().filter_map(up).collect()
     }

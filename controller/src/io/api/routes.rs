@@ -431,6 +431,7 @@ async fn nodes(State(c): Shared) -> Answer<Vec<NodeInfo>> {
         let aside = pulse.and_then(|(p, _)| p.aside).map(|aside| aside.to_string());
         let state = match () {
             () if standing.lost => "lost",
+            () if c.fleet.is_double(id) => "double",
             () if standing.distrusted => "distrusted",
             () if standing.leaving => "leaving",
             () if standing.removed => "removing",

@@ -1,12 +1,12 @@
 //! Policies change, and images are cut anew: the same steps as the controller's, on simulated stashes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use controller::catalog::{GroupRecord, ImageRecord};
 use controller::placement::Protection;
 use images::manifest::{ImageName, PageRef, Signed};
 use images::parity::Geometry;
-use images::{ChunkId, GroupId, ManifestId, SegmentId};
+use images::{ChunkId, GroupId, ManifestId, NodeId, SegmentId};
 use protocol::message::publish::Layout;
 
 use super::{STEPS_A_DAY, World, catalog_fails};
@@ -70,10 +70,17 @@ impl World {
 
     /// Whether a segment is cut as is wanted now; none if there is none.
     fn is_cut_so(&self, id: &SegmentId) -> Result<Option<bool>, Failure> {
+        self.is_cut_so_with(id, &self.device_nodes()?)
+    }
+
+    fn device_nodes(&self) -> Result<BTreeMap<NodeId, u64>, Failure> {
+        Ok(self.catalog.devices().map_err(catalog_fails)?.into_iter().map(|node| (node, 0)).collect())
+    }
+
+    fn is_cut_so_with(&self, id: &SegmentId, devices: &BTreeMap<NodeId, u64>) -> Result<Option<bool>, Failure> {
         let Some(record) = self.catalog.segment(id).map_err(catalog_fails)? else { return Ok(None) };
         let group: Option<GroupRecord> = self.catalog.group(record.group).map_err(catalog_fails)?;
-        let devices = self.catalog.devices().map_err(catalog_fails)?.into_iter().map(|node| (node, 0)).collect();
-        Ok(group.map(|group| self.protection.fits(group.geometry, &group.members, &devices)))
+        Ok(group.map(|group| self.protection.fits(group.geometry, &group.members, devices)))
     }
 
     /// An admin wants something else.
@@ -86,9 +93,10 @@ impl World {
 
     /// The first image that is not cut as is wanted.
     fn due(&self) -> Result<Option<ImageName>, Failure> {
+        let (devices, mut fit) = (self.device_nodes()?, BTreeSet::new());
         for (name, segments) in &self.published {
-            for id in segments {
-                if self.is_cut_so(id)? == Some(false) {
+            for id in segments.iter().filter(|id| fit.insert(**id)) {
+                if self.is_cut_so_with(id, &devices)? == Some(false) {
                     return Ok(Some(name.clone()));
                 }
             }
