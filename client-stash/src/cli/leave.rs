@@ -69,10 +69,12 @@ impl Leave {
         let bar = super::bar();
         let (mut first, mut problem) = (live.to_hand_over, None);
         let (mut left_before, mut since) = (live.to_hand_over, Instant::now());
+        let mut failing_since = None;
         loop {
             match control::ask(folder.path(), Ask::Status) {
                 Ok(Some(live)) if !live.leaving => bail!("somebody made it stay"),
                 Ok(Some(live)) => {
+                    failing_since = None;
                     if live.controller_problem != problem {
                         problem.clone_from(&live.controller_problem);
                         if let Some(why) = &problem {
@@ -109,9 +111,12 @@ impl Leave {
                     }
                     break;
                 }
-                // It ended in the middle of an answer.
+                // It ended in the middle of an answer, and may be removing the last files.
                 Err(_) if !folder.is_joined() => break,
-                Err(error) => return Err(error),
+                Err(error) if failing_since.get_or_insert_with(Instant::now).elapsed() > GONE_WITHIN => {
+                    return Err(error);
+                }
+                Err(_) => {}
             }
             std::thread::sleep(Duration::from_millis(200));
         }
