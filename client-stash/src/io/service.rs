@@ -40,8 +40,8 @@ use super::writer::{Event, Writer};
 use crate::release;
 use crate::store::{Reader, StoreError};
 
-/// How long a fragment for repair waits for installers: less than whoever asks for it waits.
-const REPAIR_WAITS: Duration = Duration::from_secs(2);
+/// How long a fragment for repair waits for installers: less than whoever asks waits before asking somebody else, too.
+const REPAIR_WAITS: Duration = Duration::from_millis(400);
 
 struct Service {
     own: NodeId,

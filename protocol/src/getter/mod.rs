@@ -62,7 +62,7 @@ impl Patience {
     /// Of repair: holders let installers go first, and no byte is to travel twice because one of them took its time.
     #[must_use]
     pub fn unhurried() -> Self {
-        Self { hedge_min: Duration::from_secs(3), ..Self::default() }
+        Self { hedge_min: Duration::from_millis(500), ..Self::default() }
     }
 }
 
