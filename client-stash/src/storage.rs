@@ -52,6 +52,16 @@ pub trait Storage: Send + Sync + 'static {
     /// The medium's.
     fn truncate(&self, len: u64) -> io::Result<()>;
 
+    /// Give back the space of whole blocks; from now on they read as zeros. Durable only after the next [`Storage::sync`] that succeeds.
+    /// `false` if this medium cannot.
+    ///
+    /// # Errors
+    /// The medium's; then some of it may be given back.
+    fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {
+        let _ = (offset, len);
+        Ok(false)
+    }
+
     /// Read this range from the medium next time, whatever is remembered of it.
     fn forget(&self, offset: u64, len: u64) {
         let _ = (offset, len);
@@ -88,6 +98,10 @@ impl<T: Storage> Storage for std::sync::Arc<T> {
         T::truncate(self, len)
     }
 
+    fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {
+        T::punch(self, offset, len)
+    }
+
     fn forget(&self, offset: u64, len: u64) {
         T::forget(self, offset, len);
     }
@@ -117,6 +131,12 @@ pub(crate) fn contract(storage: &impl Storage) {
     assert_eq!(storage.len().unwrap(), 20_001, "a write extends the file");
     storage.allocate(0, 100).unwrap();
     assert_eq!(storage.len().unwrap(), 20_001, "allocating never shrinks");
+    if storage.punch(4096, 8192).unwrap() {
+        storage.read_exact_at(4090, &mut buffer).unwrap();
+        assert_eq!(&buffer, b"012345\0\0\0\0", "what was given back reads as zero, and nothing else does");
+        assert_eq!(storage.len().unwrap(), 20_001, "giving space back keeps the length");
+        storage.write_all_at(4090, b"0123456789").unwrap();
+    }
     storage.truncate(4095).unwrap();
     assert_eq!(storage.len().unwrap(), 4095);
     storage.allocate(0, 10_000).unwrap();

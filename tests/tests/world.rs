@@ -34,6 +34,11 @@ fn more_stash_seeds() {
     hold(1000..2000, "cargo xtask sim stash", |seed| world::run_stash(seed, false));
 }
 
+#[test]
+fn each_call_to_a_stash_medium_fails_in_turn() {
+    hold(0..2, "cargo xtask sim stash --every-call", |seed| world::run_stash_every_call(seed, false));
+}
+
 /// In two halves, for two cores.
 #[test]
 fn array_seeds() {

@@ -38,6 +38,9 @@ pub struct Sim {
     /// Number of seeds to run
     #[arg(long, default_value_t = 1000)]
     seeds: u64,
+    /// `stash`: let each call to the medium fail in turn, which takes a second a seed
+    #[arg(long)]
+    every_call: bool,
     #[command(flatten)]
     years: Years,
 }
@@ -126,6 +129,9 @@ impl Sim {
             Some(seed) => command.args(["--seed", &seed.to_string()]),
             None => command.args(["--seeds", &self.seeds.to_string()]),
         };
+        if self.every_call {
+            command.arg("--every-call");
+        }
         shell::run(&mut command)
     }
 }

@@ -103,6 +103,13 @@ impl Storage for FileStorage {
         self.0.set_len(len)
     }
 
+    fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {
+        match fallocate(&self.0, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len) {
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(false),
+            result => Ok(result.map(|()| true)?),
+        }
+    }
+
     fn forget(&self, offset: u64, len: u64) {
         // Where that is not possible, what is remembered is at least what was written.
         let _ = fadvise(&self.0, offset, std::num::NonZeroU64::new(len), Advice::DontNeed);
@@ -124,6 +131,12 @@ mod tests {
         let path = folder.path().join("stash");
         let storage = FileStorage::open(&path, true).unwrap();
         crate::storage::contract(&storage);
+        storage.allocate(0, 1 << 20).unwrap();
+        let blocks = || std::fs::metadata(&path).unwrap().blocks();
+        let before = blocks();
+        if storage.punch(65_536, 131_072).unwrap() {
+            assert!(blocks() < before, "the file system has its blocks again");
+        }
         let second = FileStorage::open(&path, false).err().expect("a second opener is refused");
         assert_eq!(second.kind(), io::ErrorKind::WouldBlock);
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::mem::{Discriminant, discriminant};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Storage;
@@ -34,6 +35,8 @@ pub struct SimDisk(Mutex<Inner>);
 enum Change {
     Write(u64, Arc<[u8]>),
     Len(u64),
+    /// Pages from here on, so many.
+    Punch(u64, u64),
 }
 
 #[derive(Clone, Default)]
@@ -51,8 +54,9 @@ struct Inner {
     state: State,
     /// The state before each call that changes something, while that is recorded.
     boundaries: Option<Vec<State>>,
-    /// Calls of every kind so far.
-    calls: u64,
+    /// Calls so far, by the kind of fault that they could meet.
+    calls: Vec<(Discriminant<Fault>, u64)>,
+    bytes_given_back: u64,
     fault: Option<(u64, Fault)>,
     is_full: bool,
     bad: Option<std::ops::Range<u64>>,
@@ -93,6 +97,10 @@ impl State {
                 }
                 *len = *new;
             }
+            Change::Punch(first, count) => {
+                let gone: Vec<u64> = pages.range(*first..first + count).map(|(page, _)| *page).collect();
+                gone.iter().for_each(|page| drop(pages.remove(page)));
+            }
         }
     }
 
@@ -103,15 +111,16 @@ impl State {
 
     fn crash(&mut self, mut keep: impl FnMut() -> bool) {
         for change in std::mem::take(&mut self.unsynced) {
-            let Change::Write(offset, bytes) = &change else {
-                if keep() {
-                    Self::apply(&mut self.durable, &mut self.durable_len, &change);
+            let parts: Vec<Change> = match &change {
+                Change::Write(offset, bytes) => {
+                    let part = |(i, sector): (usize, &[u8])| Change::Write(offset + (i * TEAR) as u64, sector.into());
+                    bytes.chunks(TEAR).enumerate().map(part).collect()
                 }
-                continue;
+                Change::Punch(first, count) => (*first..first + count).map(|page| Change::Punch(page, 1)).collect(),
+                Change::Len(_) => vec![change],
             };
-            for (i, sector) in bytes.chunks(TEAR).enumerate() {
+            for part in parts {
                 if keep() {
-                    let part = Change::Write(offset + (i * TEAR) as u64, sector.into());
                     Self::apply(&mut self.durable, &mut self.durable_len, &part);
                 }
             }
@@ -123,14 +132,24 @@ impl State {
 impl Inner {
     /// Count a call; the fault that it meets, if it is one of `kinds`.
     fn call(&mut self, kinds: &[Fault]) -> Option<Fault> {
-        self.calls += 1;
+        for kind in kinds.iter().map(discriminant) {
+            match self.calls.iter_mut().find(|(known, _)| *known == kind) {
+                Some((_, calls)) => *calls += 1,
+                None => self.calls.push((kind, 1)),
+            }
+        }
         let (at, fault) = self.fault?;
-        let meets = |kind: &Fault| std::mem::discriminant(kind) == std::mem::discriminant(&fault);
-        if self.calls < at || !kinds.iter().any(meets) {
+        let is_for = |kind: &Fault| discriminant(kind) == discriminant(&fault);
+        if self.calls_for(fault) < at || !kinds.iter().any(is_for) {
             return None;
         }
         self.fault = None;
         Some(fault)
+    }
+
+    fn calls_for(&self, fault: Fault) -> u64 {
+        let known = self.calls.iter().find(|(kind, _)| *kind == discriminant(&fault));
+        known.map_or(0, |(_, calls)| *calls)
     }
 
     fn boundary(&mut self) {
@@ -157,10 +176,11 @@ impl SimDisk {
         Self(Mutex::new(Inner { state, ..Inner::default() }))
     }
 
-    /// Another disk with the same bytes, durable and not; it meets no faults.
+    /// Another disk with the same bytes, durable and not, and the same calls behind it; it meets no faults.
     #[must_use]
     pub fn copy(&self) -> Self {
-        Self::of(self.inner().state.clone())
+        let inner = self.inner();
+        Self(Mutex::new(Inner { state: inner.state.clone(), calls: inner.calls.clone(), ..Inner::default() }))
     }
 
     /// Lose power: of what was not synced, `keep` decides for each 512-byte sector whether it reached the medium.
@@ -180,10 +200,16 @@ impl SimDisk {
         inner.boundaries.as_mut().map(std::mem::take).unwrap_or_default().into_iter().map(Self::of).collect()
     }
 
-    /// Calls so far.
+    /// Calls so far that could meet such a fault.
     #[must_use]
-    pub fn calls(&self) -> u64 {
-        self.inner().calls
+    pub fn calls_for(&self, fault: Fault) -> u64 {
+        self.inner().calls_for(fault)
+    }
+
+    /// Bytes whose space was given back so far.
+    #[must_use]
+    pub fn bytes_given_back(&self) -> u64 {
+        self.inner().bytes_given_back
     }
 
     /// Bytes that were written so far.
@@ -192,7 +218,7 @@ impl SimDisk {
         self.inner().bytes_written
     }
 
-    /// Let the first call that `fault` is for, from call number `at` on, meet it.
+    /// Let the first call that `fault` is for, from such a call number `at` on, meet it.
     pub fn arm(&self, at: u64, fault: Fault) {
         self.inner().fault = Some((at, fault));
     }
@@ -333,6 +359,17 @@ impl Storage for SimDisk {
         Ok(())
     }
 
+    fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {
+        let mut inner = self.inner();
+        let fault = inner.call(&[Fault::Eio]);
+        inner.boundary();
+        let (first, end) = (offset.div_ceil(PAGE as u64), (offset + len) / PAGE as u64);
+        let count = end.saturating_sub(first) / if fault.is_some() { 2 } else { 1 };
+        inner.bytes_given_back += count * PAGE as u64;
+        inner.state.change(Change::Punch(first, count));
+        if fault.is_some() { Err(eio()) } else { Ok(true) }
+    }
+
     fn forget(&self, offset: u64, len: u64) {
         let mut inner = self.inner();
         let state = &mut inner.state;
@@ -340,11 +377,12 @@ impl Storage for SimDisk {
         // What waits for a sync is dirty, and stays.
         let mut dirty = Pages::new();
         for change in &state.unsynced {
-            if let Change::Write(at, bytes) = change {
-                for page in at / PAGE as u64..(at + bytes.len() as u64).div_ceil(PAGE as u64) {
-                    dirty.insert(page, Arc::new([0; PAGE]));
-                }
-            }
+            let pages = match change {
+                Change::Write(at, bytes) => at / PAGE as u64..(at + bytes.len() as u64).div_ceil(PAGE as u64),
+                Change::Punch(first, count) => *first..first + count,
+                Change::Len(_) => continue,
+            };
+            pages.for_each(|page| drop(dirty.insert(page, Arc::new([0; PAGE]))));
         }
         let remembered: Vec<u64> = state.written.range(pages.clone()).map(|(page, _)| *page).collect();
         for page in remembered.into_iter().filter(|page| !dirty.contains_key(page)) {

@@ -7,7 +7,7 @@ use images::fragment::FragmentId;
 use protocol::message::store::Owner;
 
 use super::{Purpose, Region, Store, StoreError, recover, write_new_region};
-use crate::format::{Content, RecordHeader, RegionHeader, RegionState, table_len};
+use crate::format::{Content, FileHeader, RecordHeader, RegionHeader, RegionState, table_len};
 use crate::limits::{RECORD_ALIGN, RECORD_HEADER_LEN, REGION_HEAD_LEN, REGIONS_MAX, REGIONS_MIN, SPARES};
 use crate::storage::Storage;
 
@@ -37,7 +37,7 @@ impl<S: Storage> Store<S> {
 
     /// Find free regions, unless enough are known.
     fn look_for_free(&mut self) {
-        if self.free.len() > SPARES {
+        if self.free_to_stay() > SPARES {
             return;
         }
         let is_free = |number: &u32| {
@@ -60,7 +60,10 @@ impl<S: Storage> Store<S> {
         for _ in 0..COPIES_MAX {
             self.look_for_free();
             // Deletions, or a power cut in the middle of copying, took spare regions: they come first.
-            if !self.is_copying && self.free_to_stay() < SPARES && self.make_room(owner, Purpose::Store, 0)? {
+            if !self.is_copying
+                && self.free_to_stay() < SPARES
+                && (self.stretch(owner, SPARES)? || self.make_room(owner, Purpose::Store, 0)?)
+            {
                 continue;
             }
             let open = self.open_with_room(Some(owner), content)?;
@@ -73,10 +76,7 @@ impl<S: Storage> Store<S> {
             }
             let may_open = match purpose {
                 Purpose::Free => free > 1 || (self.is_copying && free > 0),
-                Purpose::Store => {
-                    let reserved = self.file.partitions.get(&owner).copied().unwrap_or(0);
-                    open.is_none() && free > SPARES && self.regions_of(owner) < reserved
-                }
+                Purpose::Store => open.is_none() && free > SPARES && self.may_have_more(owner),
             };
             if may_open {
                 return self.open_region(owner);
@@ -85,6 +85,9 @@ impl<S: Storage> Store<S> {
                 && let Some(other) = self.open_with_room(None, content)?
             {
                 return Ok(other);
+            }
+            if purpose == Purpose::Store && open.is_none() && self.stretch(owner, SPARES + 1)? {
+                continue;
             }
             if self.is_copying || !self.make_room(owner, purpose, content.record_len())? {
                 break;
@@ -111,33 +114,16 @@ impl<S: Storage> Store<S> {
     /// Regions that are granted to owners, and the spare ones.
     #[must_use]
     pub fn entitled(&self) -> u32 {
-        self.file.partitions.values().sum::<u32>() + SPARES as u32
+        super::entitled(&self.file)
     }
 
-    /// Whether the file is larger than it should be: it had to be, to give space back after a power cut.
-    #[must_use]
-    pub fn has_borrowed(&self) -> bool {
-        self.shrinking.is_none() && self.file.regions > self.entitled()
-    }
-
-    /// Make the file larger by a region, for a while.
+    /// Have another region for a while, whatever space the file takes.
     fn borrow(&mut self) -> Result<bool, StoreError> {
-        let regions = self.file.regions;
-        if regions >= self.entitled() + BORROWED_MAX || regions >= REGIONS_MAX {
+        let most = u64::from(self.size + BORROWED_MAX) * self.layout.region_len;
+        if self.held() + self.layout.region_len > most || self.file.regions >= REGIONS_MAX {
             return Ok(false);
         }
-        let (end, len) = (self.layout.offset(regions), self.layout.region_len);
-        if self.storage.len()? > end {
-            self.storage.truncate(end)?;
-        }
-        if self.storage.allocate(end, len).is_err() {
-            // It may have reserved a part.
-            self.storage.truncate(end)?;
-            return Ok(false);
-        }
-        self.change_header(|file| file.regions = regions + 1)?;
-        self.free.insert(regions);
-        Ok(true)
+        self.append_region()
     }
 
     /// An open region with room for a record, of an owner or of anybody. Those of that owner that are as good as full are sealed.
@@ -159,31 +145,65 @@ impl<S: Storage> Store<S> {
         Ok(None)
     }
 
+    /// Take a free region, and its whole space. Where that was given back and is not to be had again, others still have theirs.
+    fn reserve_free(&mut self) -> Result<u32, StoreError> {
+        for number in self.free.clone() {
+            self.make_up_for(Some(number))?;
+            match self.storage.allocate(self.layout.offset(number), self.layout.region_len) {
+                Ok(()) => {
+                    self.free.remove(&number);
+                    if let Some(region) = self.books.regions.get_mut(&number) {
+                        region.given_back = 0;
+                    }
+                    return Ok(number);
+                }
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(StoreError::Full)
+    }
+
     fn open_region(&mut self, owner: Owner) -> Result<u32, StoreError> {
-        let number = self.free.pop_first().ok_or(StoreError::Full)?;
-        let header = RegionHeader {
-            index: number,
-            state: RegionState::Open,
-            owner,
-            generation: self.next_sequence,
-            write: self.books.regions.get(&number).map_or(1, |r| r.header.write + 2),
-            records: 0,
-        };
-        self.next_sequence += 1;
-        self.storage.allocate(self.layout.offset(number), self.layout.region_len).map_err(|e| match e.kind() {
-            io::ErrorKind::StorageFull => StoreError::Full,
-            _ => e.into(),
-        })?;
-        write_new_region(&*self.storage, self.layout, &header).inspect_err(|_| self.failures += 1)?;
-        // Durable before anything relies on the old records being gone.
-        self.sync()?;
-        self.books.regions.insert(number, Region::new(header, self.layout));
-        self.books.stale.retain(|_, places| {
-            places.retain(|(region, generation)| *region != number || *generation == header.generation);
-            !places.is_empty()
-        });
+        let number = self.reserve_free()?;
+        self.begin_anew(&[number], owner, RegionState::Open)?;
         self.open.insert(number);
         Ok(number)
+    }
+
+    /// Have nothing in free regions, under a new generation.
+    pub(super) fn begin_anew(&mut self, numbers: &[u32], owner: Owner, state: RegionState) -> io::Result<()> {
+        let mut headers = Vec::new();
+        for number in numbers {
+            let header = RegionHeader {
+                index: *number,
+                state,
+                owner,
+                generation: self.next_sequence,
+                write: self.books.regions.get(number).map_or(1, |r| r.header.write + 2),
+                records: 0,
+            };
+            self.next_sequence += 1;
+            let mut written = write_new_region(&*self.storage, self.layout, &header);
+            if state == RegionState::Sealed {
+                // Both slots may be torn when it is opened: then its first record must not say that the old generation is there.
+                let first = self.layout.offset(*number) + REGION_HEAD_LEN;
+                written = written.and_then(|()| self.storage.write_all_at(first, &[0; RECORD_ALIGN as usize]));
+            }
+            written.inspect_err(|_| self.failures += 1)?;
+            headers.push(header);
+        }
+        // Durable before anything relies on the old records being gone.
+        self.sync()?;
+        for header in headers {
+            let given_back = self.books.regions.get(&header.index).map_or(0, |r| r.given_back);
+            self.books.regions.insert(header.index, Region { given_back, ..Region::new(header, self.layout) });
+            self.books.stale.retain(|_, places| {
+                places.retain(|(region, generation)| *region != header.index || *generation == header.generation);
+                !places.is_empty()
+            });
+        }
+        Ok(())
     }
 
     /// Copy what is needed in the region that is most worth it elsewhere: for new fragments one of their owner, or of others if their
@@ -234,9 +254,33 @@ impl<S: Storage> Store<S> {
                 return Ok(false);
             }
         }
-        let victim = victim.header.index;
-        self.empty(victim)?;
+        let count = if purpose == Purpose::Store && !must_win && !self.may_have_more(owner) {
+            self.enough_for_a_region(owner, &victims, worth)
+        } else {
+            Some(1)
+        };
+        let Some(count) = count else { return Ok(false) };
+        let victims: Vec<u32> = victims[..count].iter().map(|region| region.header.index).collect();
+        victims.into_iter().try_for_each(|number| self.empty(number))?;
         Ok(true)
+    }
+
+    /// Where an owner has all the space that it may have: how many of the regions that are most worth it have to be copied until it may
+    /// have another one, with some room in it.
+    fn enough_for_a_region(&self, owner: Owner, victims: &[&Region], worth: u64) -> Option<usize> {
+        let (len, reserved) = (self.layout.region_len, self.reserved(owner));
+        let in_open = self.own_open(owner).map(|open| self.books.regions[&open].room()).max();
+        let (mut needed, mut held) = (0, self.held_of(owner));
+        for (i, region) in victims.iter().take(COPIES_MAX).enumerate() {
+            needed += self.needed_bytes(region) + 2 * RECORD_ALIGN;
+            held -= region.held();
+            // No record takes more than a sixteenth of a region, so no more than that is left over at the end of one.
+            let new = (needed + worth).div_ceil((len - REGION_HEAD_LEN) / 16 * 15);
+            if held + new * len <= reserved || in_open.is_some_and(|room| i == 0 && needed <= room) {
+                return Some(i + 1);
+            }
+        }
+        None
     }
 
     /// Bytes that emptying a region takes elsewhere: records, and their entries in a table.
@@ -333,14 +377,12 @@ impl<S: Storage> Store<S> {
         self.append(owner, Content::Delete(id), &[], Purpose::Free)
     }
 
-    /// A region's records: from memory while it is open, then from its table, then by walking it.
+    /// A region's records: from its table, or by walking it.
     fn records_of(&self, number: u32) -> Vec<RecordHeader> {
-        let region = &self.books.regions[&number];
-        if region.header.state == RegionState::Open && !region.records.is_empty() {
-            return region.records.clone();
-        }
-        recover::read_table(&*self.storage, self.layout, &region.header)
-            .unwrap_or_else(|| recover::walk(&*self.storage, self.layout, &region.header, &mut false))
+        let (layout, header) = (self.layout, &self.books.regions[&number].header);
+        let is_sealed = header.state == RegionState::Sealed;
+        let table = is_sealed.then(|| recover::read_table(&*self.storage, layout, header)).flatten();
+        table.unwrap_or_else(|| recover::walk(&*self.storage, layout, header, layout.region_len, &mut false))
     }
 
     /// Make the file larger; what is added is granted to an owner. The space is reserved on the disk before anything changes.
@@ -348,28 +390,33 @@ impl<S: Storage> Store<S> {
     /// # Errors
     /// If it is not larger, or the disk has no room.
     pub fn grow(&mut self, regions: u32, owner: Owner) -> Result<(), StoreError> {
-        let now = self.file.regions;
+        let (now, size) = (self.file.regions, self.size);
         if self.shrinking.is_some() {
             return Err(StoreError::Reservation("it is being made smaller".into()));
         }
-        if regions <= now || regions > REGIONS_MAX {
-            return Err(StoreError::Reservation(format!("it has {now} regions, and can have up to {REGIONS_MAX}")));
+        if regions <= size || regions > REGIONS_MAX {
+            return Err(StoreError::Reservation(format!("it has {size} regions, and can have up to {REGIONS_MAX}")));
         }
         // What an earlier, larger file left behind must not come back.
         let end = self.layout.offset(now);
         if self.storage.len()? > end {
             self.storage.truncate(end)?;
         }
-        if let Err(error) = self.storage.allocate(end, self.layout.offset(regions) - end) {
-            // It may have reserved a part.
-            self.storage.truncate(end)?;
-            return Err(if error.kind() == io::ErrorKind::StorageFull { StoreError::Full } else { error.into() });
+        // A file that is longer than its size has them already, and takes their space as it needs it.
+        if regions > now {
+            if let Err(error) = self.storage.allocate(end, self.layout.offset(regions) - end) {
+                // It may have reserved a part.
+                self.storage.truncate(end)?;
+                return Err(if error.kind() == io::ErrorKind::StorageFull { StoreError::Full } else { error.into() });
+            }
+            self.sync()?;
         }
-        self.sync()?;
         self.change_header(|file| {
-            file.regions = regions;
-            *file.partitions.entry(owner).or_default() += regions - now;
-        })
+            file.regions = regions.max(now);
+            *file.partitions.entry(owner).or_default() += regions - size;
+        })?;
+        self.size = regions;
+        Ok(())
     }
 
     /// Begin to make the file smaller, at the expense of an owner. Until it is done ([`Store::shrink_some`]) everything stays readable.
@@ -380,10 +427,11 @@ impl<S: Storage> Store<S> {
         self.settle();
         let gone = self.entitled().saturating_sub(regions);
         let reserved = self.file.partitions.get(&owner).copied().unwrap_or(0);
-        if regions < REGIONS_MIN || regions >= self.file.regions {
+        // A file that borrowed a region can be made as large as it should be.
+        if regions < REGIONS_MIN || regions > self.size || regions >= self.file.regions {
             return Err(StoreError::Reservation(format!(
                 "it has {} regions; it can have {REGIONS_MIN} or more, and fewer than now",
-                self.file.regions
+                self.size
             )));
         }
         if reserved < gone {
@@ -420,13 +468,13 @@ impl<S: Storage> Store<S> {
     #[must_use]
     pub fn least_regions(&self) -> u32 {
         let needed = self.live_bytes().div_ceil(self.usable()) + SPARES as u64;
-        (needed.min(self.file.regions.into()) as u32).max(REGIONS_MIN)
+        (needed.min(self.size.into()) as u32).max(REGIONS_MIN)
     }
 
-    /// Regions of the file, or what it is being made to have.
+    /// Regions of which the file takes the space, or what it is being made to have.
     #[must_use]
     pub fn region_count(&self) -> u32 {
-        self.limit()
+        self.shrinking.unwrap_or(self.size)
     }
 
     /// Whether the file is being made smaller.
@@ -477,12 +525,21 @@ impl<S: Storage> Store<S> {
             return Ok(Shrinking::Left(1));
         }
         let gone = self.entitled().saturating_sub(regions);
-        self.change_header(|file| {
-            file.regions = regions;
+        self.cut_off(regions, |file| {
             if let Some(reserved) = file.partitions.get_mut(&owner) {
                 *reserved = reserved.saturating_sub(gone);
             }
         })?;
+        Ok(Shrinking::Done)
+    }
+
+    /// End the file behind so many regions; nothing is in the others.
+    pub(super) fn cut_off(&mut self, regions: u32, change: impl FnOnce(&mut FileHeader)) -> Result<(), StoreError> {
+        self.change_header(|file| {
+            file.regions = regions;
+            change(file);
+        })?;
+        self.size = self.size.min(regions);
         self.shrinking = None;
         self.books.regions.retain(|number, _| *number < regions);
         self.books.doubtful.retain(|number| *number < regions);
@@ -493,14 +550,13 @@ impl<S: Storage> Store<S> {
             !places.is_empty()
         });
         self.storage.truncate(self.layout.offset(regions))?;
-        self.sync()?;
-        Ok(Shrinking::Done)
+        Ok(self.sync()?)
     }
 }
 
 impl Region {
     /// Bytes that the next record may take.
     fn room(&self) -> u64 {
-        self.region_len.saturating_sub(self.tail + table_len(self.records.len() + 1))
+        self.region_len.saturating_sub(self.tail + table_len(self.records as usize + 1))
     }
 }

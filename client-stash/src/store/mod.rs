@@ -1,5 +1,6 @@
 //! The store: append-only regions in one file. Write, sync, then acknowledge; never overwrite in place; a deletion is a
-//! record too; a region is reused only when nothing in it is needed, under a new generation.
+//! record too; a region is reused only when nothing in it is needed, under a new generation. Until then the space of what is dead
+//! in it goes back to the file system, and the file has another region for that.
 //!
 //! *Guards*: a record that hides an older one of the same fragment (a deletion, or the same put again) must stay as long as the older
 //! one is on the medium, or the older one would come back. Each region knows which (region, generation) it hides records of.
@@ -8,6 +9,7 @@ mod compact;
 mod index;
 mod reader;
 mod recover;
+mod space;
 
 pub use compact::Shrinking;
 pub use index::{Index, Place};
@@ -24,8 +26,8 @@ use protocol::message::store::{OWNER_IMAGES, Owner};
 
 use crate::format::{Content, FileHeader, FileVersion, RecordHeader, RegionHeader, RegionState, encode_table};
 use crate::limits::{
-    FILE_HEAD_LEN, FILE_HEADER_COPY, PARTITIONS_MAX, REGION_HEAD_LEN, REGION_LEN, REGION_LEN_MAX, REGIONS_MAX,
-    REGIONS_MIN, SLOT_LEN, SPARES,
+    FILE_HEAD_LEN, FILE_HEADER_COPY, PARTITIONS_MAX, RECORD_ALIGN, REGION_HEAD_LEN, REGION_LEN, REGION_LEN_MAX,
+    REGIONS_MAX, REGIONS_MIN, SLOT_LEN, SPARES,
 };
 use crate::storage::Storage;
 use recover::Stale;
@@ -92,14 +94,18 @@ struct Region {
     region_len: u64,
     /// Where the next record goes.
     tail: u64,
-    /// While it is open: its table is made of them.
-    records: Vec<RecordHeader>,
+    /// Records that its table has, or will have.
+    records: u32,
+    /// While it is open: where opening the file found records that are torn. No table lists them.
+    torn: BTreeSet<u32>,
     /// Fragments that live here.
     live: u32,
     /// Bytes of their records.
     live_bytes: u64,
     /// Deletions.
     deletions: u32,
+    /// Bytes of it that the file system has back.
+    given_back: u64,
     /// (region, generation) of older records that records here hide.
     guards: BTreeSet<(u32, u64)>,
     /// Nothing more is appended: a write or a sync failed, or something of it cannot be read.
@@ -132,11 +138,11 @@ impl Layout {
 pub struct Partition {
     /// Granted, whole regions.
     pub reserved: u64,
-    /// Whole regions that have records of this owner.
+    /// Regions that have records of this owner, less what of them was given back.
     pub used: u64,
     /// Records of fragments that are here.
     pub live: u64,
-    /// Records that nobody needs; they are given back region by region.
+    /// Records that nobody needs, and that still take space.
     pub dead: u64,
 }
 
@@ -145,7 +151,7 @@ pub struct Partition {
 pub struct Usage {
     /// Bytes that may be in use: what is reserved for owners.
     pub capacity: u64,
-    /// Bytes of the whole file.
+    /// Bytes that the whole file takes on its medium.
     pub file: u64,
     /// Bytes of regions in use.
     pub used: u64,
@@ -177,11 +183,20 @@ pub struct Store<S> {
     free: BTreeSet<u32>,
     /// Regions whose records must be read again: a sync failed while they were written.
     suspects: BTreeSet<u32>,
+    /// Regions of which the file takes the space. It may have more, of which parts were given back.
+    size: u32,
+    /// Whether the medium takes space back, as far as that is known.
+    can_punch: bool,
     /// While the file is made smaller: the number of regions that stay.
     shrinking: Option<u32>,
     /// A region is being emptied: what is written may use the last free one.
     is_copying: bool,
     failures: u64,
+}
+
+/// Regions that are granted to owners, and the spare ones.
+fn entitled(file: &FileHeader) -> u32 {
+    file.partitions.values().sum::<u32>() + SPARES as u32
 }
 
 fn write_file_header(storage: &impl Storage, header: &FileHeader) -> io::Result<()> {
@@ -258,7 +273,9 @@ impl<S: Storage> Store<S> {
         write_file_header(&storage, &file)?;
         let is_open = |r: &&Region| r.header.state == RegionState::Open && !r.is_poisoned;
         let open = books.regions.values().filter(is_open).map(|r| r.header.index).collect();
-        Ok(Self {
+        let mut store = Self {
+            size: entitled(&file),
+            can_punch: true,
             open,
             storage: Arc::new(storage),
             layout: Layout { region_len: file.region_len.into() },
@@ -272,7 +289,12 @@ impl<S: Storage> Store<S> {
             shrinking: None,
             is_copying: false,
             failures: 0,
-        })
+        };
+        if store.file.regions > store.size {
+            // How much of it was given back is not written anywhere: what is given back again is counted.
+            store.trim();
+        }
+        Ok(store)
     }
 
     /// A handle that reads.
@@ -297,16 +319,18 @@ impl<S: Storage> Store<S> {
         }
         for region in self.books.regions.values().filter(|r| !self.is_dead(r)) {
             let partition = partitions.entry(region.header.owner.0).or_default();
-            partition.used += region_len;
+            partition.used += region.held();
             partition.live += region.live_bytes;
-            partition.dead += region.tail - REGION_HEAD_LEN - region.live_bytes;
+            // Of what was given back, some may have been room behind the last record.
+            let taken = region.held().min(region.tail) - REGION_HEAD_LEN;
+            partition.dead += taken.saturating_sub(region.live_bytes);
         }
         let granted: u32 = self.file.partitions.values().sum();
         let kept = self.shrinking.map_or(0, |regions| (granted + SPARES as u32).saturating_sub(regions));
         let reserved: u64 = partitions.values().map(|p| p.reserved).sum();
         Usage {
             capacity: reserved.saturating_sub(u64::from(kept) * region_len),
-            file: self.layout.offset(self.file.regions),
+            file: FILE_HEAD_LEN + self.held(),
             used: partitions.values().map(|p| p.live + p.dead).sum(),
             fragments: self.index().len() as u64,
             partitions,
@@ -325,7 +349,7 @@ impl<S: Storage> Store<S> {
         let mut partitions = self.file.partitions.clone();
         partitions.insert(owner, regions);
         let granted: u64 = partitions.values().map(|r| u64::from(*r)).sum();
-        let possible = u64::from(self.shrinking.unwrap_or(self.file.regions)) - SPARES as u64;
+        let possible = u64::from(self.shrinking.unwrap_or(self.size)) - SPARES as u64;
         if granted > possible {
             let others = granted - u64::from(regions);
             return Err(StoreError::Reservation(format!(
@@ -333,8 +357,8 @@ impl<S: Storage> Store<S> {
                 self.layout.region_len >> 20
             )));
         }
-        let used = self.regions_of(owner);
-        if used > regions {
+        let used = self.held_of(owner).div_ceil(self.layout.region_len);
+        if used > regions.into() {
             return Err(StoreError::Reservation(format!("its owner uses {used} regions, {regions} are not enough")));
         }
         if regions == 0 {
@@ -489,33 +513,54 @@ impl<S: Storage> Store<S> {
             return Err(error.into());
         }
         if !payload.is_empty() {
-            self.storage.will_sync(at, len);
+            // Its header is read again when the region is sealed.
+            self.storage.will_sync(at + RECORD_ALIGN, len - RECORD_ALIGN);
         }
         region.tail += len;
-        region.records.push(record);
+        region.records += 1;
         self.fresh.push(record);
         Ok(number)
     }
 
-    /// Write the table, make it durable, then say so in the header: a crash in between leaves an open region.
+    /// Write the table, make it durable, then say so in the header: a crash in between leaves an open region. The table is made of
+    /// what the region says, so a record that is not where it was written is noticed here.
     fn seal(&mut self, number: u32) -> io::Result<()> {
-        let region = &self.books.regions[&number];
-        let table = encode_table(region.header.generation, &region.records);
-        let at = self.layout.offset(number) + self.layout.region_len - table.len() as u64;
-        if let Err(error) = self.storage.write_all_at(at, &table) {
+        let written = self.write_table(number);
+        if written.is_err() {
             self.poison(number);
+            self.suspects.insert(number);
             self.failures += 1;
-            return Err(error);
         }
+        written?;
         // The index must know every record of the region before anybody asks whether the region is dead.
         self.commit()?;
         self.open.remove(&number);
         let region = self.books.regions.get_mut(&number).expect("just read");
         region.header.state = RegionState::Sealed;
-        region.header.records = region.records.len() as u32;
+        region.header.records = region.records;
         region.header.write += 1;
-        region.records = Vec::new();
+        region.torn.clear();
         write_region_header(&*self.storage, self.layout, &region.header)
+    }
+
+    fn write_table(&self, number: u32) -> io::Result<()> {
+        let region = &self.books.regions[&number];
+        let records = self.walk(region)?;
+        if records.len() != region.records as usize {
+            let (found, written) = (records.len(), region.records);
+            return Err(io::Error::other(format!("region {number} has {found} records, {written} were written")));
+        }
+        let table = encode_table(region.header.generation, &records);
+        let at = self.layout.offset(number) + self.layout.region_len - table.len() as u64;
+        self.storage.write_all_at(at, &table)
+    }
+
+    /// The records of a region, by walking it, without those that are torn.
+    fn walk(&self, region: &Region) -> io::Result<Vec<RecordHeader>> {
+        let mut unreadable = false;
+        let mut records = recover::walk(&*self.storage, self.layout, &region.header, region.tail, &mut unreadable);
+        records.retain(|record| !region.torn.contains(&record.offset));
+        if unreadable { Err(io::Error::other("a record cannot be read")) } else { Ok(records) }
     }
 
     fn poison(&mut self, number: u32) {
@@ -532,11 +577,6 @@ impl<S: Storage> Store<S> {
         idle && region.live == 0
             && !self.books.doubtful.contains(&number)
             && !region.guards.iter().any(|guard| self.books.is_needed(number, *guard))
-    }
-
-    fn regions_of(&self, owner: Owner) -> u32 {
-        let used = |r: &&Region| r.header.owner == owner && !self.is_dead(r);
-        self.books.regions.values().filter(used).count() as u32
     }
 
     /// Sync, then let the index know.
@@ -592,10 +632,12 @@ impl Region {
             header,
             region_len: layout.region_len,
             tail: REGION_HEAD_LEN,
-            records: Vec::new(),
+            records: 0,
+            torn: BTreeSet::new(),
             live: 0,
             live_bytes: 0,
             deletions: 0,
+            given_back: 0,
             guards: BTreeSet::new(),
             is_poisoned: false,
         }

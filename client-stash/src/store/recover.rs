@@ -5,8 +5,10 @@
 //! never taken: records of a region ascend in sequence, and a sequence begins with the session. Nothing here writes, so a
 //! second crash finds what the first one left.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::iter::Peekable;
+use std::{io, vec};
 
 use images::fragment::FragmentId;
 
@@ -42,29 +44,49 @@ pub(super) fn file_header(storage: &impl Storage) -> io::Result<(Option<FileHead
     }
 }
 
-/// One record of the file, as much as the order of events needs.
-struct Event {
-    sequence: u64,
-    id: FragmentId,
-    is_put: bool,
-    place: Place,
+/// Records of several regions in the order of their sequence. A region is read when its turn comes: its records are younger than its
+/// generation, so only those that were open at the same time are in memory together.
+#[derive(Default)]
+struct InOrder {
+    regions: BTreeMap<u32, Peekable<vec::IntoIter<RecordHeader>>>,
+    /// (sequence, region) of the first record that is left of each.
+    next: BinaryHeap<Reverse<(u64, u32)>>,
 }
 
-/// What a region holds.
-struct Found {
-    header: RegionHeader,
-    records: Vec<RecordHeader>,
-    /// Fragments whose payload is not what it should be: torn, and never acknowledged, or rotten.
-    bad: Vec<FragmentId>,
-    /// Something of it could not be read.
-    is_doubtful: bool,
+impl InOrder {
+    fn add(&mut self, region: u32, records: Vec<RecordHeader>) {
+        self.regions.insert(region, records.into_iter().peekable());
+        self.queue(region);
+    }
+
+    fn queue(&mut self, region: u32) {
+        match self.regions.get_mut(&region).and_then(Peekable::peek) {
+            Some(first) => self.next.push(Reverse((first.sequence, region))),
+            None => drop(self.regions.remove(&region)),
+        }
+    }
+
+    /// Whether a record comes before all of a region of this generation.
+    fn has_before(&self, generation: u64) -> bool {
+        self.next.peek().is_some_and(|Reverse((sequence, _))| *sequence < generation)
+    }
+}
+
+impl Iterator for InOrder {
+    type Item = RecordHeader;
+
+    fn next(&mut self) -> Option<RecordHeader> {
+        let Reverse((_, region)) = self.next.pop()?;
+        let record = self.regions.get_mut(&region)?.next();
+        self.queue(region);
+        record
+    }
 }
 
 /// Everything behind the file header: the index, the books of what lies where, and the newest session of any record.
 pub(super) fn regions(storage: &impl Storage, file: &FileHeader) -> io::Result<(Index, Books, u32)> {
     let layout = Layout { region_len: file.region_len.into() };
-    let (mut index, mut books, mut events) = (Index::default(), Books::default(), Vec::new());
-    let mut bad = Vec::new();
+    let (mut index, mut books, mut headers) = (Index::default(), Books::default(), Vec::new());
     let len = storage.len()?;
     for number in 0..file.regions {
         // Another program may have cut the file off: what is left counts.
@@ -72,46 +94,67 @@ pub(super) fn regions(storage: &impl Storage, file: &FileHeader) -> io::Result<(
             break;
         }
         let mut unreadable = false;
-        let Some(found) = region(storage, layout, number, &mut unreadable) else {
-            if unreadable {
-                books.doubtful.insert(number);
-            }
-            continue;
-        };
-        if found.is_doubtful {
+        headers.extend(region_header(storage, layout, number, &mut unreadable));
+        if unreadable {
             books.doubtful.insert(number);
         }
-        events.extend(found.records.iter().map(|r| Event {
-            sequence: r.sequence,
-            id: r.content.id(),
-            is_put: matches!(r.content, Content::Put(_)),
-            place: Place::new(number, r.offset, r.content.record_len()),
-        }));
-        for id in found.bad {
-            books.stale.entry(id).or_default().insert((number, found.header.generation));
-            bad.push(id);
-        }
-        let mut region = Region::new(found.header, layout);
-        region.tail = found.records.last().map_or(REGION_HEAD_LEN, RecordHeader::end);
-        region.is_poisoned = found.is_doubtful;
-        if found.header.state == RegionState::Open {
-            region.records = found.records;
-        }
-        books.regions.insert(number, region);
     }
-    events.sort_unstable_by_key(|event| event.sequence);
-    for event in &events {
-        books.apply(&mut index, event.id, event.is_put, event.place);
+    headers.sort_unstable_by_key(|header| header.generation);
+    let (mut bad, mut records, mut newest) = (Vec::new(), InOrder::default(), 0);
+    let mut headers = headers.into_iter().peekable();
+    loop {
+        while let Some(header) = headers.next_if(|header| !records.has_before(header.generation)) {
+            let (whole, torn) = read_region(storage, layout, &header, &mut books);
+            bad.extend(torn);
+            records.add(header.index, whole);
+        }
+        let Some(record) = records.next() else { break };
+        newest = newest.max(record.sequence >> super::SESSION_SHIFT);
+        let place = Place::new(record.region, record.offset, record.content.record_len());
+        books.apply(&mut index, record.content.id(), matches!(record.content, Content::Put(_)), place);
     }
     index.report_missing(bad);
     // What cannot be read may hold older records of anything: whatever could hide them stays.
     let doubtful: BTreeSet<(u32, u64)> = books.doubtful.iter().map(|number| (*number, 0)).collect();
     books.regions.values_mut().for_each(|region| region.guards.extend(&doubtful));
-    let newest = events.last().map_or(0, |event| event.sequence >> super::SESSION_SHIFT);
     Ok((index, books, newest as u32))
 }
 
-fn region(storage: &impl Storage, layout: Layout, number: u32, is_doubtful: &mut bool) -> Option<Found> {
+/// The records of a region, and the fragments of those whose payload is not what it should be: torn, and never acknowledged, or rotten.
+/// The region comes into the books.
+fn read_region(
+    storage: &impl Storage,
+    layout: Layout,
+    header: &RegionHeader,
+    books: &mut Books,
+) -> (Vec<RecordHeader>, Vec<FragmentId>) {
+    let number = header.index;
+    let mut is_doubtful = books.doubtful.contains(&number);
+    let table = (header.state == RegionState::Sealed).then(|| read_table(storage, layout, header)).flatten();
+    let (records, bad) = match table {
+        Some(records) => (records, Vec::new()),
+        None => whole(storage, layout, walk(storage, layout, header, layout.region_len, &mut is_doubtful)),
+    };
+    if is_doubtful {
+        books.doubtful.insert(number);
+    }
+    let mut region = Region::new(*header, layout);
+    region.tail = records.last().map_or(REGION_HEAD_LEN, RecordHeader::end);
+    region.records = records.len() as u32;
+    // Those behind the tail are written over.
+    let torn = bad.iter().map(|record| record.offset);
+    region.torn = torn.filter(|offset| u64::from(*offset) < region.tail).collect();
+    region.is_poisoned = is_doubtful;
+    books.regions.insert(number, region);
+    let bad: Vec<FragmentId> = bad.iter().map(|record| record.content.id()).collect();
+    for id in &bad {
+        books.stale.entry(*id).or_default().insert((number, header.generation));
+    }
+    (records, bad)
+}
+
+/// A region's header, if it has one. It is doubtful if nothing of it can be read.
+fn region_header(storage: &impl Storage, layout: Layout, number: u32, is_doubtful: &mut bool) -> Option<RegionHeader> {
     let (mut header, mut good) = (None::<RegionHeader>, 0);
     for slot in 0..2 {
         let mut bytes = [0; SLOT_LEN as usize];
@@ -136,12 +179,7 @@ fn region(storage: &impl Storage, layout: Layout, number: u32, is_doubtful: &mut
     let header = header?;
     // One slot that cannot be read is no loss: the other one, or the first record, says as much.
     *is_doubtful = good == 0;
-    let table = (header.state == RegionState::Sealed).then(|| read_table(storage, layout, &header)).flatten();
-    let (records, bad) = match table {
-        Some(records) => (records, Vec::new()),
-        None => whole(storage, layout, walk(storage, layout, &header, is_doubtful)),
-    };
-    Some(Found { header, records, bad, is_doubtful: *is_doubtful })
+    Some(header)
 }
 
 /// The table of a sealed region, if it can be read and is good.
@@ -151,8 +189,14 @@ pub(super) fn read_table(storage: &impl Storage, layout: Layout, header: &Region
         return None;
     }
     let mut bytes = vec![0; len as usize];
-    read_twice(storage, layout.offset(header.index) + layout.region_len - len, &mut bytes).ok()?;
-    decode_table(&bytes, header.generation, header.records as usize)
+    let at = layout.region_len - len;
+    read_twice(storage, layout.offset(header.index) + at, &mut bytes).ok()?;
+    // Good check sums are no proof that a file was written by this program.
+    let is_possible = |records: &Vec<RecordHeader>| {
+        records.iter().all(|r| r.region == header.index && r.end() <= at)
+            && records.is_sorted_by(|a, b| a.sequence < b.sequence && a.end() <= b.offset.into())
+    };
+    decode_table(&bytes, header.generation, header.records as usize).filter(is_possible)
 }
 
 fn record_at(storage: &impl Storage, layout: Layout, region: u32, at: u64) -> io::Result<Option<RecordHeader>> {
@@ -163,17 +207,18 @@ fn record_at(storage: &impl Storage, layout: Layout, region: u32, at: u64) -> io
     }))
 }
 
-/// Walk records from the start. Where one is damaged or cannot be read, the walk goes on at the next boundary: a record is taken
+/// Walk records from the start to `until`. Where one is damaged or cannot be read, the walk goes on at the next boundary: a record is taken
 /// only if it is of this generation and in order, so nothing that was left behind a tail counts.
 pub(super) fn walk(
     storage: &impl Storage,
     layout: Layout,
     header: &RegionHeader,
+    until: u64,
     is_doubtful: &mut bool,
 ) -> Vec<RecordHeader> {
     let mut records: Vec<RecordHeader> = Vec::new();
     let (mut at, mut newest) = (REGION_HEAD_LEN, 0);
-    while at + RECORD_HEADER_LEN as u64 <= layout.region_len {
+    while at + RECORD_HEADER_LEN as u64 <= until {
         let record = record_at(storage, layout, header.index, at);
         *is_doubtful |= record.as_ref().is_err_and(|e| e.kind() != io::ErrorKind::UnexpectedEof);
         let record =
@@ -188,8 +233,8 @@ pub(super) fn walk(
     records
 }
 
-/// Those records whose payload is what it should be, and the fragments of the others.
-fn whole(storage: &impl Storage, layout: Layout, records: Vec<RecordHeader>) -> (Vec<RecordHeader>, Vec<FragmentId>) {
+/// Those records whose payload is what it should be, and the others.
+fn whole(storage: &impl Storage, layout: Layout, records: Vec<RecordHeader>) -> (Vec<RecordHeader>, Vec<RecordHeader>) {
     let is_whole = |record: &RecordHeader| {
         let Content::Put(header) = &record.content else { return true };
         let mut payload = vec![0; header.payload_len()];
@@ -200,8 +245,7 @@ fn whole(storage: &impl Storage, layout: Layout, records: Vec<RecordHeader>) -> 
             Err(error) => error.kind() != io::ErrorKind::UnexpectedEof,
         }
     };
-    let (whole, torn): (Vec<_>, Vec<_>) = records.into_iter().partition(is_whole);
-    (whole, torn.iter().map(|record| record.content.id()).collect())
+    records.into_iter().partition(is_whole)
 }
 
 /// A medium that fails once may have been disturbed; one that fails twice is damaged there.

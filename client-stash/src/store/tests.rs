@@ -32,7 +32,7 @@ fn reopen(store: Store<SimDisk>) -> Store<SimDisk> {
     Store::open(Arc::into_inner(storage).expect("the last handle"), ARRAY, NODE).unwrap()
 }
 
-fn check(store: &Store<SimDisk>, expected: &[(Owner, FragmentHeader, Bytes)]) {
+fn check<S: Storage>(store: &Store<S>, expected: &[(Owner, FragmentHeader, Bytes)]) {
     let reader = store.reader();
     let mut ids: Vec<FragmentId> = expected.iter().map(|(_, h, _)| h.id).collect();
     ids.sort();
@@ -238,4 +238,55 @@ fn what_fits_a_smaller_file_gets_there() {
         }
         check(&store, &left);
     }
+}
+
+/// A stash that is nearly full, of which fragments go here and there: what is dead is not copied around, it goes back to the file
+/// system, and the file never takes more than its size.
+#[test]
+fn what_is_dead_gives_its_space_back_without_copying() {
+    use crate::io::file::FileStorage;
+    use std::os::unix::fs::MetadataExt as _;
+    const LEN: u64 = 1 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("stash");
+    let about = || std::fs::metadata(&path).unwrap();
+    let storage = FileStorage::open(&path, true).unwrap();
+    let (size, regions) = (FILE_HEAD_LEN + 18 * LEN, 18);
+    let can_punch = storage.punch(0, 4096).unwrap();
+    let mut store = Store::create_with(storage, ARRAY, NODE, regions, LEN).unwrap();
+    let mut next = 0;
+    let mut some = |count: usize| {
+        next += count as u32;
+        (next - count as u32..next).map(|i| fragment(i, 50_000)).collect::<Vec<_>>()
+    };
+    let mut kept = some(16 * 20 * 8 / 10);
+    assert!(store.put(kept.clone()).iter().all(Result::is_ok));
+    for round in 0..30 {
+        let (gone, left): (Vec<_>, Vec<_>) = kept.into_iter().enumerate().partition(|(i, _)| i % 5 == round % 5);
+        let ids: Vec<FragmentId> = gone.iter().map(|(_, item)| item.1.id).collect();
+        kept = left.into_iter().map(|(_, item)| item).collect();
+        store.delete(&ids).unwrap();
+        let new = some(ids.len());
+        assert!(store.put(new.clone()).iter().all(Result::is_ok), "round {round}: {:?}", store.usage());
+        kept.extend(new);
+        if can_punch {
+            // The file system's own records of what lies where, and what a spare region more takes for a moment.
+            assert!(about().blocks() * 512 <= size + LEN, "round {round}: {:?}", store.usage());
+            assert!(store.usage().file <= size + LEN);
+        }
+    }
+    check(&store, &kept);
+    assert!(!can_punch || about().len() > size, "it is longer than its size, with holes");
+    drop(store);
+    let mut store = Store::open(FileStorage::open(&path, false).unwrap(), ARRAY, NODE).unwrap();
+    check(&store, &kept);
+    assert_eq!(store.region_count(), regions);
+    assert!(!store.has_borrowed());
+    let ids: Vec<FragmentId> = kept.iter().map(|item| item.1.id).collect();
+    store.delete(&ids).unwrap();
+    store.retract().unwrap();
+    store.grow(regions + 2, OWNER).unwrap();
+    let full: Vec<bool> = some(18 * 18).into_iter().map(|item| store.put(vec![item])[0].is_ok()).collect();
+    assert!(full.iter().all(|stored| *stored), "all of it is free again: {:?}", store.usage());
+    assert!(about().blocks() * 512 <= size + 3 * LEN);
 }

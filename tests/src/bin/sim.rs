@@ -17,6 +17,9 @@ struct Cli {
     /// Number of seeds to run, from 0
     #[arg(long, default_value_t = 1000)]
     seeds: u64,
+    /// `stash`: let each call to the medium fail in turn
+    #[arg(long)]
+    every_call: bool,
 }
 
 /// Run seeds on all cores, and print what they add up to.
@@ -62,6 +65,10 @@ fn main() -> ExitCode {
         World::Fleet => all(seeds, "cargo xtask sim", |seed| world::run(seed, log), Stats::add),
         World::Array => all(seeds, "cargo xtask sim array", |seed| world::run_array(seed, log), ArrayStats::add),
         World::Mirror => all(seeds, "cargo xtask sim mirror", |seed| world::run_mirror(seed, log), MirrorStats::add),
+        World::Stash if cli.every_call => {
+            let replay = "cargo xtask sim stash --every-call";
+            all(seeds, replay, |seed| world::run_stash_every_call(seed, log), StashStats::add)
+        }
         World::Stash => all(seeds, "cargo xtask sim stash", |seed| world::run_stash(seed, log), StashStats::add),
     }
 }

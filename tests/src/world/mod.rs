@@ -20,4 +20,4 @@ pub use array::{ArrayStats, run as run_array};
 pub use mirror::{MirrorStats, run as run_mirror, spread};
 pub use rng::Rng;
 pub use run::{Failure, Stats, run};
-pub use stash::{StashStats, run as run_stash};
+pub use stash::{StashStats, run as run_stash, run_every_call as run_stash_every_call};

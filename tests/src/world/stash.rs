@@ -52,6 +52,8 @@ pub struct StashStats {
     pub faults: BTreeMap<&'static str, u64>,
     /// Fragments that a fault made unreadable: found, and reported.
     pub lost: u64,
+    /// Bytes of dead records that the medium had back while nothing failed.
+    pub given_back: u64,
 }
 
 impl StashStats {
@@ -64,6 +66,7 @@ impl StashStats {
         self.boundaries += other.boundaries;
         self.second += other.second;
         self.lost += other.lost;
+        self.given_back += other.given_back;
         for (kind, count) in &other.faults {
             *self.faults.entry(kind).or_default() += count;
         }
@@ -153,52 +156,63 @@ fn workload(rng: &mut Rng, pool: usize) -> Vec<Op> {
         .collect()
 }
 
-/// Run a seed. With `log`, every operation is printed.
-///
-/// # Errors
-/// [`Failure`] names the invariant that did not hold.
-pub fn run(seed: u64, log: bool) -> Result<StashStats, Failure> {
-    let mut rng = Rng::new(seed ^ 0x5354_4153);
-    let pool = pool(&mut rng);
-    let operations = workload(&mut rng, pool.len());
-    let regions = REGIONS_MIN + rng.below(6) as u32;
-    let start = |rng: &mut Rng, rule| Run::new(&pool, regions, Rng::new(rng.below(u64::MAX)), log, rule);
+/// What a seed does, and to what.
+struct Plan {
+    pool: Vec<Piece>,
+    operations: Vec<Op>,
+    regions: u32,
+    rng: Rng,
+    log: bool,
+}
 
-    let mut run = start(&mut rng, Rule::Exact)?;
-    run.disk.record_boundaries();
-    for op in &operations {
-        run.step_with_crashes(op)?;
+impl Plan {
+    fn new(seed: u64, log: bool) -> Self {
+        let mut rng = Rng::new(seed ^ 0x5354_4153);
+        let pool = pool(&mut rng);
+        let operations = workload(&mut rng, pool.len());
+        Self { regions: REGIONS_MIN + rng.below(6) as u32, pool, operations, rng, log }
     }
-    let mut stats = run.stats;
-    let mut run = start(&mut rng, Rule::Exact)?;
-    operations.iter().try_for_each(|op| run.step(op))?;
-    let calls = run.disk.calls();
 
-    let faults = [
-        ("EIO", Some(Fault::Eio), Rule::Exact),
-        ("ENOSPC", Some(Fault::NoSpace), Rule::Exact),
-        ("sync failed", Some(Fault::SyncFails), Rule::Exact),
-        ("sync lied", Some(Fault::SyncLies), Rule::NeverWrong),
-        ("misdirected", Some(Fault::Misdirected(1 + rng.below(40))), Rule::NeverWrong),
-        ("bit flipped", None, Rule::NeverWrong),
-        ("region zeroed", None, Rule::NeverWrong),
-        ("bad sectors", None, Rule::NeverWrong),
-        ("cut off", None, Rule::NeverWrong),
-        ("restored", None, Rule::NeverWrong),
-    ];
-    for (name, fault, rule) in faults {
-        let mut run = start(&mut rng, rule)?;
+    fn start(&mut self, rule: Rule) -> Result<Run<'_>, Failure> {
+        Run::new(&self.pool, self.regions, Rng::new(self.rng.below(u64::MAX)), self.log, rule)
+    }
+
+    /// With power lost at each boundary.
+    fn with_crashes(&mut self) -> Result<StashStats, Failure> {
+        let operations = self.operations.clone();
+        let mut run = self.start(Rule::Exact)?;
+        run.disk.record_boundaries();
+        operations.iter().try_for_each(|op| run.step_with_crashes(op))?;
+        Ok(run.stats)
+    }
+
+    /// Without faults. The answer is the disk as it was at first, and at the end.
+    fn without_faults(&mut self) -> Result<(SimDisk, Arc<SimDisk>), Failure> {
+        let operations = self.operations.clone();
+        let mut run = self.start(Rule::Exact)?;
+        let first = run.disk.copy();
+        operations.iter().try_for_each(|op| run.step(op))?;
+        Ok((first, run.disk.clone()))
+    }
+
+    /// The workload with a fault at one of the calls that it is for, or with what other programs do behind one of the operations.
+    fn with_fault(
+        &mut self,
+        name: &'static str,
+        fault: Option<(u64, Fault)>,
+        rule: Rule,
+    ) -> Result<StashStats, Failure> {
+        let operations = self.operations.clone();
+        let when = self.rng.below(operations.len() as u64) as usize;
+        let mut run = self.start(rule)?;
         run.is_faulty = true;
         run.say(|| format!("--- {name}"));
-        let when = rng.below(operations.len() as u64) as usize;
-        let at = run.disk.calls() + rng.below(calls.saturating_sub(run.disk.calls()).max(1));
-        if let Some(fault) = fault {
-            run.disk.arm(at, fault);
+        if let Some((at, fault)) = fault {
+            run.disk.arm(run.disk.calls_for(fault) + at, fault);
         }
-        let past = operations[..when].len() / 2;
         let mut old = run.disk.copy();
         for (i, op) in operations.iter().enumerate() {
-            if i == past {
+            if i == when / 2 {
                 run.reopen()?;
                 old = run.disk.copy();
             }
@@ -214,7 +228,56 @@ pub fn run(seed: u64, log: bool) -> Result<StashStats, Failure> {
         run.disk.heal();
         run.settle(name)?;
         *run.stats.faults.entry(name).or_default() += u64::from(happened);
-        stats.add(&run.stats);
+        Ok(run.stats)
+    }
+}
+
+/// Run a seed. With `log`, every operation is printed.
+///
+/// # Errors
+/// [`Failure`] names the invariant that did not hold.
+pub fn run(seed: u64, log: bool) -> Result<StashStats, Failure> {
+    let mut plan = Plan::new(seed, log);
+    let mut stats = plan.with_crashes()?;
+    let (first, last) = plan.without_faults()?;
+    stats.given_back = last.bytes_given_back();
+
+    let misdirected = Fault::Misdirected(1 + plan.rng.below(40));
+    let faults = [
+        ("EIO", Some(Fault::Eio), Rule::Exact),
+        ("ENOSPC", Some(Fault::NoSpace), Rule::Exact),
+        ("sync failed", Some(Fault::SyncFails), Rule::Exact),
+        ("sync lied", Some(Fault::SyncLies), Rule::NeverWrong),
+        ("misdirected", Some(misdirected), Rule::NeverWrong),
+        ("bit flipped", None, Rule::NeverWrong),
+        ("region zeroed", None, Rule::NeverWrong),
+        ("bad sectors", None, Rule::NeverWrong),
+        ("cut off", None, Rule::NeverWrong),
+        ("restored", None, Rule::NeverWrong),
+    ];
+    for (name, fault, rule) in faults {
+        let fault = fault.map(|fault| {
+            let calls = last.calls_for(fault).saturating_sub(first.calls_for(fault));
+            (1 + plan.rng.below(calls.max(1)), fault)
+        });
+        stats.add(&plan.with_fault(name, fault, rule)?);
+    }
+    Ok(stats)
+}
+
+/// Run a seed's workload once for each call that a medium can let fail: with EIO, ENOSPC, and a sync that fails.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_every_call(seed: u64, log: bool) -> Result<StashStats, Failure> {
+    let mut plan = Plan::new(seed, log);
+    let (first, last) = plan.without_faults()?;
+    let mut stats = StashStats::default();
+    for (name, fault) in [("EIO", Fault::Eio), ("ENOSPC", Fault::NoSpace), ("sync failed", Fault::SyncFails)] {
+        for at in 1..=last.calls_for(fault) - first.calls_for(fault) {
+            let done = plan.with_fault(name, Some((at, fault)), Rule::Exact);
+            stats.add(&done.map_err(|f| Failure(format!("{}, at call {at}", f.0)))?);
+        }
     }
     Ok(stats)
 }
