@@ -80,6 +80,7 @@ impl Hostile {
             lost: Vec::new(),
             aside: None,
             wish: None,
+            serves_installers: false,
         };
         rpc::call(&controller, beat(), &[]).await.context("report once")?;
         tokio::spawn(async move {

@@ -381,6 +381,7 @@ async fn a_stash_cannot_make_the_controller_stand_down() {
         lost: Vec::new(),
         aside: None,
         wish: None,
+        serves_installers: false,
     };
     rpc::call(&controller, beat, &[]).await.unwrap();
     tokio::time::timeout(std::time::Duration::from_secs(30), shown.notified()).await.expect("the controller looks");

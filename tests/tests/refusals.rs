@@ -47,6 +47,7 @@ fn heartbeat() -> member::Heartbeat {
         lost: Vec::new(),
         aside: None,
         wish: None,
+        serves_installers: false,
     }
 }
 

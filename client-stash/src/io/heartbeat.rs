@@ -117,6 +117,7 @@ impl Heart {
         // Where nothing new is taken, there is no room.
         let used = if self.manners.seen().level == Level::Fine { taken } else { usage.capacity };
         let (fragments, fold) = self.reader.fold();
+        let again = Duration::from_millis(self.heartbeat_ms.load(Ordering::Relaxed).into());
         let beat = member::Heartbeat {
             port: self.endpoint.local_addr()?.port(),
             capacity: usage.capacity,
@@ -127,6 +128,7 @@ impl Heart {
             lost: lost.iter().take(LOST_TOGETHER).copied().collect(),
             aside: self.manners.aside(self.pause.is_on()),
             wish,
+            serves_installers: self.manners.served_within(again),
         };
         let call = rpc::call(&link, beat, &[]);
         let (ack, _) = tokio::time::timeout(ANSWER_WITHIN, call).await.context("wait for the controller")??;

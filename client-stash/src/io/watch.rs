@@ -194,6 +194,12 @@ impl Manners {
         *self.served() = Some(Instant::now());
     }
 
+    /// Whether somebody was, of late.
+    #[must_use]
+    pub fn served_within(&self, time: Duration) -> bool {
+        self.served().is_some_and(|at| at.elapsed() <= time.max(INSTALLERS_QUIET))
+    }
+
     /// Let those go first, for so long at the most. Nobody waits for repair; but it must not wait for ever.
     pub async fn after_installers(&self, most: Duration) {
         let until = Instant::now() + most;

@@ -33,6 +33,8 @@ pub struct Pulse {
     pub too_much: u64,
     /// And at once.
     pub is_urgent: bool,
+    /// Whether it serves somebody who installs.
+    pub serves_installers: bool,
 }
 
 impl Pulse {
@@ -153,6 +155,14 @@ impl Fleet {
         let pulse = *self.pulses().get(&node)?;
         let is_up = pulse.aside.is_none() && pulse.at.elapsed() <= self.patience && !self.is_double(node);
         Some((pulse, is_up))
+    }
+
+    /// Whether any of these serves somebody who installs.
+    #[must_use]
+    pub fn serve_installers(&self, nodes: &[NodeId]) -> bool {
+        let pulses = self.pulses();
+        let serves = |pulse: &Pulse| pulse.serves_installers && pulse.at.elapsed() <= self.patience;
+        nodes.iter().any(|node| pulses.get(node).is_some_and(serves))
     }
 
     /// Whether it was heard of late, standing aside or not.

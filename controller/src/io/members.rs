@@ -197,7 +197,9 @@ impl Controller {
             self.pool.forget(node);
         }
         let (at, aside) = (Instant::now(), beat.aside);
-        let pulse = Pulse { at, connection, capacity, used, fragments, fold, aside, too_much, is_urgent };
+        let serves_installers = beat.serves_installers;
+        let pulse =
+            Pulse { at, connection, capacity, used, fragments, fold, aside, too_much, is_urgent, serves_installers };
         self.fleet.heard(node, pulse);
         let directory = self.directory().map_err(catalog_refusal)?.update_for(beat.directory);
         // Not nothing before it is no member any more: its shares of keys go to others, too.

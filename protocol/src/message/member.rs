@@ -25,6 +25,8 @@ pub struct Heartbeat {
     pub aside: Option<Aside>,
     /// It goes for good, or must have less.
     pub wish: Option<Wish>,
+    /// Somebody who installs was served since the last report: repair goes slowly there.
+    pub serves_installers: bool,
 }
 
 /// What a stash wants to be rid of. Until the array has it elsewhere, it stays.

@@ -160,8 +160,18 @@ async fn in_process(cli: &Cli, folder: &Folder) -> anyhow::Result<()> {
         let (fragments, fold) = (0, 0);
         let (capacity, used) = (40 << 30, (number % 1000) << 20);
         let at = Instant::now() + Duration::from_secs(3600);
-        let pulse =
-            Pulse { at, connection: 0, capacity, used, fragments, fold, aside: None, too_much: 0, is_urgent: false };
+        let pulse = Pulse {
+            at,
+            connection: 0,
+            capacity,
+            used,
+            fragments,
+            fold,
+            aside: None,
+            too_much: 0,
+            is_urgent: false,
+            serves_installers: false,
+        };
         controller.fleet.heard(node(number), pulse);
     }
     let protection = Protection { geometry: geometry(), layout: Layout::Clients, steady: 10 };

@@ -32,6 +32,14 @@ const EVERY: Duration = Duration::from_secs(5);
 const STASHES_AN_AUDIT: usize = 10;
 /// Members whose groups' pieces travel at the same time.
 const MOVES_TOGETHER: usize = 4;
+/// While members of a group serve installers, its repair rests so many times as long as it works.
+const SHARE_OF_REPAIR: u32 = 9;
+/// And so long at first.
+const INSTALLERS_FIRST: Duration = Duration::from_secs(2);
+/// But no longer than this at a time.
+const INSTALLERS_FIRST_MAX: Duration = Duration::from_secs(60);
+/// How often it is looked whether they are served still.
+const INSTALLERS_ASKED: Duration = Duration::from_millis(200);
 /// Moves that are planned ahead.
 const PLANNED_TOGETHER: usize = 1024;
 /// Segments of a group that lies badly whose lengths are looked up every time.
@@ -179,6 +187,20 @@ impl Controller {
             tokio::time::sleep(wait).await;
         }
         Ok(())
+    }
+
+    /// Let installations that these members serve go first: work that took so long is followed by nine times as long without, as
+    /// long as they are served. A group that could not lose two more waits for nobody.
+    pub(in crate::io) async fn behind_installers(&self, members: &[NodeId], data: usize, took: Duration) {
+        let start = Instant::now();
+        let most = (took * SHARE_OF_REPAIR).clamp(INSTALLERS_FIRST, INSTALLERS_FIRST_MAX);
+        while start.elapsed() < most && self.fleet.serve_installers(members) {
+            let up = members.iter().filter(|node| self.fleet.is_heard(**node)).count();
+            if up <= data + 1 {
+                return;
+            }
+            tokio::time::sleep(INSTALLERS_ASKED).await;
+        }
     }
 
     /// Make lost fragments anew for ever.

@@ -175,13 +175,18 @@ impl Controller {
             return Err(Trouble::Target(format!("stash {to} is away")));
         }
         let mut todo = self.catalog.segments_of(seat.0).map_err(catalog_refusal)?;
+        let mut took = Duration::ZERO;
         loop {
             let has = task.progress().has;
             todo.retain(|id| !has.contains(id));
             let mut first = None;
             for some in todo.chunks(REBUILD_TOGETHER) {
-                let before = task.fetched();
+                if let Some(group) = self.catalog.group(seat.0).map_err(catalog_refusal)? {
+                    self.behind_installers(&group.members, group.geometry.data(), took).await;
+                }
+                let (before, start) = (task.fetched(), Instant::now());
                 let outcome = self.have_some(task, some).await;
+                took = start.elapsed();
                 self.keep_pace(task.fetched() - before).await?;
                 match outcome {
                     Ok(()) => {}
