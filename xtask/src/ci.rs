@@ -7,9 +7,18 @@ use clap::Args;
 
 use crate::{lab, setup, shell, tidy};
 
-/// Format, clippy, tidy, deny, all tests, virtual machines that install themselves, and a hundred years of an array
+/// Format, clippy, tidy, deny, all tests, virtual machines that install themselves, and thousands of seeded worlds
 #[derive(Args)]
 pub struct Ci {}
+
+/// Worlds and their seeds: more than a hundred years of an array are among them.
+const SEEDS: &[&[&str]] = &[
+    &["fleet", "--seeds", "4000"],
+    &["mirror", "--seeds", "1000"],
+    &["stash", "--seeds", "2000"],
+    &["stash", "--every-call", "--seeds", "40"],
+    &["array", "--seeds", "800"],
+];
 
 fn step(name: &str, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
     let start = Instant::now();
@@ -56,10 +65,10 @@ impl Ci {
         step("build", || shell::run(&mut shell::cargo(&["build", "--quiet", "--workspace", "--bins"])))?;
         step("test", || shell::run(&mut shell::cargo(&["test", "--quiet", "--workspace"])))?;
         step("lab", lab::check)?;
-        // A hundred years of an array; its tests are a few of these seeds.
-        step("sim", || {
-            let sim = ["run", "--quiet", "--release", "--package", "tests", "--bin", "sim", "--", "array"];
-            shell::run(shell::cargo(&sim).args(["--seeds", "600"]))
+        // Tests run a few of these seeds.
+        SEEDS.iter().try_for_each(|world| {
+            let sim = ["run", "--quiet", "--release", "--package", "tests", "--bin", "sim", "--"];
+            step(&format!("sim {}", world.join(" ")), || shell::run(shell::cargo(&sim).args(*world)))
         })
     }
 }

@@ -30,6 +30,7 @@ use images::parity::Geometry;
 use images::{ChunkId, GroupId, NodeId, SegmentId, wire};
 use protocol::directory::{Epoch, Shares};
 use protocol::message::publish::ChunkPlace;
+use redb::backends::InMemoryBackend;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, WriteTransaction};
 
 use tables::{
@@ -60,7 +61,7 @@ macro_rules! from_redb {
     };
 }
 
-from_redb!(redb::TransactionError, redb::TableError, redb::StorageError, redb::CommitError);
+from_redb!(redb::DatabaseError, redb::TransactionError, redb::TableError, redb::StorageError, redb::CommitError);
 
 /// A stash that was away for so long passes nothing on that was passed on before.
 const REPORTS_KEPT_S: u64 = 180 * 24 * 3600;
@@ -68,7 +69,14 @@ const REPORTS_KEPT_S: u64 = 180 * 24 * 3600;
 type Result<T> = std::result::Result<T, CatalogError>;
 
 /// The catalog.
-pub struct Catalog(Database);
+pub struct Catalog(Database, Lasts);
+
+/// Whether a catalog is there after its process.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lasts {
+    OnDisk,
+    InMemory,
+}
 
 /// Changes inside one transaction.
 pub struct Change<'a>(&'a WriteTransaction);
@@ -110,7 +118,19 @@ impl Catalog {
     /// # Errors
     /// [`CatalogError::Database`].
     pub fn new(database: Database) -> Result<Self> {
-        let catalog = Self(database);
+        Self::of(database, Lasts::OnDisk)
+    }
+
+    /// A catalog that is gone when it is dropped: for worlds that are simulated.
+    ///
+    /// # Errors
+    /// [`CatalogError::Database`].
+    pub fn in_memory() -> Result<Self> {
+        Self::of(Database::builder().create_with_backend(InMemoryBackend::new())?, Lasts::InMemory)
+    }
+
+    fn of(database: Database, lasts: Lasts) -> Result<Self> {
+        let catalog = Self(database, lasts);
         catalog.change(|change| {
             tables::create_all(change.0)?;
             machines::create_all(change.0)?;
@@ -126,7 +146,7 @@ impl Catalog {
     pub fn change<T>(&self, work: impl FnOnce(&Change<'_>) -> Result<T>) -> Result<T> {
         let mut transaction = self.0.begin_write()?;
         // Opening after a power cut must not walk the whole file.
-        transaction.set_quick_repair(true);
+        transaction.set_quick_repair(self.1 == Lasts::OnDisk);
         let result = work(&Change(&transaction))?;
         transaction.commit()?;
         Ok(result)

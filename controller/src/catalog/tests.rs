@@ -1,13 +1,11 @@
 mod moves;
 
-use redb::backends::InMemoryBackend;
-
 use super::*;
 use images::FragmentDigest;
 use images::keys::SegmentKey;
 
 fn catalog() -> Catalog {
-    Catalog::new(Database::builder().create_with_backend(InMemoryBackend::new()).unwrap()).unwrap()
+    Catalog::in_memory().unwrap()
 }
 
 fn node(i: u8) -> NodeId {
