@@ -281,8 +281,8 @@ impl World {
             let (fragments, should) = (self.stashes[&node].has.keys(), folds.get(&node).copied().unwrap_or_default());
             let all = fragments.map(|&(segment, piece)| FragmentId { segment, piece });
             let counts = all.clone().fold((0, 0), |(count, fold), id| (count + 1, fold ^ id.fold()));
-            let one_in = if counts == should { 480 } else { 12 };
-            if !(self.is_settling && counts != should) && !self.rng.one_in(one_in) {
+            let is_due = if counts == should { self.rng.one_in(480) } else { self.is_settling || self.rng.one_in(12) };
+            if !is_due {
                 continue;
             }
             let has: BTreeSet<FragmentId> = all.collect();
