@@ -5,13 +5,20 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use rustix::fs::{Advice, FallocateFlags, FlockOperation, fadvise, fallocate, flock};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation, fadvise, fallocate, flock, fstatfs};
 
-use crate::limits::{FILE_HEADER_SLOTS, SLOT_LEN};
+use crate::limits::{FILE_HEADER_SLOTS, RECORD_ALIGN, SLOT_LEN};
 use crate::storage::Storage;
 
 /// A file that this process alone has open as a stash.
-pub struct FileStorage(File);
+pub struct FileStorage {
+    file: File,
+    /// Whether holes of single blocks give their space back.
+    can_punch: bool,
+}
+
+/// File systems on which they do not: btrfs keeps an extent as long as any part of it is used (`linux/magic.h`).
+const KEEPS_EXTENTS: &[i64] = &[0x9123_683e];
 
 impl FileStorage {
     /// Open or create.
@@ -21,7 +28,9 @@ impl FileStorage {
     pub fn open(path: &Path, create: bool) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create_new(create).mode(0o600).open(path)?;
         flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        Ok(Self(file))
+        let about = fstatfs(&file)?;
+        let can_punch = about.f_bsize as u64 <= RECORD_ALIGN && !KEEPS_EXTENTS.contains(&(about.f_type as i64));
+        Ok(Self { file, can_punch })
     }
 }
 
@@ -50,7 +59,7 @@ impl FileStorage {
     pub fn is_at(&self, path: &Path) -> bool {
         let identity = |about: Metadata| (about.dev(), about.ino());
         let lies = std::fs::metadata(path).ok().map(identity);
-        lies.is_some() && lies == self.0.metadata().ok().map(identity)
+        lies.is_some() && lies == self.file.metadata().ok().map(identity)
     }
 
     /// Whether the medium gives any of the blocks that say whose file it is.
@@ -76,35 +85,38 @@ pub fn hide(path: &Path) {
 
 impl Storage for FileStorage {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.0.read_exact_at(buffer, offset)
+        self.file.read_exact_at(buffer, offset)
     }
 
     fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.0.write_all_at(bytes, offset)
+        self.file.write_all_at(bytes, offset)
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.file.sync_data()
     }
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        match fallocate(&self.0, FallocateFlags::empty(), offset, len) {
+        match fallocate(&self.file, FallocateFlags::empty(), offset, len) {
             // Some network file systems cannot reserve; the file still has to have its length.
-            Err(rustix::io::Errno::OPNOTSUPP) => self.0.set_len(self.0.metadata()?.len().max(offset + len)),
+            Err(rustix::io::Errno::OPNOTSUPP) => self.file.set_len(self.file.metadata()?.len().max(offset + len)),
             result => Ok(result?),
         }
     }
 
     fn truncate(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        self.file.set_len(len)
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<bool> {
-        match fallocate(&self.0, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len) {
+        if !self.can_punch {
+            return Ok(false);
+        }
+        match fallocate(&self.file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len) {
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(false),
             result => Ok(result.map(|()| true)?),
         }
@@ -112,12 +124,12 @@ impl Storage for FileStorage {
 
     fn forget(&self, offset: u64, len: u64) {
         // Where that is not possible, what is remembered is at least what was written.
-        let _ = fadvise(&self.0, offset, std::num::NonZeroU64::new(len), Advice::DontNeed);
+        let _ = fadvise(&self.file, offset, std::num::NonZeroU64::new(len), Advice::DontNeed);
     }
 
     fn will_sync(&self, offset: u64, len: u64) {
         // Linux begins to write what is dirty in the range, and drops what is clean (mm/fadvise.c).
-        let _ = fadvise(&self.0, offset, std::num::NonZeroU64::new(len), Advice::DontNeed);
+        let _ = fadvise(&self.file, offset, std::num::NonZeroU64::new(len), Advice::DontNeed);
     }
 }
 

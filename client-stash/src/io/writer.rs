@@ -314,9 +314,8 @@ impl<S: Storage> Keeper<S> {
     /// After a power cut the file may have had to take another region, to give others back; and one that is longer than its size need not
     /// stay so.
     fn give_back_borrowed(&mut self) {
-        if self.store.has_borrowed() {
-            let _ = self.store.begin_shrink(self.store.entitled(), OWNER_IMAGES);
-        } else if let Err(error) = self.store.retract() {
+        let begun = self.store.has_borrowed() && self.store.begin_shrink(self.store.entitled(), OWNER_IMAGES).is_ok();
+        if !begun && let Err(error) = self.store.retract() {
             self.note(error);
         }
     }

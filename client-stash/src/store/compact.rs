@@ -148,7 +148,8 @@ impl<S: Storage> Store<S> {
     /// Take a free region, and its whole space. Where that was given back and is not to be had again, others still have theirs.
     fn reserve_free(&mut self) -> Result<u32, StoreError> {
         for number in self.free.clone() {
-            self.make_up_for(Some(number))?;
+            // What is not given back now is given back some other time.
+            let _ = self.make_up_for(Some(number));
             match self.storage.allocate(self.layout.offset(number), self.layout.region_len) {
                 Ok(()) => {
                     self.free.remove(&number);
@@ -187,8 +188,12 @@ impl<S: Storage> Store<S> {
             let mut written = write_new_region(&*self.storage, self.layout, &header);
             if state == RegionState::Sealed {
                 // Both slots may be torn when it is opened: then its first record must not say that the old generation is there.
+                // A hole needs no space on a full disk.
                 let first = self.layout.offset(*number) + REGION_HEAD_LEN;
-                written = written.and_then(|()| self.storage.write_all_at(first, &[0; RECORD_ALIGN as usize]));
+                let is_hole = self.can_punch && self.storage.punch(first, RECORD_ALIGN).is_ok_and(|can| can);
+                if !is_hole {
+                    written = written.and_then(|()| self.storage.write_all_at(first, &[0; RECORD_ALIGN as usize]));
+                }
             }
             written.inspect_err(|_| self.failures += 1)?;
             headers.push(header);
@@ -220,13 +225,15 @@ impl<S: Storage> Store<S> {
             Purpose::Store => least.max(self.layout.region_len / WORTH_COPYING),
             Purpose::Free => least,
         };
+        let may_have_more = self.may_have_more(owner);
         let is_eligible = |r: &&Region| {
             let is_idle = r.header.state == RegionState::Sealed || r.is_poisoned;
             let number = r.header.index;
             if !is_idle || self.books.doubtful.contains(&number) || self.is_dead(r) || number >= self.limit() {
                 return false;
             }
-            if purpose == Purpose::Store && !must_win && r.header.owner != owner {
+            // An owner that may have more is kept from it by the number of regions, and those of others count as well.
+            if purpose == Purpose::Store && !must_win && r.header.owner != owner && !may_have_more {
                 return false;
             }
             let in_open = self.own_open(r.header.owner).map(|open| self.books.regions[&open].room()).max();
@@ -254,7 +261,7 @@ impl<S: Storage> Store<S> {
                 return Ok(false);
             }
         }
-        let count = if purpose == Purpose::Store && !must_win && !self.may_have_more(owner) {
+        let count = if purpose == Purpose::Store && !must_win && !may_have_more {
             self.enough_for_a_region(owner, &victims, worth)
         } else {
             Some(1)

@@ -106,6 +106,8 @@ struct Region {
     deletions: u32,
     /// Bytes of it that the file system has back.
     given_back: u64,
+    /// Its table is no good; so nothing more is given back of it.
+    has_no_table: bool,
     /// (region, generation) of older records that records here hide.
     guards: BTreeSet<(u32, u64)>,
     /// Nothing more is appended: a write or a sync failed, or something of it cannot be read.
@@ -196,7 +198,7 @@ pub struct Store<S> {
 
 /// Regions that are granted to owners, and the spare ones.
 fn entitled(file: &FileHeader) -> u32 {
-    file.partitions.values().sum::<u32>() + SPARES as u32
+    file.partitions.values().fold(SPARES as u32, |sum, regions| sum.saturating_add(*regions)).min(REGIONS_MAX)
 }
 
 fn write_file_header(storage: &impl Storage, header: &FileHeader) -> io::Result<()> {
@@ -534,13 +536,19 @@ impl<S: Storage> Store<S> {
         written?;
         // The index must know every record of the region before anybody asks whether the region is dead.
         self.commit()?;
+        let region = &self.books.regions[&number];
+        let (state, records) = (RegionState::Sealed, region.records);
+        let header = RegionHeader { state, records, write: region.header.write + 1, ..region.header };
+        // Where that fails, a part of the slot may be written: the other one must stay, so nothing is ever written to this region again.
+        write_region_header(&*self.storage, self.layout, &header).inspect_err(|_| {
+            self.poison(number);
+            self.failures += 1;
+        })?;
         self.open.remove(&number);
         let region = self.books.regions.get_mut(&number).expect("just read");
-        region.header.state = RegionState::Sealed;
-        region.header.records = region.records;
-        region.header.write += 1;
+        region.header = header;
         region.torn.clear();
-        write_region_header(&*self.storage, self.layout, &region.header)
+        Ok(())
     }
 
     fn write_table(&self, number: u32) -> io::Result<()> {
@@ -638,6 +646,7 @@ impl Region {
             live_bytes: 0,
             deletions: 0,
             given_back: 0,
+            has_no_table: false,
             guards: BTreeSet::new(),
             is_poisoned: false,
         }

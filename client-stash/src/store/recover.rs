@@ -130,7 +130,12 @@ fn read_region(
 ) -> (Vec<RecordHeader>, Vec<FragmentId>) {
     let number = header.index;
     let mut is_doubtful = books.doubtful.contains(&number);
-    let table = (header.state == RegionState::Sealed).then(|| read_table(storage, layout, header)).flatten();
+    let table = match header.state {
+        // Free, and begun anew: what is in it is of no generation that counts.
+        RegionState::Sealed if header.records == 0 => Some(Vec::new()),
+        RegionState::Sealed => read_table(storage, layout, header),
+        RegionState::Open => None,
+    };
     let (records, bad) = match table {
         Some(records) => (records, Vec::new()),
         None => whole(storage, layout, walk(storage, layout, header, layout.region_len, &mut is_doubtful)),

@@ -96,9 +96,9 @@ impl<S: Storage> Store<S> {
 
     /// Give back everything that can be, until the file takes no more than its size.
     pub(super) fn trim(&mut self) {
+        self.trim_until(|store| store.held() <= store.budget());
         // What fails is not given back, and that is all.
         let _ = self.make_up_for(None);
-        self.trim_until(|store| store.held() <= store.budget());
     }
 
     /// Give back the space of dead records, where there is most of it first, until something holds. The answer is in bytes.
@@ -112,7 +112,7 @@ impl<S: Storage> Store<S> {
         }
         let is_worth_it = |r: &&Region| {
             let is_idle = r.header.state == RegionState::Sealed && !self.books.doubtful.contains(&r.header.index);
-            is_idle && r.live > 0 && r.to_give_back() >= worth
+            is_idle && !r.has_no_table && !self.is_dead(r) && r.to_give_back() >= worth
         };
         let mut regions: Vec<(u64, u32)> =
             self.books.regions.values().filter(is_worth_it).map(|r| (r.to_give_back(), r.header.index)).collect();
@@ -138,7 +138,10 @@ impl<S: Storage> Store<S> {
         for number in numbers {
             let region = &self.books.regions[&number];
             // Where there is no good table, the headers of records are all there is; it will be emptied some day.
-            let Some(records) = recover::read_table(&*self.storage, self.layout, &region.header) else { continue };
+            let Some(records) = recover::read_table(&*self.storage, self.layout, &region.header) else {
+                self.books.regions.entry(number).and_modify(|region| region.has_no_table = true);
+                continue;
+            };
             let hides = region.guards.iter().any(|guard| self.books.is_needed(number, *guard));
             let is_live = |record: &RecordHeader| {
                 let place = self.place(record.content.id());
@@ -219,7 +222,9 @@ impl<S: Storage> Store<S> {
         let free: Vec<(u32, u64)> =
             self.books.regions.values().filter(is_free).map(|r| (r.header.index, len - r.given_back)).collect();
         let mut some = Vec::new();
-        for (number, gives) in free.into_iter().skip(SPARES - 1) {
+        // The one that is about to be used is a spare one, too.
+        let kept = if number.is_some() { SPARES - 1 } else { SPARES };
+        for (number, gives) in free.into_iter().skip(kept) {
             if too_much > 0 {
                 some.push(number);
             }
@@ -266,7 +271,13 @@ impl<S: Storage> Store<S> {
             self.storage.truncate(end)?;
             return Ok(false);
         }
-        self.change_header(|file| file.regions = regions + 1)?;
+        // What an earlier, longer file had there may still be on the medium: it does not count before the region does.
+        self.forget_free(&[regions])?;
+        let counted = self.change_header(|file| file.regions = regions + 1);
+        if counted.is_err() {
+            self.books.regions.remove(&regions);
+        }
+        counted?;
         self.free.insert(regions);
         Ok(true)
     }
@@ -277,7 +288,8 @@ impl<S: Storage> Store<S> {
         let takes_more = |store: &Self| store.file.regions > store.size && store.held() > store.budget();
         self.shrinking.is_none() && takes_more(self) && {
             self.trim();
-            takes_more(self)
+            // Less than a region is not worth copying anything.
+            self.file.regions > self.size && self.held() >= self.budget() + self.layout.region_len
         }
     }
 
