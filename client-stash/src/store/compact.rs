@@ -40,10 +40,11 @@ impl<S: Storage> Store<S> {
         if self.free_to_stay() > SPARES {
             return;
         }
-        let is_free = |number: &u32| {
-            !self.books.doubtful.contains(number) && self.books.regions.get(number).is_none_or(|r| self.is_dead(r))
-        };
-        self.free = (0..self.file.regions).filter(is_free).take(64).collect();
+        self.free = (0..self.file.regions).filter(|number| self.is_free(*number)).take(64).collect();
+    }
+
+    pub(super) fn is_free(&self, number: u32) -> bool {
+        !self.books.doubtful.contains(&number) && self.books.regions.get(&number).is_none_or(|r| self.is_dead(r))
     }
 
     /// Free regions that stay when the file is made smaller.
@@ -203,10 +204,7 @@ impl<S: Storage> Store<S> {
         for header in headers {
             let given_back = self.books.regions.get(&header.index).map_or(0, |r| r.given_back);
             self.books.regions.insert(header.index, Region { given_back, ..Region::new(header, self.layout) });
-            self.books.stale.retain(|_, places| {
-                places.retain(|(region, generation)| *region != header.index || *generation == header.generation);
-                !places.is_empty()
-            });
+            self.books.forget_stale(|region, generation| region == header.index && generation != header.generation);
         }
         Ok(())
     }
@@ -404,18 +402,12 @@ impl<S: Storage> Store<S> {
         if regions <= size || regions > REGIONS_MAX {
             return Err(StoreError::Reservation(format!("it has {size} regions, and can have up to {REGIONS_MAX}")));
         }
-        // What an earlier, larger file left behind must not come back.
-        let end = self.layout.offset(now);
-        if self.storage.len()? > end {
-            self.storage.truncate(end)?;
-        }
         // A file that is longer than its size has them already, and takes their space as it needs it.
         if regions > now {
-            if let Err(error) = self.storage.allocate(end, self.layout.offset(regions) - end) {
-                // It may have reserved a part.
-                self.storage.truncate(end)?;
-                return Err(if error.kind() == io::ErrorKind::StorageFull { StoreError::Full } else { error.into() });
-            }
+            self.reserve_until(regions)?.map_err(|error| match error.kind() {
+                io::ErrorKind::StorageFull => StoreError::Full,
+                _ => error.into(),
+            })?;
             self.sync()?;
         }
         self.change_header(|file| {
@@ -424,6 +416,21 @@ impl<S: Storage> Store<S> {
         })?;
         self.size = regions;
         Ok(())
+    }
+
+    /// Reserve the space of more regions behind the last one. Why that cannot be is the inner answer; then the file is as long as before.
+    pub(super) fn reserve_until(&mut self, regions: u32) -> io::Result<io::Result<()>> {
+        // What an earlier, larger file left behind must not come back.
+        let end = self.layout.offset(self.file.regions);
+        if self.storage.len()? > end {
+            self.storage.truncate(end)?;
+        }
+        let reserved = self.storage.allocate(end, self.layout.offset(regions) - end);
+        if reserved.is_err() {
+            // It may have reserved a part.
+            self.storage.truncate(end)?;
+        }
+        Ok(reserved)
     }
 
     /// Begin to make the file smaller, at the expense of an owner. Until it is done ([`Store::shrink_some`]) everything stays readable.
@@ -552,10 +559,7 @@ impl<S: Storage> Store<S> {
         self.books.doubtful.retain(|number| *number < regions);
         self.open.retain(|number| *number < regions);
         self.free.retain(|number| *number < regions);
-        self.books.stale.retain(|_, places| {
-            places.retain(|(region, _)| *region < regions);
-            !places.is_empty()
-        });
+        self.books.forget_stale(|region, _| region >= regions);
         self.storage.truncate(self.layout.offset(regions))?;
         Ok(self.sync()?)
     }

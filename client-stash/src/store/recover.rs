@@ -288,6 +288,14 @@ impl Books {
                 || self.regions.get(&victim).is_some_and(|r| r.header.generation == generation))
     }
 
+    /// Some places have no records any more that something must hide.
+    pub(super) fn forget_stale(&mut self, is_gone: impl Fn(u32, u64) -> bool) {
+        self.stale.retain(|_, places| {
+            places.retain(|(region, generation)| !is_gone(*region, *generation));
+            !places.is_empty()
+        });
+    }
+
     /// Forget what reading found damaged: it is on the medium, and nothing hides it.
     pub(super) fn orphan(&mut self, id: FragmentId, place: Place) {
         if let Some(region) = self.regions.get_mut(&place.region) {

@@ -139,7 +139,7 @@ impl<S: Storage> Store<S> {
             let region = &self.books.regions[&number];
             // Where there is no good table, the headers of records are all there is; it will be emptied some day.
             let Some(records) = recover::read_table(&*self.storage, self.layout, &region.header) else {
-                self.books.regions.entry(number).and_modify(|region| region.has_no_table = true);
+                self.books.regions.get_mut(&number).expect("just read").has_no_table = true;
                 continue;
             };
             let hides = region.guards.iter().any(|guard| self.books.is_needed(number, *guard));
@@ -201,10 +201,7 @@ impl<S: Storage> Store<S> {
             if let Some(region) = self.books.regions.get_mut(&header.index) {
                 (region.header, region.records) = (header, header.records);
             }
-            self.books.stale.retain(|_, places| {
-                places.remove(&own);
-                !places.is_empty()
-            });
+            self.books.forget_stale(|region, generation| (region, generation) == own);
         }
         Ok(())
     }
@@ -262,13 +259,7 @@ impl<S: Storage> Store<S> {
     /// Make the file longer by a region.
     pub(super) fn append_region(&mut self) -> Result<bool, StoreError> {
         let regions = self.file.regions;
-        let (end, len) = (self.layout.offset(regions), self.layout.region_len);
-        if self.storage.len()? > end {
-            self.storage.truncate(end)?;
-        }
-        if self.storage.allocate(end, len).is_err() {
-            // It may have reserved a part.
-            self.storage.truncate(end)?;
+        if self.reserve_until(regions + 1)?.is_err() {
             return Ok(false);
         }
         // What an earlier, longer file had there may still be on the medium: it does not count before the region does.
@@ -285,12 +276,12 @@ impl<S: Storage> Store<S> {
     /// Whether the file takes more space than it should: it had to, to give space back after a power cut.
     #[must_use]
     pub fn has_borrowed(&mut self) -> bool {
-        let takes_more = |store: &Self| store.file.regions > store.size && store.held() > store.budget();
-        self.shrinking.is_none() && takes_more(self) && {
-            self.trim();
-            // Less than a region is not worth copying anything.
-            self.file.regions > self.size && self.held() >= self.budget() + self.layout.region_len
+        if self.shrinking.is_some() || self.file.regions <= self.size || self.held() <= self.budget() {
+            return false;
         }
+        self.trim();
+        // Less than a region is not worth copying anything.
+        self.held() >= self.budget() + self.layout.region_len
     }
 
     /// Cut off free regions at the end of a file that is longer than its size.
@@ -302,11 +293,8 @@ impl<S: Storage> Store<S> {
             return Ok(());
         }
         self.settle();
-        let is_free = |store: &Self, number: u32| {
-            !store.books.doubtful.contains(&number) && store.books.regions.get(&number).is_none_or(|r| store.is_dead(r))
-        };
-        let free = (0..self.file.regions).filter(|number| is_free(self, *number)).count();
-        let at_the_end = (self.size..self.file.regions).rev().take_while(|number| is_free(self, *number)).count();
+        let free = (0..self.file.regions).filter(|number| self.is_free(*number)).count();
+        let at_the_end = (self.size..self.file.regions).rev().take_while(|number| self.is_free(*number)).count();
         // One more than the spare ones, so that the next record does not make it longer again.
         let gone = at_the_end.min(free.saturating_sub(SPARES + 1));
         if gone == 0 { Ok(()) } else { self.cut_off(self.file.regions - gone as u32, |_| {}) }

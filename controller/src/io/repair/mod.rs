@@ -33,7 +33,7 @@ const STASHES_AN_AUDIT: usize = 10;
 /// Members whose groups' pieces travel at the same time.
 const MOVES_TOGETHER: usize = 4;
 /// While members of a group serve installers, its repair rests so many times as long as it works.
-const SHARE_OF_REPAIR: u32 = 9;
+const REPAIR_RESTS: u32 = 9;
 /// And so long at first.
 const INSTALLERS_FIRST: Duration = Duration::from_secs(2);
 /// But no longer than this at a time.
@@ -193,12 +193,13 @@ impl Controller {
     /// long as they are served. A group that could not lose two more waits for nobody.
     pub(in crate::io) async fn behind_installers(&self, members: &[NodeId], data: usize, took: Duration) {
         let start = Instant::now();
-        let most = (took * SHARE_OF_REPAIR).clamp(INSTALLERS_FIRST, INSTALLERS_FIRST_MAX);
+        let most = (took * REPAIR_RESTS).clamp(INSTALLERS_FIRST, INSTALLERS_FIRST_MAX);
         while start.elapsed() < most && self.fleet.serve_installers(members) {
             let up = members.iter().filter(|node| self.fleet.is_heard(**node)).count();
             if up <= data + 1 {
                 return;
             }
+            // Members that fall silent change the answer, too, and nothing says when.
             tokio::time::sleep(INSTALLERS_ASKED).await;
         }
     }
