@@ -211,7 +211,10 @@ fn a_full_disk_gets_back_what_others_can_do_without() {
     assert!(fs::read(&target).unwrap() == fs::read(&image).unwrap());
     // With room again, they are made anew where they were.
     fs::remove_file(&filler).unwrap();
-    wait_for("it to be said where they go", || health(&t)["missing"] == 0).unwrap();
+    wait_for("it to be said where they go", || health(&t)["missing"] == 0).unwrap_or_else(|e| {
+        let says = |what: &str| t.fleet.ctl(&[what]).unwrap();
+        panic!("{e}: {} {} {}", t.fleet.stash_status(small.stash).unwrap(), says("nodes"), says("repair"))
+    });
     wait_for("half of them", || health(&t)["damaged"].as_u64() < Some(50)).unwrap();
     wait_until_green(&t);
     assert_eq!(health(&t)["spare"], 2);

@@ -21,7 +21,6 @@ use super::leave::Leave;
 use super::switch::Switch;
 use super::watch::Manners;
 use super::writer::{Event, Writer};
-use crate::limits::{REGION_LEN, SPARES};
 use crate::manners::Level;
 use crate::store::Reader;
 
@@ -111,8 +110,7 @@ impl Heart {
         *connection = Some(link.clone());
         let report = self.writer.report().await;
         // What is dead makes room when room is needed.
-        let packed = u64::from(report.least_regions.saturating_sub(SPARES as u32)) * REGION_LEN;
-        let (taken, usage) = (report.usage.used.min(packed), report.usage);
+        let (taken, usage) = (report.usage.used.min(report.needed), report.usage);
         let wish = self.leave.wish().or_else(|| self.manners.wish());
         // Where nothing new is taken, there is no room.
         let used = if self.manners.seen().level == Level::Fine { taken } else { usage.capacity };

@@ -48,6 +48,8 @@ pub struct Report {
     pub regions: u32,
     /// Regions that what is here needs.
     pub least_regions: u32,
+    /// Bytes that what it holds needs, when all that is dead has given way.
+    pub needed: u64,
     /// What failed last.
     pub last_error: Option<Problem>,
 }
@@ -221,6 +223,7 @@ impl<S: Storage> Keeper<S> {
                         resizing: self.resizing,
                         regions: self.store.region_count(),
                         least_regions: self.store.least_regions(),
+                        needed: self.store.needed(),
                         last_error: self.last_error.clone(),
                     };
                     let _ = answer.send(report);

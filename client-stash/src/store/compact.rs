@@ -485,6 +485,12 @@ impl<S: Storage> Store<S> {
         (needed.min(self.size.into()) as u32).max(REGIONS_MIN)
     }
 
+    /// Bytes of regions that what lives here needs, when all that is dead has given way.
+    #[must_use]
+    pub fn needed(&self) -> u64 {
+        (u128::from(self.live_bytes()) * u128::from(self.layout.region_len) / u128::from(self.usable())) as u64
+    }
+
     /// Regions of which the file takes the space, or what it is being made to have.
     #[must_use]
     pub fn region_count(&self) -> u32 {
