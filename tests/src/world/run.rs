@@ -106,6 +106,8 @@ struct World {
     stashes: Vec<Stash>,
     segments: Vec<Segment>,
     geometry: Geometry,
+    /// Requests that were lost, or the answers to them.
+    unheard: BTreeSet<RequestId>,
     stats: Stats,
     log: bool,
 }
@@ -158,8 +160,8 @@ impl World {
             Segment { id: sealed.id, sealed: bytes, pieces, placement: None, holders: None }
         });
         let segments = segments.collect();
-        let (queue, stats) = (BTreeMap::new(), Stats::default());
-        Self { rng, now: Duration::ZERO, queue, serial: 0, stashes, segments, geometry, stats, log }
+        let (queue, unheard, stats) = (BTreeMap::new(), BTreeSet::new(), Stats::default());
+        Self { rng, now: Duration::ZERO, queue, serial: 0, stashes, segments, geometry, unheard, stats, log }
     }
 
     fn at(&mut self, delay_ms: u64, event: Ev) {
@@ -172,6 +174,10 @@ impl World {
         self.stats.messages += 1;
         if self.rng.one_in(25) {
             self.stats.lost += 1;
+            if let Ev::Get { request, .. } | Ev::Answer { request, .. } = event {
+                self.say(|| format!("lost: request {}", request.0));
+                self.unheard.insert(request);
+            }
             return;
         }
         let delay = self.stashes[stash].slow_ms / 2 + self.rng.below(10);
@@ -331,7 +337,8 @@ impl World {
             stash.lies = self.rng.one_in(8);
         }
         let down: BTreeSet<usize> = (0..self.stashes.len()).filter(|_| self.rng.one_in(6)).collect();
-        let mut getter = Getter::new(Patience::default());
+        let patience = Patience::default();
+        let mut getter = Getter::new(patience);
         let mut pieces: BTreeMap<JobId, Vec<(usize, Bytes)>> = BTreeMap::new();
         let mut jobs: BTreeMap<RequestId, (JobId, u8)> = BTreeMap::new();
         let mut ended: BTreeMap<JobId, bool> = BTreeMap::new();
@@ -351,7 +358,7 @@ impl World {
                 match action {
                     Action::Fetch { request, job, node, fragment } => {
                         jobs.insert(request, (job, fragment.piece));
-                        self.say(|| format!("ask stash {} for {fragment}", index(node)));
+                        self.say(|| format!("request {}: stash {} for {fragment}", request.0, index(node)));
                         self.send(index(node), Ev::Get { request, node: index(node), fragment });
                     }
                     Action::Cancel(_) => {}
@@ -387,7 +394,13 @@ impl World {
             ensure!(self.now < END * 2, "reading does not end");
         }
         self.stats.hedged += getter.hedges();
-        self.judge(&wanted, &ended, &pieces, &down)
+        // A piece is rightly given up when none of the tries that it gets was heard.
+        let mut lost: BTreeMap<(JobId, u8), u32> = BTreeMap::new();
+        for request in &self.unheard {
+            *lost.entry(jobs[request]).or_default() += 1;
+        }
+        lost.retain(|_, times| *times >= patience.attempts);
+        self.judge(&wanted, &ended, &pieces, &down, &lost)
     }
 
     fn serve(&mut self, request: RequestId, i: usize, fragment: FragmentId, down: &BTreeSet<usize>) {
@@ -442,23 +455,25 @@ impl World {
         ended: &BTreeMap<JobId, bool>,
         pieces: &BTreeMap<JobId, Vec<(usize, Bytes)>>,
         down: &BTreeSet<usize>,
+        lost: &BTreeMap<(JobId, u8), u32>,
     ) -> Result<(), Failure> {
         let codec = Codec::new(self.geometry);
         for (i, holders) in wanted {
-            let segment = &self.segments[*i];
-            let good = |n: &&NodeId| {
-                let stash = &self.stashes[index(**n)];
+            let (segment, job) = (&self.segments[*i], JobId(*i as u64));
+            let good = |(piece, node): &(usize, &NodeId)| {
+                let stash = &self.stashes[index(**node)];
                 // One that takes half a minute may rightly be given up.
-                !down.contains(&index(**n)) && !stash.lies && stash.slow_ms < 1_000
+                let answers = !down.contains(&index(**node)) && !stash.lies && stash.slow_ms < 1_000;
+                answers && !lost.contains_key(&(job, *piece as u8))
             };
-            let (good, done) = (holders.iter().filter(good).count(), ended[&JobId(*i as u64)]);
+            let (good, done) = (holders.iter().enumerate().filter(good).count(), ended[&job]);
             ensure!(
                 done || good < self.geometry.data(),
                 "segment {i} is unreadable with {good} good holders of {}",
                 self.geometry
             );
             if done {
-                let mut have = pieces.get(&JobId(*i as u64)).cloned().unwrap_or_default();
+                let mut have = pieces.get(&job).cloned().unwrap_or_default();
                 have.sort_by_key(|(piece, _)| *piece);
                 have.dedup_by_key(|(piece, _)| *piece);
                 let sealed = assemble(&codec, segment.id, segment.sealed.len() as u32, &have);
