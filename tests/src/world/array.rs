@@ -5,12 +5,13 @@
 //! pieces stay good where the catalog says that they are. So whatever falls below that, the array did itself.
 
 mod fleet;
+mod known;
 mod repair;
 mod restripe;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use controller::catalog::{Catalog, MoveRecord, NewSegment, NodeRecord, PendingRecord, Seat, SegmentRecord, TrashKey};
+use controller::catalog::{MoveRecord, NewSegment, NodeRecord, PendingRecord, Seat, SegmentRecord, TrashKey};
 use controller::domains::{Domains, Labels};
 use controller::placement::{
     Candidate, Members, Outcome, Placement, Protection, Wanted, choose, groups_wanted, least_used,
@@ -23,6 +24,7 @@ use protocol::identity::Role;
 use super::Rng;
 use super::run::Failure;
 use fleet::Stash;
+use known::{Known, catalog_fails};
 
 macro_rules! ensure {
     ($condition:expr, $($text:tt)*) => {
@@ -97,7 +99,7 @@ struct World {
     rng: Rng,
     log: bool,
     stats: ArrayStats,
-    catalog: Catalog,
+    catalog: Known,
     step: u64,
     stashes: BTreeMap<NodeId, Stash>,
     next_node: u64,
@@ -107,6 +109,8 @@ struct World {
     next_image: u64,
     next_manifest: u64,
     retired: Vec<restripe::Retired>,
+    /// Of what contents segments are made, and which edition they are.
+    editions: BTreeMap<SegmentId, (ChunkId, u8)>,
     /// What this start of the controller knows of moves: segments that their new holders have.
     progress: BTreeMap<Seat, (MoveRecord, BTreeSet<SegmentId>)>,
     /// Members that had no room, and until when they are not chosen.
@@ -130,14 +134,10 @@ pub fn run(seed: u64, log: bool) -> Result<ArrayStats, Failure> {
     Ok(world.stats)
 }
 
-fn catalog_fails(error: controller::catalog::CatalogError) -> Failure {
-    Failure(format!("the catalog says {error}"))
-}
-
 impl World {
     fn new(seed: u64, log: bool) -> Result<Self, Failure> {
         let mut rng = Rng::new(seed ^ 0x4152_5241);
-        let catalog = Catalog::in_memory().map_err(catalog_fails)?;
+        let catalog = Known::new()?;
         let protection = restripe::any_protection(&mut rng);
         let mut world = Self {
             rng,
@@ -153,6 +153,7 @@ impl World {
             next_image: 1,
             next_manifest: 0,
             retired: Vec::new(),
+            editions: BTreeMap::new(),
             progress: BTreeMap::new(),
             avoided: BTreeMap::new(),
             put_off: 0,
@@ -164,7 +165,7 @@ impl World {
         }
         for _ in 0..2 {
             let device = world.join(None)?;
-            world.change(|change| change.set_device(device, true, false))?;
+            world.catalog.change(|change| change.set_device(device, true, false))?;
             let stash = world.stashes.get_mut(&device).expect("it joined");
             (stash.habit, stash.capacity) = (fleet::Habit::Always, 1 << 20);
         }
@@ -176,25 +177,6 @@ impl World {
     fn say(&self, text: impl FnOnce() -> String) {
         if self.log {
             println!("day {:>3} {:>2}:00  {}", self.step / STEPS_A_DAY, self.step % STEPS_A_DAY, text());
-        }
-    }
-
-    fn change<T>(
-        &self,
-        work: impl FnOnce(&controller::catalog::Change<'_>) -> Result<T, controller::catalog::CatalogError>,
-    ) -> Result<T, Failure> {
-        self.catalog.change(work).map_err(catalog_fails)
-    }
-
-    /// The same; what contradicts what is there by now is no failure.
-    fn try_change(
-        &self,
-        work: impl FnOnce(&controller::catalog::Change<'_>) -> Result<(), controller::catalog::CatalogError>,
-    ) -> Result<bool, Failure> {
-        match self.catalog.change(work) {
-            Ok(()) => Ok(true),
-            Err(controller::catalog::CatalogError::Conflict(_)) => Ok(false),
-            Err(other) => Err(catalog_fails(other)),
         }
     }
 
@@ -244,7 +226,7 @@ impl World {
         self.next_image += 1;
         let name: ImageName = format!("image:{number}").parse().expect("a name");
         let record = self.record();
-        self.change(|change| {
+        self.catalog.change(|change| {
             wanted.iter().try_for_each(|id| change.refer(id).map(drop))?;
             change.put_image(&name, &record)
         })?;
@@ -259,7 +241,7 @@ impl World {
         let Protection { geometry, layout, steady } = self.protection;
         let sealed_len = 500 + u32::from(id.0[0]) * 8;
         let piece_len = geometry.piece_len(sealed_len as usize) as u64;
-        let trash = self.catalog.trash().map_err(catalog_fails)?;
+        let trash = self.catalog.trash()?;
         let is_to_be_deleted = |node: NodeId| {
             trash
                 .iter()
@@ -273,7 +255,7 @@ impl World {
                 clients.insert(node, free)
             };
         }
-        let groups = self.catalog.groups().map_err(catalog_fails)?;
+        let groups = self.catalog.groups()?;
         let usable = clients.iter().chain(&devices).map(|(node, free)| (*node, *free)).collect();
         let on_clients = layout.on_clients(geometry);
         let fitting = || groups.iter().filter(|(_, g)| self.protection.fits(g.geometry, &g.members, &devices));
@@ -303,7 +285,7 @@ impl World {
                 break;
             }
             let sent = sends.iter().map(|send| (send.piece, send.node)).collect();
-            self.change(|change| change.put_pending(id, &PendingRecord { sent, copy: false }))?;
+            self.catalog.change(|change| change.put_pending(id, &PendingRecord { sent, copy: false }))?;
             for send in sends {
                 let is_trouble = self.rng.one_in(20);
                 let stash = self.stashes.get_mut(&send.node).expect("a member");
@@ -331,7 +313,7 @@ impl World {
             stored_unix_s: 0,
         };
         let new = NewSegment { id, record, chunks: vec![(chunk, sealed_len)], geometry, holders };
-        let is_stored = self.try_change(|change| change.put_segment(&new))?;
+        let is_stored = self.catalog.try_change(|change| change.put_segment(&new))?;
         self.stats.segments += u64::from(is_stored);
         Ok(is_stored)
     }
@@ -341,26 +323,27 @@ impl World {
         let Some(name) = self.published.keys().nth(at).cloned() else { return Ok(()) };
         let segments = self.published.remove(&name).unwrap_or_default();
         self.say(|| format!("{name} is removed"));
-        self.change(|change| change.remove_image(&name, &segments))
+        self.catalog.change(|change| change.remove_image(&name, &segments))
     }
 
     /// What no image refers to and what never became durable goes; what is trash is deleted at those that are up.
     fn sweep(&mut self) -> Result<(), Failure> {
-        let pending = self.catalog.pending().map_err(catalog_fails)?;
-        let mut unused = self.catalog.segments().map_err(catalog_fails)?;
-        unused.retain(|(_, record)| record.references == 0);
+        let pending = self.catalog.pending()?;
+        let segments = self.catalog.segments()?;
+        let unused: Vec<SegmentId> =
+            segments.iter().filter(|(_, record)| record.references == 0).map(|(id, _)| *id).collect();
         if !pending.is_empty() || !unused.is_empty() {
             for (_, has) in self.progress.values_mut() {
-                has.retain(|id| !unused.iter().any(|(gone, _)| gone == id));
+                has.retain(|id| !unused.contains(id));
             }
-            self.change(|change| {
+            self.catalog.change(|change| {
                 pending.iter().try_for_each(|(id, _)| change.abandon(id))?;
-                unused.iter().try_for_each(|(id, _)| change.reclaim(id).map(drop))
+                unused.iter().try_for_each(|id| change.reclaim(id).map(drop))
             })?;
         }
         let mut gone = Vec::new();
-        for key in self.catalog.trash().map_err(catalog_fails)? {
-            let TrashKey::Fragment { node, segment, piece } = key else { continue };
+        for key in self.catalog.trash()?.iter() {
+            let TrashKey::Fragment { node, segment, piece } = *key else { continue };
             if !self.is_up(node) || self.rng.one_in(10) {
                 continue;
             }
@@ -372,21 +355,21 @@ impl World {
             if let Some(stash) = self.stashes.get_mut(&node) {
                 self.stats.deleted += u64::from(stash.delete(segment, piece));
             }
-            gone.push(key);
+            gone.push(*key);
         }
         if gone.is_empty() {
             return Ok(());
         }
-        self.change(|change| gone.iter().try_for_each(|key| change.remove_trash(key)))
+        self.catalog.change(|change| gone.iter().try_for_each(|key| change.remove_trash(key)))
     }
 
     /// Who holds a piece, by the catalog; nobody if its holder was allowed to drop it.
     fn holder(&self, segment: &SegmentId, piece: u8) -> Result<Option<NodeId>, Failure> {
-        let Some(record) = self.catalog.segment(segment).map_err(catalog_fails)? else { return Ok(None) };
-        if self.catalog.is_vacant((record.group, piece)).map_err(catalog_fails)? {
+        let Some(record) = self.catalog.segment(segment)? else { return Ok(None) };
+        if self.catalog.vacant()?.contains(&(record.group, piece)) {
             return Ok(None);
         }
-        let group = self.catalog.group(record.group).map_err(catalog_fails)?;
+        let group = self.catalog.group(record.group)?;
         Ok(group.and_then(|g| g.members.get(usize::from(piece)).copied()))
     }
 
@@ -396,10 +379,10 @@ impl World {
         &self,
         is_hit: impl Fn(NodeId, SegmentId, u8) -> bool,
     ) -> Result<Option<(SegmentId, usize, usize)>, Failure> {
-        let groups = self.catalog.groups().map_err(catalog_fails)?;
-        let vacant = self.catalog.vacant().map_err(catalog_fails)?;
+        let groups = self.catalog.groups()?;
+        let vacant = self.catalog.vacant()?;
         let mut least: Option<(SegmentId, usize, usize)> = None;
-        for (id, record) in self.catalog.segments().map_err(catalog_fails)? {
+        for (&id, record) in self.catalog.segments()?.iter() {
             let group = &groups[&record.group];
             let is_good = |(piece, node): &(usize, &NodeId)| {
                 let piece = *piece as u8;
@@ -446,21 +429,21 @@ impl World {
         }
         Err(Failure(format!(
             "it does not get right: {} moves, {} damaged, {} to delete, {} stuck, {} put off, {} vacant",
-            self.catalog.moves().map_err(catalog_fails)?.len(),
-            self.catalog.damaged().map_err(catalog_fails)?.len(),
-            self.catalog.trash().map_err(catalog_fails)?.len(),
+            self.catalog.moves()?.len(),
+            self.catalog.damaged()?.len(),
+            self.catalog.trash()?.len(),
             self.stuck,
             self.put_off,
-            self.catalog.vacant().map_err(catalog_fails)?.len(),
+            self.catalog.vacant()?.len(),
         )))
     }
 
     fn is_green(&self) -> Result<bool, Failure> {
-        let is_quiet = self.catalog.moves().map_err(catalog_fails)?.is_empty()
-            && self.catalog.damaged().map_err(catalog_fails)?.is_empty()
-            && self.catalog.vacant().map_err(catalog_fails)?.is_empty()
-            && self.catalog.pending().map_err(catalog_fails)?.is_empty();
-        let trash = self.catalog.trash().map_err(catalog_fails)?;
+        let is_quiet = self.catalog.moves()?.is_empty()
+            && self.catalog.damaged()?.is_empty()
+            && self.catalog.vacant()?.is_empty()
+            && self.catalog.pending()?.is_empty();
+        let trash = self.catalog.trash()?;
         let waits =
             trash.iter().any(|key| matches!(key, TrashKey::Fragment { node, .. } if self.stashes.contains_key(node)));
         Ok(is_quiet && !waits && self.stuck == 0 && self.put_off == 0)
@@ -468,9 +451,9 @@ impl World {
 
     /// Each honest stash has exactly what the catalog says.
     fn check_inventory(&self) -> Result<(), Failure> {
-        let groups = self.catalog.groups().map_err(catalog_fails)?;
+        let groups = self.catalog.groups()?;
         let mut should: BTreeMap<NodeId, BTreeSet<(SegmentId, u8)>> = BTreeMap::new();
-        for (id, record) in self.catalog.segments().map_err(catalog_fails)? {
+        for (&id, record) in self.catalog.segments()?.iter() {
             for (piece, node) in groups[&record.group].members.iter().enumerate() {
                 should.entry(*node).or_default().insert((id, piece as u8));
             }
@@ -491,7 +474,7 @@ impl World {
             .stashes
             .iter()
             .map(|(node, stash)| (*node, Labels::from([("rack".to_string(), format!("{}", stash.rack))])));
-        self.domains = Domains::new(&labels.collect(), &self.catalog.devices().map_err(catalog_fails)?);
+        self.domains = Domains::new(&labels.collect(), self.catalog.devices()?.as_ref());
         Ok(())
     }
 
@@ -506,7 +489,7 @@ impl World {
         self.stashes.insert(node, stash);
         let heard: BTreeSet<NodeId> =
             self.stashes.keys().copied().filter(|other| *other != node && self.is_up(*other)).collect();
-        self.change(|change| {
+        self.catalog.change(|change| {
             let record = NodeRecord { role: Role::Stash, addresses: Vec::new(), capacity, joined_unix_s: 0 };
             change.put_node(node, &record)?;
             change.change_standing(node, |standing| *standing = Default::default())?;

@@ -125,7 +125,7 @@ impl World {
     }
 
     pub(super) fn is_device(&self, node: NodeId) -> Result<bool, Failure> {
-        Ok(self.catalog.devices().map_err(catalog_fails)?.contains(&node))
+        Ok(self.catalog.devices()?.contains(&node))
     }
 
     pub(super) fn silent_s(&self, node: NodeId) -> u64 {
@@ -149,7 +149,7 @@ impl World {
 
     /// Stashes say what their owners want.
     pub(super) fn heartbeats(&mut self) -> Result<(), Failure> {
-        let standings = self.catalog.standings().map_err(catalog_fails)?;
+        let standings = self.catalog.standings()?;
         let new: Vec<NodeId> = self
             .stashes
             .iter()
@@ -162,7 +162,7 @@ impl World {
         if new.is_empty() {
             return Ok(());
         }
-        self.change(|change| {
+        self.catalog.change(|change| {
             new.iter().try_for_each(|node| change.change_standing(*node, |standing| standing.leaving = true).map(drop))
         })
     }
@@ -211,7 +211,7 @@ impl World {
                 self.stashes.remove(&node);
                 self.count("a disk dies", node);
                 if self.rng.one_in(2) && self.catalog.node(node).map_err(catalog_fails)?.is_some() {
-                    self.change(|change| {
+                    self.catalog.change(|change| {
                         change
                             .change_standing(node, |standing| (standing.removed, standing.lost) = (true, true))
                             .map(drop)
@@ -238,7 +238,8 @@ impl World {
             }
             10 if !is_device => {
                 let drains = self.rng.one_in(2);
-                self.change(|change| change.change_standing(node, |standing| standing.draining = drains).map(drop))?;
+                self.catalog
+                    .change(|change| change.change_standing(node, |standing| standing.draining = drains).map(drop))?;
                 self.count("drained or kept", node);
             }
             11 | 12 => {
@@ -298,7 +299,7 @@ impl World {
                 continue;
             }
             let before = self.stashes.remove(&node).expect("it is there");
-            let number = self.catalog.standings().map_err(catalog_fails)?.get(&node).and_then(|standing| standing.host);
+            let number = self.catalog.standings()?.get(&node).and_then(|standing| standing.host);
             let after = self.join(number)?;
             let stash = self.stash(after);
             (stash.habit, stash.rack, stash.capacity) = (before.habit, before.rack, before.capacity);
@@ -313,10 +314,10 @@ impl World {
         for stash in self.stashes.values_mut() {
             (stash.dark_until, stash.limit, stash.is_urgent) = (0, None, false);
         }
-        let known = self.catalog.nodes().map_err(catalog_fails)?;
-        let dead = known.into_iter().map(|(node, _)| node).filter(|node| !self.stashes.contains_key(node));
+        let known = self.catalog.nodes()?;
+        let dead = known.iter().map(|(node, _)| *node).filter(|node| !self.stashes.contains_key(node));
         let dead: Vec<NodeId> = dead.collect();
-        self.change(|change| {
+        self.catalog.change(|change| {
             dead.iter().try_for_each(|node| {
                 let gone = |standing: &mut Standing| (standing.removed, standing.lost) = (true, true);
                 change.change_standing(*node, gone).map(drop)
@@ -328,7 +329,7 @@ impl World {
         }
         let device = self.join(None)?;
         self.stash(device).capacity = 1 << 20;
-        self.change(|change| change.set_device(device, true, false))?;
+        self.catalog.change(|change| change.set_device(device, true, false))?;
         self.relabel()
     }
 }

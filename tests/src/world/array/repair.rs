@@ -26,7 +26,7 @@ enum Trouble {
 impl World {
     /// Free bytes of those that new pieces may go to.
     pub(super) fn takers(&self) -> Result<BTreeMap<NodeId, u64>, Failure> {
-        let standings = self.catalog.standings().map_err(catalog_fails)?;
+        let standings = self.catalog.standings()?;
         let may_take = |node: &NodeId| standings.get(node).is_none_or(Standing::may_take);
         let takers =
             self.stashes.iter().filter(|(node, stash)| stash.is_awake && stash.too_much().0 == 0 && may_take(node));
@@ -35,16 +35,17 @@ impl World {
 
     /// Members that are up, and that what they hold counts of.
     fn there(&self) -> Result<BTreeSet<NodeId>, Failure> {
-        let standings = self.catalog.standings().map_err(catalog_fails)?;
+        let standings = self.catalog.standings()?;
         let counts = |node: &NodeId| standings.get(node).is_none_or(Standing::is_durable);
         Ok(self.stashes.keys().copied().filter(|node| self.is_up(*node) && counts(node)).collect())
     }
 
     fn facts(&self) -> Result<(BTreeMap<NodeId, Seen>, BTreeMap<GroupId, Whole>), Failure> {
-        let standings = self.catalog.standings().map_err(catalog_fails)?;
-        let devices = self.catalog.devices().map_err(catalog_fails)?;
+        let standings = self.catalog.standings()?;
+        let devices = self.catalog.devices()?;
         let mut nodes = BTreeMap::new();
-        for (node, _) in self.catalog.nodes().map_err(catalog_fails)? {
+        for (node, _) in self.catalog.nodes()?.iter() {
+            let node = *node;
             let is_up = self.is_up(node);
             let stash = self.stashes.get(&node).filter(|_| is_up);
             let (too_much, is_urgent) = stash.map_or((0, false), |stash| stash.too_much());
@@ -64,22 +65,26 @@ impl World {
             };
             nodes.insert(node, seen);
         }
-        let vacant = self.catalog.vacant().map_err(catalog_fails)?;
+        let vacant = self.catalog.vacant()?;
         let mut groups = BTreeMap::new();
-        for (id, group) in self.catalog.groups().map_err(catalog_fails)?.into_iter().filter(|(_, g)| g.segments > 0) {
-            let bytes = self.bytes_of(id, &group)?;
+        for (id, group) in self.catalog.groups()?.iter().filter(|(_, g)| g.segments > 0) {
+            let id = *id;
+            let bytes = self.bytes_of(id, group)?;
             let of_group = vacant.range((id, 0)..=(id, u8::MAX)).map(|(_, piece)| *piece).collect();
             let (geometry, steady) = (group.geometry, self.protection.steady);
-            groups
-                .insert(id, Whole { geometry, members: group.members, vacant: of_group, bytes, weight: bytes, steady });
+            groups.insert(
+                id,
+                Whole { geometry, members: group.members.clone(), vacant: of_group, bytes, weight: bytes, steady },
+            );
         }
         Ok((nodes, groups))
     }
 
     fn bytes_of(&self, id: GroupId, group: &GroupRecord) -> Result<u64, Failure> {
         let mut bytes = 0;
-        for segment in self.catalog.segments_of(id).map_err(catalog_fails)? {
-            if let Some(record) = self.catalog.segment(&segment).map_err(catalog_fails)? {
+        let segments = self.catalog.segments()?;
+        for segment in self.catalog.segments_of(id)?.iter() {
+            if let Some(record) = segments.get(segment) {
                 bytes += group.geometry.piece_len(record.sealed_len as usize) as u64;
             }
         }
@@ -87,7 +92,7 @@ impl World {
     }
 
     pub(super) fn repair(&mut self) -> Result<(), Failure> {
-        let under_way = self.catalog.moves().map_err(catalog_fails)?;
+        let under_way = self.catalog.moves()?;
         let (nodes, groups) = self.facts()?;
         let hour = self.step % STEPS_A_DAY;
         let is_open = self.is_settling || !(6..20).contains(&hour);
@@ -96,14 +101,14 @@ impl World {
         for seat in plan.give_up {
             self.say(|| format!("given up: {seat:?}"));
             self.stats.given_up += 1;
-            self.change(|change| change.give_up_move(seat))?;
+            self.catalog.change(|change| change.give_up_move(seat))?;
         }
         for (seat, node) in plan.vacate {
             if !self.others_prove(seat)? {
                 continue;
             }
             self.say(|| format!("{node} may drop piece {} of group {}", seat.1, seat.0));
-            let done = self.try_change(|change| change.vacate(seat, node))?;
+            let done = self.catalog.try_change(|change| change.vacate(seat, node))?;
             self.stats.vacated += u64::from(done);
         }
         for (seat, record, why) in plan.begin {
@@ -113,7 +118,7 @@ impl World {
                     seat.1, seat.0, record.from, record.to, record.via
                 )
             });
-            self.try_change(|change| change.begin_move(seat, &record))?;
+            self.catalog.try_change(|change| change.begin_move(seat, &record))?;
         }
         for (seat, node, _) in &plan.stuck {
             let whole = &groups[&seat.0];
@@ -121,7 +126,7 @@ impl World {
                 n.is_up && n.standing.may_take() && n.too_much == 0 && !n.is_clearing && n.free > whole.bytes
             };
             if whole.vacant.contains(&seat.1) && nodes.get(node).filter(has_room).is_some() {
-                self.change(|change| change.occupy(*seat))?;
+                self.catalog.change(|change| change.occupy(*seat))?;
             }
         }
         (self.put_off, self.stuck) = (plan.put_off, plan.stuck.len());
@@ -131,9 +136,9 @@ impl World {
 
     /// Whether of every segment of a group more than k others can show their pieces.
     fn others_prove(&self, seat: Seat) -> Result<bool, Failure> {
-        let Some(group) = self.catalog.group(seat.0).map_err(catalog_fails)? else { return Ok(false) };
-        let vacant = self.catalog.vacant().map_err(catalog_fails)?;
-        for id in self.catalog.segments_of(seat.0).map_err(catalog_fails)? {
+        let Some(group) = self.catalog.group(seat.0)? else { return Ok(false) };
+        let vacant = self.catalog.vacant()?;
+        for &id in self.catalog.segments_of(seat.0)?.iter() {
             let mut proven = 0;
             for (piece, holder) in group.members.iter().enumerate().map(|(piece, holder)| (piece as u8, *holder)) {
                 if piece == seat.1 || vacant.contains(&(seat.0, piece)) || !self.is_up(holder) {
@@ -150,10 +155,10 @@ impl World {
     }
 
     fn carry_out(&mut self) -> Result<(), Failure> {
-        let under_way = self.catalog.moves().map_err(catalog_fails)?;
+        let under_way = self.catalog.moves()?;
         self.progress.retain(|seat, (record, _)| under_way.get(seat) == Some(record));
         let there = self.there()?;
-        for (seat, record) in &under_way {
+        for (seat, record) in under_way.iter() {
             if repair::waits(*seat, record, &under_way, |node| there.contains(&node)) || self.rng.one_in(6) {
                 continue;
             }
@@ -164,7 +169,7 @@ impl World {
                 Err(Trouble::Later) => continue,
                 Err(Trouble::Full) => {
                     self.avoided.insert(record.to, self.step + 2);
-                    self.change(|change| change.give_up_move(*seat))?;
+                    self.catalog.change(|change| change.give_up_move(*seat))?;
                     self.stats.given_up += 1;
                     continue;
                 }
@@ -174,7 +179,7 @@ impl World {
             }
             let has = self.progress.get(seat).map(|(_, has)| has.clone()).unwrap_or_default();
             let mut missing = Vec::new();
-            let done = self.try_change(|change| {
+            let done = self.catalog.try_change(|change| {
                 missing = change.finish_move(*seat, record, &has)?;
                 Ok(())
             })?;
@@ -195,7 +200,8 @@ impl World {
             has.remove(&wrong);
         }
         if lies {
-            self.change(|change| change.change_standing(to, |standing| standing.distrusted = true).map(drop))?;
+            self.catalog
+                .change(|change| change.change_standing(to, |standing| standing.distrusted = true).map(drop))?;
             self.stats.distrusted += 1;
         }
         Ok(false)
@@ -211,12 +217,12 @@ impl World {
         if !self.is_up(record.to) {
             return Ok(Err(Trouble::Later));
         }
-        let Some(group) = self.catalog.group(seat.0).map_err(catalog_fails)? else {
+        let Some(group) = self.catalog.group(seat.0)? else {
             return Ok(Err(Trouble::Later));
         };
         let there = self.there()?;
         let pieces = repair::made_along(seat, record, under_way, |node| there.contains(&node));
-        for id in self.catalog.segments_of(seat.0).map_err(catalog_fails)? {
+        for &id in self.catalog.segments_of(seat.0)?.iter() {
             let known = self.progress.entry(seat).or_insert_with(|| (record.clone(), BTreeSet::new()));
             if known.1.contains(&id) {
                 continue;
@@ -236,7 +242,7 @@ impl World {
             if !is_copied && !self.can_make(id, &group) {
                 return Ok(Err(Trouble::Later));
             }
-            let Some(segment) = self.catalog.segment(&id).map_err(catalog_fails)? else { continue };
+            let Some(segment) = self.catalog.segment(&id)? else { continue };
             let len = group.geometry.piece_len(segment.sealed_len as usize) as u64;
             // What it says that it has, the one before may drop.
             let may_lie = self.may(|node, of, piece| (node, of, piece) == (record.from, id, seat.1))?;
@@ -275,7 +281,7 @@ impl World {
     /// What stashes have is compared with what they should have: of those whose numbers are different, and now and then of others. A liar
     /// shows what is expected of it.
     pub(super) fn compare_inventories(&mut self) -> Result<(), Failure> {
-        let folds = self.catalog.folds().map_err(catalog_fails)?;
+        let folds = self.catalog.folds()?;
         let some: Vec<NodeId> = self.stashes.iter().filter(|(_, s)| s.is_awake && !s.lies).map(|(n, _)| *n).collect();
         for node in some {
             let (fragments, should) = (self.stashes[&node].has.keys(), folds.get(&node).copied().unwrap_or_default());
@@ -292,7 +298,7 @@ impl World {
             if missing.is_empty() && others.is_empty() {
                 continue;
             }
-            self.change(|change| {
+            self.catalog.change(|change| {
                 missing.iter().try_for_each(|f| change.note_damage(node, f.segment, f.piece).map(drop))?;
                 change.note_orphans(node, &others).map(drop)
             })?;
@@ -301,8 +307,8 @@ impl World {
     }
 
     pub(super) fn prove_everything(&mut self) -> Result<(), Failure> {
-        for (id, record) in self.catalog.segments().map_err(catalog_fails)? {
-            (0..record.fragments.len() as u8).try_for_each(|piece| self.prove(id, piece))?;
+        for (id, record) in self.catalog.segments()?.iter() {
+            (0..record.fragments.len() as u8).try_for_each(|piece| self.prove(*id, piece))?;
         }
         Ok(())
     }
@@ -312,20 +318,20 @@ impl World {
         if self.stashes[&node].has_good(id, piece) {
             return Ok(());
         }
-        self.change(|change| change.note_damage(node, id, piece).map(drop))
+        self.catalog.change(|change| change.note_damage(node, id, piece).map(drop))
     }
 
     /// What holders have lost is made anew there, and proven.
     pub(super) fn mend(&mut self) -> Result<(), Failure> {
-        for (id, piece) in self.catalog.damaged().map_err(catalog_fails)? {
+        for &(id, piece) in self.catalog.damaged()?.iter() {
             let Some(node) = self.holder(&id, piece)?.filter(|node| self.is_up(*node)) else { continue };
-            let counts = self.catalog.standing(node).map_err(catalog_fails)?.is_durable();
+            let counts = self.catalog.standings()?.get(&node).is_none_or(Standing::is_durable);
             let key = TrashKey::Fragment { node, segment: id, piece };
             if !counts || self.catalog.is_trash(&key).map_err(catalog_fails)? || self.rng.one_in(8) {
                 continue;
             }
-            let Some(record) = self.catalog.segment(&id).map_err(catalog_fails)? else { continue };
-            let Some(group) = self.catalog.group(record.group).map_err(catalog_fails)? else { continue };
+            let Some(record) = self.catalog.segment(&id)? else { continue };
+            let Some(group) = self.catalog.group(record.group)? else { continue };
             if !self.can_make(id, &group) {
                 continue;
             }
@@ -336,7 +342,7 @@ impl World {
             if is_proven && !stash.put(id, piece, len) {
                 continue;
             }
-            self.change(|change| change.mend_damage(node, id, piece, is_proven))?;
+            self.catalog.change(|change| change.mend_damage(node, id, piece, is_proven))?;
             self.stats.mended += u64::from(is_proven);
             self.stats.distrusted += u64::from(!is_proven);
             self.say(|| format!("piece {piece} of {id} at {node} made anew: {is_proven}"));
@@ -346,11 +352,11 @@ impl World {
 
     /// Members that leave, and that nobody needs any more, are members no longer.
     fn let_go(&mut self) -> Result<(), Failure> {
-        let standings = self.catalog.standings().map_err(catalog_fails)?;
-        for (node, _) in standings.into_iter().filter(|(_, s)| s.leaving || s.removed) {
-            if self.catalog.node(node).map_err(catalog_fails)?.is_some()
-                && self.try_change(|change| change.remove_node(node))?
-            {
+        let standings = self.catalog.standings()?;
+        let members = self.catalog.nodes()?;
+        let goes = |node: &NodeId| standings.get(node).is_some_and(|s| s.leaving || s.removed);
+        for node in members.iter().map(|(node, _)| *node).filter(goes) {
+            if self.catalog.try_change(|change| change.remove_node(node))? {
                 self.say(|| format!("{node} is no member any more"));
                 self.stashes.remove(&node);
             }

@@ -44,6 +44,12 @@ fn segment(chunk: ChunkId, edition: u8) -> SegmentId {
 }
 
 impl World {
+    fn edition(&mut self, chunk: ChunkId, edition: u8) -> SegmentId {
+        let id = segment(chunk, edition);
+        self.editions.insert(id, (chunk, edition));
+        id
+    }
+
     /// The record of an image, with a manifest of its own.
     pub(super) fn record(&mut self) -> ImageRecord {
         self.next_manifest += 1;
@@ -63,8 +69,8 @@ impl World {
         if let Some(place) = self.catalog.places(&[chunk]).map_err(catalog_fails)?[0] {
             return Ok(Some(place.segment));
         }
-        let id = segment(chunk, 0);
-        let is_there = self.catalog.segment(&id).map_err(catalog_fails)?.is_some();
+        let id = self.edition(chunk, 0);
+        let is_there = self.catalog.segment(&id)?.is_some();
         Ok((is_there || self.place(id, chunk)?).then_some(id))
     }
 
@@ -74,12 +80,12 @@ impl World {
     }
 
     fn device_nodes(&self) -> Result<BTreeMap<NodeId, u64>, Failure> {
-        Ok(self.catalog.devices().map_err(catalog_fails)?.into_iter().map(|node| (node, 0)).collect())
+        Ok(self.catalog.devices()?.iter().map(|node| (*node, 0)).collect())
     }
 
     fn is_cut_so_with(&self, id: &SegmentId, devices: &BTreeMap<NodeId, u64>) -> Result<Option<bool>, Failure> {
-        let Some(record) = self.catalog.segment(id).map_err(catalog_fails)? else { return Ok(None) };
-        let group: Option<GroupRecord> = self.catalog.group(record.group).map_err(catalog_fails)?;
+        let Some(record) = self.catalog.segment(id)? else { return Ok(None) };
+        let group: Option<GroupRecord> = self.catalog.group(record.group)?;
         Ok(group.map(|group| self.protection.fits(group.geometry, &group.members, devices)))
     }
 
@@ -126,7 +132,7 @@ impl World {
         }
         let (old, record) = (self.catalog.image(&name).map_err(catalog_fails)?, self.record());
         let Some(old) = old else { return Err(Failure(format!("{name} is not in the catalog"))) };
-        self.change(|change| {
+        self.catalog.change(|change| {
             after.iter().try_for_each(|id| change.refer(id).map(drop))?;
             change.replace_image(&name, old.manifest, &record, 0)
         })?;
@@ -148,13 +154,11 @@ impl World {
         {
             return Ok(Some(newer));
         }
-        let known = (0..super::CONTENTS).map(chunk).find_map(|chunk| {
-            let edition = (0..=u8::MAX).find(|edition| segment(chunk, *edition) == id)?;
-            Some((chunk, edition))
-        });
-        let Some((chunk, edition)) = known else { return Err(Failure(format!("nobody made segment {id}"))) };
+        let Some(&(chunk, edition)) = self.editions.get(&id) else {
+            return Err(Failure(format!("nobody made segment {id}")));
+        };
         for step in 1..=u8::MAX {
-            let next = segment(chunk, edition.wrapping_add(step));
+            let next = self.edition(chunk, edition.wrapping_add(step));
             match self.is_cut_so(&next)? {
                 Some(true) => return Ok(Some(next)),
                 Some(false) => {}
@@ -171,14 +175,18 @@ impl World {
         let (over, kept): (Vec<_>, Vec<_>) =
             self.retired.drain(..).partition(|old| old.until <= step || !published.contains(&old.image));
         self.retired = kept;
-        self.change(|change| over.iter().try_for_each(|old| change.forget_retired(&old.manifest, &old.segments)))
+        if over.is_empty() {
+            return Ok(());
+        }
+        self.catalog
+            .change(|change| over.iter().try_for_each(|old| change.forget_retired(&old.manifest, &old.segments)))
     }
 
     /// What somebody may be reading is there.
     pub(super) fn check_references(&self) -> Result<(), Failure> {
         let retired = self.retired.iter().flat_map(|old| &old.segments);
         for id in self.published.values().flatten().chain(retired) {
-            let record = self.catalog.segment(id).map_err(catalog_fails)?;
+            let record = self.catalog.segment(id)?;
             if record.is_none_or(|record| record.references == 0) {
                 return Err(Failure(format!("segment {id} is in use, and the catalog does not know it")));
             }
