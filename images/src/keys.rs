@@ -121,6 +121,28 @@ impl OwnerKey {
         HolderSecret(self.derive("coe 2026 holder secret v1", &[&manifest.0, &holder.0]))
     }
 
+    /// Seal a note of the array to itself. Equal notes of one row are sealed alike, different ones never under one key.
+    #[must_use]
+    pub fn seal_note(&self, row: u16, note: &[u8]) -> Vec<u8> {
+        let tag = self.derive("coe 2026 note tag v1", &[&row.to_le_bytes(), note]);
+        let mut sealed = [&tag, note].concat();
+        seal_in_place(&self.note_key(row, &tag), 0, &mut sealed, tag.len());
+        sealed
+    }
+
+    /// The note again.
+    ///
+    /// # Errors
+    /// [`OpenError`] if it was sealed by another owner, or for another row.
+    pub fn open_note(&self, row: u16, sealed: &[u8]) -> Result<Vec<u8>, OpenError> {
+        let tag = sealed.first_chunk::<32>().ok_or(OpenError)?;
+        open(&self.note_key(row, tag), 0, sealed, tag.len())
+    }
+
+    fn note_key(&self, row: u16, tag: &[u8; 32]) -> [u8; 32] {
+        self.derive("coe 2026 note key v1", &[&row.to_le_bytes(), tag])
+    }
+
     /// A key for these bytes and no others.
     #[must_use]
     pub fn content_key(&self, bytes: &[u8]) -> ContentKey {

@@ -6,13 +6,13 @@ use std::sync::OnceLock;
 
 use xtask::fleet::{Fleet, Plan};
 
-/// The programs' folder; they are built once if nobody did.
+/// The folder of the programs, compiled as the test is; they are built once if nobody did.
 ///
 /// # Panics
 /// If they do not build.
 pub fn programs() -> &'static Path {
     static BIN: OnceLock<PathBuf> = OnceLock::new();
-    BIN.get_or_init(|| xtask::shell::build(false).expect("the programs build"))
+    BIN.get_or_init(|| xtask::shell::build(!cfg!(debug_assertions)).expect("the programs build"))
 }
 
 /// Hours that are far from now, as a policy's window.

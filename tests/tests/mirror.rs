@@ -156,7 +156,19 @@ fn a_new_controller_is_built_from_the_clients_alone() {
     sample::disk(&image, 30_000_000).unwrap();
     sample::disk(&next, 34_000_000).unwrap();
     let len = fs::metadata(&image).unwrap().len();
+    // What an admin said is noted for whoever comes after this controller.
+    let node = t.fleet.stashes[1].node.clone();
+    t.fleet.ctl(&["node", "label", &node, "--set", "rack=a3"]).unwrap();
+    t.fleet.ctl(&["policy", "set", "--image", "exam", "--survive", "2"]).unwrap();
+    t.fleet.ctl(&["policy", "set", "--window", "20:00-06:00"]).unwrap();
     let first = t.fleet.publish(&image, &["--data", "3", "--parity", "2"]).unwrap();
+    let wanted = |t: &TestFleet| {
+        let nodes = t.fleet.ctl(&["nodes"]).unwrap();
+        let labels: Vec<serde_json::Value> = nodes.as_array().unwrap().iter().map(|n| n["labels"].clone()).collect();
+        (t.fleet.ctl(&["policy", "show"]).unwrap(), labels, t.fleet.ctl(&["restripe"]).unwrap())
+    };
+    let before = wanted(&t);
+    assert_eq!((before.1.iter().filter(|l| l["rack"] == "a3").count(), &before.2), (1, &serde_json::json!([])));
     let installer_home = approved_installer(&t, "lab-01", "S1");
     let images = t.fleet.ctl(&["images"]).unwrap();
     // The kit went to a drawer long ago.
@@ -205,6 +217,7 @@ fn a_new_controller_is_built_from_the_clients_alone() {
     t.fleet.start_stash(5).unwrap();
     t.fleet.wait_until_up(6).unwrap();
     assert_eq!(t.fleet.ctl(&["images"]).unwrap(), images);
+    assert_eq!(wanted(&t), before);
     fleet::wait_for("the reports to be passed on", || waiting(&t) == 0).unwrap();
     let log = fs::read_to_string(t.fleet.dir().join("controller.log")).unwrap();
     let told = log.lines().filter(|line| line.contains("installed") && line.contains("disk:1")).count();

@@ -68,7 +68,7 @@ impl Change<'_> {
         } else {
             table.insert(name, wire::encode(&record).as_slice())?;
         }
-        Ok(())
+        self.bump_epoch()
     }
 
     /// Change the labels of a stash.
@@ -85,29 +85,27 @@ impl Change<'_> {
         } else {
             table.insert(node.0, wire::encode(&labels).as_slice())?;
         }
-        Ok(())
+        self.bump_epoch()
     }
 
-    /// A stash is a mass-storage device, or is none any more. What it holds would then lie on the wrong kind of member, so it must be empty;
-    /// but a controller that was recovered does not know what it was.
+    /// A stash is a mass-storage device, or is none any more. What it holds would then lie on the wrong kind of member, so it must be empty.
     ///
     /// # Errors
     /// [`super::CatalogError::Conflict`] if it has a place in a group, or gets one.
-    pub fn set_device(&self, node: NodeId, is_device: bool, may_hold_pieces: bool) -> Result<()> {
+    pub fn set_device(&self, node: NodeId, is_device: bool) -> Result<()> {
         let mut table = self.0.open_table(DEVICES)?;
         if table.get(node.0)?.is_some() == is_device {
             return Ok(());
         }
-        if !may_hold_pieces {
-            self.check_empty(node)?;
-        }
+        self.check_empty(node)?;
         if is_device {
             drop(table.insert(node.0, ())?)
         } else {
             drop(table.remove(node.0)?)
         }
         drop(table);
-        self.change_standing(node, |standing| standing.draining = false).map(drop)
+        self.change_standing(node, |standing| standing.draining = false)?;
+        self.bump_epoch()
     }
 
     pub(super) fn is_device(&self, node: NodeId) -> Result<bool> {

@@ -129,9 +129,13 @@ impl Change<'_> {
     /// # Errors
     /// [`CatalogError`].
     pub fn change_standing(&self, node: NodeId, work: impl FnOnce(&mut Standing)) -> Result<Standing> {
-        let mut standing = self.standing(node)?;
+        let before = self.standing(node)?;
+        let mut standing = before.clone();
         work(&mut standing);
         self.0.open_table(STANDINGS)?.insert(node.0, wire::encode(&standing).as_slice())?;
+        if standing.clone().without_silence() != before.without_silence() {
+            self.bump_epoch()?;
+        }
         Ok(standing)
     }
 

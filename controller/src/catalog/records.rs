@@ -134,6 +134,12 @@ pub struct Standing {
 }
 
 impl Standing {
+    /// What of it clients keep for another controller.
+    #[must_use]
+    pub fn without_silence(self) -> Self {
+        Self { silent_s: 0, ..self }
+    }
+
     /// Whether what it holds counts.
     #[must_use]
     pub fn is_durable(&self) -> bool {

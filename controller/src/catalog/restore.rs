@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use images::manifest::ImageName;
-use images::{ChunkId, GroupId, SegmentId, wire};
+use images::{ChunkId, GroupId, NodeId, SegmentId, wire};
 
-use super::tables::{CHUNKS, GROUPS, IMAGES, META, SEGMENT_CHUNKS, SEGMENTS};
+use super::tables::{CHUNKS, DEVICES, GROUPS, IMAGES, META, SEGMENT_CHUNKS, SEGMENTS};
 use super::{Catalog, CatalogError, Change, GroupRecord, ImageRecord, Result, SegmentRecord};
 use crate::deploy::DeployRecord;
 use redb::{ReadableDatabase as _, ReadableTable as _};
@@ -25,6 +25,15 @@ impl Change<'_> {
         let mut meta = self.0.open_table(META)?;
         let now = meta.get(counter)?.map_or(0, |v| v.value());
         meta.insert(counter, now.max(value))?;
+        Ok(())
+    }
+
+    /// A member was a mass-storage device before, whatever it holds.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn restore_device(&self, node: NodeId) -> Result<()> {
+        self.0.open_table(DEVICES)?.insert(node.0, ())?;
         Ok(())
     }
 

@@ -22,6 +22,7 @@ use super::habits::Habits;
 use super::inventory::Inventories;
 use super::machines::Installations;
 use super::mass_storage::MassStorage;
+use super::notes::Notes;
 use super::planned;
 use super::repair::Repairs;
 use super::restripe::Restripes;
@@ -229,6 +230,7 @@ impl Controller {
             heads: images.into_iter().map(head).collect(),
             hosts: approved.map(|(id, host)| (id, host.listed(orders.planned.remove(&id)))).collect(),
             user_data: orders.user_data,
+            notes: Notes::of(&self.catalog)?.seal(&self.authority.owner_key),
         })
     }
 

@@ -66,13 +66,26 @@ impl Habits {
     }
 }
 
+/// Hundredths of a percent as a part of one.
+fn share(readable: u16) -> f64 {
+    f64::from(readable) / 10_000.0
+}
+
+/// Names of images that are to be readable more often than all others, and how often, in hundredths of a percent.
+#[must_use]
+pub fn wanted_more(policies: &BTreeMap<String, PolicyRecord>) -> BTreeMap<&str, u16> {
+    let of_all = policies.get("").and_then(|all| all.readable);
+    let own = policies.iter().filter_map(|(name, own)| Some((name.as_str(), own.readable?)));
+    own.filter(|(name, readable)| !name.is_empty() && Some(*readable) > of_all).collect()
+}
+
 /// What is wanted of images of a name, with all that was left open filled in.
 fn goal_of(policies: &BTreeMap<String, PolicyRecord>, name: &str) -> Goal {
     let own = policies.get(name).cloned().unwrap_or_default();
     let all = policies.get("").cloned().unwrap_or_default();
     Goal {
         survive: own.survive.or(all.survive),
-        readable: own.readable.or(all.readable).map(|share| f64::from(share) / 10_000.0),
+        readable: own.readable.or(all.readable).map(share),
         redundant: own.redundant.or(all.redundant).unwrap_or(false),
         layout: own.layout.or(all.layout).unwrap_or_default(),
     }
@@ -129,14 +142,17 @@ impl Controller {
         Ok(choose(&Fleet { classes: self.classes()?, kinds, habits: Some(&habits), devices }, goal))
     }
 
-    /// Members of a group that should be up in the busy hours.
+    /// Members of a group that should be up in the busy hours. `readable`, in hundredths of a percent, is what its images want if that is more
+    /// than what is wanted of all.
     ///
     /// # Errors
     /// The catalog's.
-    pub fn steady_members(&self, geometry: Geometry, layout: Layout) -> Result<usize, Refusal> {
+    pub fn steady_members(&self, geometry: Geometry, layout: Layout, readable: Option<u16>) -> Result<usize, Refusal> {
         let habits = self.habits.attendance();
         let fleet = Fleet { classes: self.classes()?, habits: Some(&habits), ..Fleet::default() };
-        Ok(geometry::steady(&fleet, &Goal { layout, ..self.goal_for("")? }, geometry))
+        let all = self.goal_for("")?;
+        let readable = readable.map(share).or(all.readable);
+        Ok(geometry::steady(&fleet, &Goal { layout, readable, ..all }, geometry))
     }
 
     /// Labels changed, or a stash joined or left.
@@ -170,3 +186,25 @@ impl Controller {
 
 /// How often [`Controller::count_attendance`] is called.
 pub const COUNT_EVERY: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_wants_more_than_all() {
+        let wants = |readable| PolicyRecord { readable, ..PolicyRecord::default() };
+        let of = |all: Option<u16>| {
+            let names = [("", all), ("exam", Some(9_990)), ("kiosk", Some(5_000)), ("lab", None)];
+            names.into_iter().map(|(name, readable)| (name.to_string(), wants(readable))).collect()
+        };
+        let cases = [
+            (None, BTreeMap::from([("exam", 9_990), ("kiosk", 5_000)])),
+            (Some(9_000), BTreeMap::from([("exam", 9_990)])),
+            (Some(9_999), BTreeMap::new()),
+        ];
+        for (all, expected) in cases {
+            assert_eq!(wanted_more(&of(all)), expected, "{all:?}");
+        }
+    }
+}

@@ -15,6 +15,7 @@ pub mod kit;
 pub mod machines;
 pub mod mass_storage;
 pub mod members;
+pub mod notes;
 pub mod planned;
 pub mod publisher;
 pub mod recover;

@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 
 use super::authority::Authority;
 use super::mass_storage::MassStorage;
+use super::notes::Notes;
 use super::planned;
 use super::unix_s;
 use crate::catalog::{
@@ -135,14 +136,8 @@ impl Recovery {
                 let record = NodeRecord { role: Role::Stash, addresses, capacity, joined_unix_s: now };
                 change.put_node(*node, &record)?;
             }
-            // Only a mass-storage device has several pieces of a group. One that has a single one has to be called one again.
-            for (_, group) in directory.groups.iter() {
-                for (piece, node) in group.members.iter().enumerate() {
-                    if group.members[..piece].contains(node) {
-                        change.set_device(*node, true, true)?;
-                    }
-                }
-            }
+            Notes::open(directory, &self.authority.owner_key)
+                .restore(change, &directory.members.iter().map(|(node, _)| *node).collect())?;
             for (id, host) in directory.hosts.iter() {
                 change.put_host(Some(*id), &HostRecord { first_unix_s: now, ..HostRecord::of_listed(host) })?;
             }

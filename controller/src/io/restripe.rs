@@ -22,6 +22,7 @@ use tokio::task::{JoinError, JoinSet};
 use super::controller::{Controller, catalog_refusal};
 use super::copies::from_pieces;
 use super::finish::{Manifest, new_key};
+use super::habits::wanted_more;
 use super::repair::layout_of;
 use super::unix_s;
 use crate::catalog::{GroupRecord, ImageRecord, SaidRecord, SegmentRecord};
@@ -299,6 +300,28 @@ impl Controller {
             () if !self.is_open()? => When::InItsHours,
             () => When::Next,
         })
+    }
+
+    /// Groups with images that are to be readable more often than all others, and how often, in hundredths of a percent.
+    ///
+    /// # Errors
+    /// The catalog's.
+    pub fn wanted_of_groups(&self) -> Result<BTreeMap<GroupId, u16>, Refusal> {
+        let policies = self.catalog.policies().map_err(catalog_refusal)?;
+        let (more, mut of_groups) = (wanted_more(&policies), BTreeMap::new());
+        if more.is_empty() {
+            return Ok(of_groups);
+        }
+        let said = self.catalog.said().map_err(catalog_refusal)?;
+        let follows = |image: &ImageName| said.get(&image.to_string()).is_none_or(|said| said.geometry.is_none());
+        for (image, record) in self.catalog.images().map_err(catalog_refusal)? {
+            let Some(&readable) = more.get(image.name()).filter(|_| follows(&image)) else { continue };
+            for (group, _) in self.cuts_of(&record)?.segments.keys() {
+                let known = of_groups.entry(*group).or_insert(readable);
+                *known = readable.max(*known);
+            }
+        }
+        Ok(of_groups)
     }
 
     /// Where the segments and the pages of an image lie.

@@ -209,6 +209,8 @@ pub struct Contents {
     pub hosts: BTreeMap<u32, Host>,
     /// cloud-init data of planned deployments, sealed, by the BLAKE3 of what is here: machines of one deployment share theirs.
     pub user_data: BTreeMap<[u8; 32], Vec<u8>>,
+    /// What the controller notes for the one that may have to take its place, sealed.
+    pub notes: BTreeMap<u16, Vec<u8>>,
 }
 
 /// The directory.
@@ -237,6 +239,8 @@ pub struct Directory {
     pub hosts: Table<u32, Host>,
     /// Sealed cloud-init data, by its BLAKE3.
     pub user_data: Table<[u8; 32], Vec<u8>>,
+    /// What only a controller of this array can read.
+    pub notes: Table<u16, Vec<u8>>,
 }
 
 /// Why a directory is refused.
@@ -299,6 +303,7 @@ impl Directory {
             heads: Table::default(),
             hosts: Table::default(),
             user_data: Table::default(),
+            notes: Table::default(),
         };
         let before = previous.map_or(&empty, |p| p.directory());
         Self {
@@ -308,6 +313,7 @@ impl Directory {
             heads: before.heads.advance(contents.heads, epoch, forgotten),
             hosts: before.hosts.advance(contents.hosts, epoch, forgotten),
             user_data: before.user_data.advance(contents.user_data, epoch, forgotten),
+            notes: before.notes.advance(contents.notes, epoch, forgotten),
             ..empty
         }
     }
@@ -378,6 +384,7 @@ impl Directory {
             heads: self.heads.since(from),
             hosts: self.hosts.since(from),
             user_data: self.user_data.since(from),
+            notes: self.notes.since(from),
             lines: self.lines.clone(),
             ..*self
         }
@@ -392,6 +399,7 @@ impl Directory {
             heads: self.heads.applied(changes.heads, forgotten),
             hosts: self.hosts.applied(changes.hosts, forgotten),
             user_data: self.user_data.applied(changes.user_data, forgotten),
+            notes: self.notes.applied(changes.notes, forgotten),
             ..changes
         }
     }
@@ -404,8 +412,14 @@ impl Directory {
         if self.array != array {
             return Err(DirectoryError::Array(self.array));
         }
-        let rows =
-            [self.common.rows(), self.groups.rows(), self.heads.rows(), self.hosts.rows(), self.user_data.rows()];
+        let rows = [
+            self.common.rows(),
+            self.groups.rows(),
+            self.heads.rows(),
+            self.hosts.rows(),
+            self.user_data.rows(),
+            self.notes.rows(),
+        ];
         let few = self.members.rows() <= MEMBERS_MAX && rows.iter().all(|rows| *rows <= DIRECTORY_ROWS_MAX);
         let groups_fit = self.groups.iter().all(|(_, g)| g.members.len() == g.geometry.pieces());
         let addresses_fit = self.members.iter().all(|(_, m)| m.addresses.len() <= ADDRESSES_MAX);

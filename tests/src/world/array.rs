@@ -165,7 +165,7 @@ impl World {
         }
         for _ in 0..2 {
             let device = world.join(None)?;
-            world.catalog.change(|change| change.set_device(device, true, false))?;
+            world.catalog.change(|change| change.set_device(device, true))?;
             let stash = world.stashes.get_mut(&device).expect("it joined");
             (stash.habit, stash.capacity) = (fleet::Habit::Always, 1 << 20);
         }

@@ -27,9 +27,6 @@ pub enum Node {
 pub struct Device {
     #[command(flatten)]
     which: Which,
-    /// It has pieces, as a device: for a controller that was recovered, and does not know it
-    #[arg(long, conflicts_with = "not")]
-    keep_pieces: bool,
     /// It is none any more
     #[arg(long)]
     not: bool,
@@ -182,10 +179,9 @@ impl Node {
             Self::Drain(args) => args.which.send_away(NodeChange::Drain, args.wait, "empty").await,
             Self::Label(args) => args.run().await,
             Self::Device(args) => {
-                let (change, what) = match (args.not, args.keep_pieces) {
-                    (true, _) => (NodeChange::NoDevice, "a stash like others"),
-                    (false, true) => (NodeChange::DeviceWithPieces, "a mass-storage device"),
-                    (false, false) => (NodeChange::Device, "a mass-storage device"),
+                let (change, what) = match args.not {
+                    true => (NodeChange::NoDevice, "a stash like others"),
+                    false => (NodeChange::Device, "a mass-storage device"),
                 };
                 let changed = args.which.change(change).await?;
                 args.which.say(&changed, what)

@@ -97,8 +97,6 @@ pub enum NodeChange {
     Lost,
     /// It is a mass-storage device.
     Device,
-    /// The same, and it has pieces as one already, which a recovered controller does not know.
-    DeviceWithPieces,
     /// It is none.
     NoDevice,
 }
@@ -259,11 +257,11 @@ pub(super) async fn change_node(
         .into());
     }
     let change = c.committer.change(move |change| {
-        if let NodeChange::Device | NodeChange::DeviceWithPieces | NodeChange::NoDevice = ask {
-            return change.set_device(node, ask != NodeChange::NoDevice, ask == NodeChange::DeviceWithPieces);
+        if let NodeChange::Device | NodeChange::NoDevice = ask {
+            return change.set_device(node, ask == NodeChange::Device);
         }
         let changed = change.change_standing(node, |standing| match ask {
-            NodeChange::Device | NodeChange::DeviceWithPieces | NodeChange::NoDevice => {}
+            NodeChange::Device | NodeChange::NoDevice => {}
             NodeChange::Drain => standing.draining = true,
             NodeChange::Keep => {
                 (standing.draining, standing.leaving, standing.removed) = (false, false, false);

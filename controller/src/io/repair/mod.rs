@@ -3,6 +3,7 @@
 mod mend;
 mod moves;
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -359,7 +360,7 @@ impl Controller {
         for (group, piece) in self.catalog.vacant().map_err(catalog_refusal)? {
             all_vacant.entry(group).or_default().insert(piece);
         }
-        let (mut groups, mut steady_of) = (BTreeMap::new(), BTreeMap::new());
+        let (mut groups, mut steady_of, readable) = (BTreeMap::new(), BTreeMap::new(), self.wanted_of_groups()?);
         for (id, group) in self.catalog.groups().map_err(catalog_refusal)?.into_iter().filter(|(_, g)| g.segments > 0) {
             let vacant = all_vacant.remove(&id).unwrap_or_default();
             let is_well = vacant.is_empty() && group.members.iter().all(is_fine);
@@ -367,13 +368,10 @@ impl Controller {
             let weight = segments * geometry.piece_len(SEALED_MAX) as u64;
             let bytes = if is_well { weight } else { self.bytes_of(id, &group)? };
             let layout = layout_of(geometry, &group.members, &devices);
-            let steady = match steady_of.get(&(geometry, layout)) {
-                Some(known) => *known,
-                None => {
-                    let steady = self.steady_members(geometry, layout)?;
-                    steady_of.insert((geometry, layout), steady);
-                    steady
-                }
+            let readable = readable.get(&id).copied();
+            let steady = match steady_of.entry((geometry, layout, readable)) {
+                Entry::Occupied(known) => *known.get(),
+                Entry::Vacant(new) => *new.insert(self.steady_members(geometry, layout, readable)?),
             };
             let mut whole = Whole { geometry, members: group.members.clone(), vacant, bytes, weight, steady };
             // It may lie badly for long: no reason to look at many segments every time.

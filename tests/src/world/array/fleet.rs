@@ -329,7 +329,7 @@ impl World {
         }
         let device = self.join(None)?;
         self.stash(device).capacity = 1 << 20;
-        self.catalog.change(|change| change.set_device(device, true, false))?;
+        self.catalog.change(|change| change.set_device(device, true))?;
         self.relabel()
     }
 }
