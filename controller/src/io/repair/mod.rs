@@ -33,6 +33,8 @@ const EVERY: Duration = Duration::from_secs(5);
 const STASHES_AN_AUDIT: usize = 10;
 /// Members whose groups' pieces travel at the same time.
 const MOVES_TOGETHER: usize = 4;
+/// Of these, moves that may wait behind installers: the others have somewhere to go meanwhile.
+const RESTING_TOGETHER: usize = 2;
 /// While members of a group serve installers, its repair rests so many times as long as it works.
 const REPAIR_RESTS: u32 = 9;
 /// And so long at first.
@@ -509,10 +511,20 @@ impl Controller {
         let under_way = self.catalog.moves().map_err(catalog_refusal)?;
         let there = self.there()?;
         let waits = |task: &Task| repair::waits(task.seat, &task.record, &under_way, |node| there.contains(&node));
+        let groups = self.catalog.groups().map_err(catalog_refusal)?;
+        let rests =
+            |task: &Task| groups.get(&task.seat.0).is_some_and(|group| self.fleet.serve_installers(&group.members));
         let mut tasks = self.repairs.tasks_of(&under_way);
+        let mut resting = tasks.iter().filter(|task| task.is_running() && rests(task)).count();
         tasks.retain(|task| task.may_start() && !waits(task));
         tasks.sort_by_key(|task| (task.tried(), task.seat));
         for task in tasks {
+            if rests(&task) {
+                if resting >= RESTING_TOGETHER {
+                    continue;
+                }
+                resting += 1;
+            }
             let Ok(slot) = slots.clone().try_acquire_owned() else { break };
             let running = task.start();
             let controller = self.clone();

@@ -104,9 +104,13 @@ impl Task {
         *lock(&self.tried)
     }
 
+    pub(super) fn is_running(&self) -> bool {
+        self.is_running.load(SeqCst)
+    }
+
     /// Not at once again.
     pub(super) fn may_start(&self) -> bool {
-        !self.is_running.load(SeqCst) && self.tried().is_none_or(|at| at.elapsed() >= EVERY)
+        !self.is_running() && self.tried().is_none_or(|at| at.elapsed() >= EVERY)
     }
 
     pub(super) fn start(self: &Arc<Self>) -> Running {
