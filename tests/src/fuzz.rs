@@ -2,7 +2,7 @@
 //! tests here run them on damaged copies of good input.
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use client_stash::format::{FileHeader, RecordHeader, RegionHeader, decode_table};
@@ -140,6 +140,29 @@ pub fn small_stash() -> SimDisk {
     disk.copy()
 }
 
+/// A stash file that was full again and again, with half of everything deleted each time: dead records are holes, and it is longer than its
+/// size.
+///
+/// # Panics
+/// If a disk in memory fails, or there are no holes.
+#[must_use]
+pub fn stash_with_holes() -> SimDisk {
+    let disk = Arc::new(SimDisk::default());
+    let codec = Codec::new(Geometry::new(2, 1).expect("a geometry"));
+    let mut store = Store::create_with(disk.clone(), ARRAY, NODE, 7, 64 * 1024).expect("an empty disk");
+    for i in 0..90u8 {
+        let sealed = Bytes::from(vec![i; 9_000 + 100 * usize::from(i)]);
+        let (header, payload) = split(&codec, SegmentId::of(&sealed), &sealed).remove(usize::from(i % 3));
+        if store.put(vec![(OWNER_IMAGES, header, payload.clone())]).remove(0).is_err() {
+            let half: Vec<_> = store.reader().inventory().into_iter().step_by(2).collect();
+            store.delete(&half).expect("room for deletions");
+            store.put(vec![(OWNER_IMAGES, header, payload)]).remove(0).expect("room for it");
+        }
+    }
+    assert!(disk.bytes_given_back() > 0 && disk.len().expect("a disk in memory") > 8 * 64 * 1024);
+    disk.copy()
+}
+
 /// A file as its blocks that are not zero: length, then (block number, 4096 bytes) each.
 ///
 /// # Panics
@@ -175,10 +198,12 @@ pub fn stash_from_patches(patches: &[u8]) -> SimDisk {
     disk
 }
 
-/// Damage to a stash file: (block, offset in it, byte) each, in five bytes, at a file that was whole. It opens or says why not, never
-/// gives wrong bytes, and goes on.
+/// Damage to a stash file: (block, offset in it, byte) each, in five bytes, at one of two files that were whole; the first byte says which. It
+/// opens or says why not, never gives wrong bytes, and goes on.
 pub fn stash_file(damage: &[u8]) {
-    let disk = small_stash();
+    static WHOLE: OnceLock<[SimDisk; 2]> = OnceLock::new();
+    let Some((which, damage)) = damage.split_first() else { return };
+    let disk = WHOLE.get_or_init(|| [small_stash(), stash_with_holes()])[usize::from(which % 2)].copy();
     let regions = disk.len().expect("a disk in memory") / 4096;
     for change in damage.chunks_exact(5) {
         let block = u64::from(u16::from_le_bytes([change[0], change[1]])) % regions;

@@ -1,5 +1,5 @@
 //! Writes to a stash file until it is killed: `stash_writer FILE SEED`, or `stash_writer --kill TIMES FILE` to be killed by itself.
-//! `stash_writer --golden FILE` makes the golden file of a new format version; those of earlier ones never change.
+//! `stash_writer --golden plain|holes FILE` makes a golden file of a new format version; those of earlier ones never change.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -15,9 +15,14 @@ fn main() -> anyhow::Result<()> {
             println!("killed {times} times, {acknowledged} puts and deletions acknowledged, none lost");
             Ok(())
         }
-        [golden, file] if golden == "--golden" => {
+        [golden, of, file] if golden == "--golden" => {
+            let disk = match of.as_str() {
+                "plain" => tests::fuzz::small_stash(),
+                "holes" => tests::fuzz::stash_with_holes(),
+                _ => anyhow::bail!("plain or holes"),
+            };
             let mut new = std::fs::File::create_new(file).context("a golden file never changes")?;
-            Ok(new.write_all(&tests::fuzz::patches_of(&tests::fuzz::small_stash()))?)
+            Ok(new.write_all(&tests::fuzz::patches_of(&disk))?)
         }
         [file, seed] => tests::killed::write(&PathBuf::from(file), seed.parse()?),
         _ => Err(anyhow::anyhow!("nothing given")).context("stash_writer FILE SEED"),
