@@ -34,6 +34,8 @@ pub const MEMBERS_MAX: usize = 20_000;
 pub const DIRECTORY_LEN_MAX: usize = FRAME_MAX - 64 * 1024;
 /// Orders of planned deployments in a directory, sealed, in bytes. What is beyond waits for the controller.
 pub const ORDERS_LEN_MAX: usize = 2 * 1024 * 1024;
+/// What a controller notes in a directory for another one, sealed, in bytes.
+pub const NOTES_LEN_MAX: usize = 2 * 1024 * 1024;
 /// Groups, and images, that a directory may list, those that were removed of late included.
 pub const DIRECTORY_ROWS_MAX: usize = 50_000;
 /// Stashes among which an image's key may be split: a share's number is a byte, and nobody needs more than this.

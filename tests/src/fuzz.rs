@@ -298,14 +298,15 @@ mod tests {
 
     #[test]
     fn stash_files_survive() {
-        stash_file(&[]);
+        stash_file(&[0]);
+        stash_file(&[1]);
         for seed in 0..300 {
             let mut damage = sample::noise(seed, 5 * (1 + seed as usize % 12));
             for change in damage.chunks_exact_mut(5) {
                 // Most of the file is headers and records at its beginning; most of a block is payload.
                 (change[1], change[3]) = (change[1] % 2, change[3] % 2);
             }
-            stash_file(&damage);
+            stash_file(&[&[seed as u8], damage.as_slice()].concat());
         }
     }
 

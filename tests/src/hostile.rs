@@ -29,7 +29,7 @@ pub enum Manners {
     Gibberish,
     /// No answer, for ever.
     Stalls,
-    /// The right bytes, with the directory of long ago.
+    /// The right bytes, with the directory of long ago; and it boasts of its room.
     OldEpoch,
 }
 
@@ -72,7 +72,8 @@ impl Hostile {
         let port = endpoint.local_addr()?.port();
         let beat = move || member::Heartbeat {
             port,
-            capacity: 1 << 30,
+            // More than there is, so that sums overflow.
+            capacity: if manners == Manners::OldEpoch { u64::MAX } else { 1 << 30 },
             used: 0,
             fragments: 0,
             fold: 0,

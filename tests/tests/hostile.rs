@@ -23,6 +23,8 @@ async fn the_install_succeeds_from_the_others_and_names_the_liars() {
         hostile.push((m, Hostile::start(&ticket, m, t.dir.path()).await.unwrap()));
     }
     t.fleet.wait_until_up(9).unwrap();
+    let offered = t.fleet.ctl(&["status"]).unwrap()["capacity"].as_u64().unwrap();
+    assert!((16 << 40..17 << 40).contains(&offered), "no stash offers more than 16 TiB: {offered}");
     let image = t.file("disk.img");
     fs::write(&image, sample::noise(8, 60_000_000)).unwrap();
     // Nine pieces on nine stashes, and four suffice: three honest, and the one that is only behind.

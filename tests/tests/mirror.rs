@@ -159,16 +159,19 @@ fn a_new_controller_is_built_from_the_clients_alone() {
     // What an admin said is noted for whoever comes after this controller.
     let node = t.fleet.stashes[1].node.clone();
     t.fleet.ctl(&["node", "label", &node, "--set", "rack=a3"]).unwrap();
+    t.fleet.ctl(&["node", "device", &t.fleet.stashes[5].node.clone()]).unwrap();
     t.fleet.ctl(&["policy", "set", "--image", "exam", "--survive", "2"]).unwrap();
     t.fleet.ctl(&["policy", "set", "--window", "20:00-06:00"]).unwrap();
     let first = t.fleet.publish(&image, &["--data", "3", "--parity", "2"]).unwrap();
     let wanted = |t: &TestFleet| {
         let nodes = t.fleet.ctl(&["nodes"]).unwrap();
-        let labels: Vec<serde_json::Value> = nodes.as_array().unwrap().iter().map(|n| n["labels"].clone()).collect();
-        (t.fleet.ctl(&["policy", "show"]).unwrap(), labels, t.fleet.ctl(&["restripe"]).unwrap())
+        let said = nodes.as_array().unwrap().iter().map(|n| (n["labels"].clone(), n["class"].clone()));
+        let said: Vec<(serde_json::Value, serde_json::Value)> = said.collect();
+        (t.fleet.ctl(&["policy", "show"]).unwrap(), said, t.fleet.ctl(&["restripe"]).unwrap())
     };
     let before = wanted(&t);
-    assert_eq!((before.1.iter().filter(|l| l["rack"] == "a3").count(), &before.2), (1, &serde_json::json!([])));
+    assert_eq!((before.1.iter().filter(|(l, _)| l["rack"] == "a3").count(), &before.2), (1, &serde_json::json!([])));
+    assert_eq!(before.1.iter().filter(|(_, class)| class == "mass storage").count(), 1);
     let installer_home = approved_installer(&t, "lab-01", "S1");
     let images = t.fleet.ctl(&["images"]).unwrap();
     // The kit went to a drawer long ago.

@@ -71,7 +71,11 @@ fn a_day_of_twelve_stashes_in_three_racks() {
 
     // A rack without power: nothing is lost, nothing moves, everything can be installed.
     kill_and_wait(&mut t, &[0, 3, 6, 9]);
-    assert!(groups(&t, "one").iter().all(|g| g["durable"].as_u64() > g["online"].as_u64()));
+    // Nine of twelve are some of any four; copies of the manifest may all lie in other racks.
+    for group in groups(&t, "one") {
+        let away = group["durable"].as_u64().unwrap() - group["online"].as_u64().unwrap();
+        assert!(away > 0 || group["geometry"] != "6+3", "{group}");
+    }
     installs(&t, "one");
     assert!(is_green(&t), "away is not lost: {}", health(&t));
     for stash in [0, 3, 6, 9] {

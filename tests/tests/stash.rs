@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::{Command, Output};
 
-use tests::fleet::{TestFleet, start};
+use tests::fleet::{TestFleet, programs, start};
 use xtask::fleet::wait_for;
 use xtask::restless::{Restless, SmallDisk};
 use xtask::{sample, setup};
@@ -141,7 +141,7 @@ fn nobody_else_on_the_machine_gets_at_it() {
         assert!(!out.status.success(), "{program} {args:?}");
     }
     let binary = t.file("coe-stash");
-    fs::copy(xtask::shell::target_dir().join("debug/coe-stash"), &binary).unwrap();
+    fs::copy(programs().join("coe-stash"), &binary).unwrap();
     assert!(as_nobody(&t, &binary, &["--version"]).status.success(), "the program itself is everybody's");
     let out = as_nobody(&t, &binary, &["pause", "--dir", &folder]);
     assert!(!out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
@@ -155,7 +155,7 @@ fn stashes_of_restless_owners_lose_nothing() {
     let small = SmallDisk::add(&mut t.fleet).unwrap();
     let count = t.fleet.stashes.len();
     t.fleet.wait_until_up(count).unwrap();
-    let program = xtask::shell::target_dir().join("debug/coe-stash");
+    let program = programs().join("coe-stash");
     let restless = Restless::start(&program, &t.fleet, 0, 1, small.as_ref());
     let target = t.file("target");
     for round in 0..5 {

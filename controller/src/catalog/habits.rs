@@ -7,9 +7,12 @@ use redb::{ReadableDatabase as _, ReadableTable as _};
 
 use super::records::PolicyRecord;
 use super::tables::{DEVICES, HISTORIES, LABELS, NODES, POLICIES};
-use super::{Catalog, Change, Result};
+use super::{Catalog, CatalogError, Change, Result};
 use crate::attendance::History;
 use crate::domains::Labels;
+
+/// Labels of one stash. What an admin says of stashes lies in the directory, which has a limit.
+const LABELS_MAX: usize = 16;
 
 impl Catalog {
     /// What is wanted of all images (under no name), and of some by name.
@@ -61,31 +64,42 @@ impl Change<'_> {
     pub fn change_policy(&self, name: &str, work: impl FnOnce(&mut PolicyRecord)) -> Result<()> {
         let mut table = self.0.open_table(POLICIES)?;
         let found = table.get(name)?.map(|v| wire::decode::<PolicyRecord>(v.value())).transpose()?;
-        let mut record = found.unwrap_or_default();
+        let before = found.unwrap_or_default();
+        let mut record = before.clone();
         work(&mut record);
+        if record == before {
+            return Ok(());
+        }
         if record == PolicyRecord::default() {
             table.remove(name)?;
         } else {
             table.insert(name, wire::encode(&record).as_slice())?;
         }
-        self.bump_epoch()
+        self.note()
     }
 
     /// Change the labels of a stash.
     ///
     /// # Errors
-    /// [`super::CatalogError`].
+    /// [`super::CatalogError`]; [`super::CatalogError::Conflict`] if they are too many.
     pub fn change_labels(&self, node: NodeId, work: impl FnOnce(&mut Labels)) -> Result<()> {
         let mut table = self.0.open_table(LABELS)?;
         let found = table.get(node.0)?.map(|v| wire::decode::<Labels>(v.value())).transpose()?;
-        let mut labels = found.unwrap_or_default();
+        let before = found.unwrap_or_default();
+        let mut labels = before.clone();
         work(&mut labels);
+        if labels == before {
+            return Ok(());
+        }
+        if labels.len() > LABELS_MAX {
+            return Err(CatalogError::Conflict(format!("a stash has {LABELS_MAX} labels at the most")));
+        }
         if labels.is_empty() {
             table.remove(node.0)?;
         } else {
             table.insert(node.0, wire::encode(&labels).as_slice())?;
         }
-        self.bump_epoch()
+        self.note()
     }
 
     /// A stash is a mass-storage device, or is none any more. What it holds would then lie on the wrong kind of member, so it must be empty.
@@ -105,7 +119,7 @@ impl Change<'_> {
         }
         drop(table);
         self.change_standing(node, |standing| standing.draining = false)?;
-        self.bump_epoch()
+        self.note()
     }
 
     pub(super) fn is_device(&self, node: NodeId) -> Result<bool> {

@@ -356,6 +356,14 @@ impl Catalog {
         Ok(found)
     }
 
+    /// Whether something is noted for another controller that clients have not heard of.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn has_new_notes(&self) -> Result<bool> {
+        Ok(self.0.begin_read()?.open_table(META)?.get("notes")?.is_some())
+    }
+
     /// Counts up with each change of the directory.
     ///
     /// # Errors
@@ -389,6 +397,22 @@ impl Change<'_> {
     /// [`CatalogError`].
     pub fn bump_epoch(&self) -> Result<()> {
         self.count_up("epoch").map(drop)
+    }
+
+    /// What is noted for another controller changed. Clients hear of it with the next change, or within a minute: an admin who labels
+    /// thousands of stashes makes no thousand directories.
+    pub(super) fn note(&self) -> Result<()> {
+        self.0.open_table(META)?.insert("notes", 1)?;
+        Ok(())
+    }
+
+    /// Have clients hear of it.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn pass_on_notes(&self) -> Result<()> {
+        let was_new = self.0.open_table(META)?.remove("notes")?.is_some();
+        if was_new { self.bump_epoch() } else { Ok(()) }
     }
 
     /// A report came by way of a stash. Those of long ago are forgotten.

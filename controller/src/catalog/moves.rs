@@ -134,7 +134,7 @@ impl Change<'_> {
         work(&mut standing);
         self.0.open_table(STANDINGS)?.insert(node.0, wire::encode(&standing).as_slice())?;
         if standing.clone().without_silence() != before.without_silence() {
-            self.bump_epoch()?;
+            self.note()?;
         }
         Ok(standing)
     }

@@ -62,7 +62,7 @@ impl Change<'_> {
         } else {
             table.insert(key.as_str(), wire::encode(said).as_slice())?;
         }
-        self.bump_epoch()
+        self.note()
     }
 
     /// An image has another manifest, of the same contents, from now on. That of before keeps its references.

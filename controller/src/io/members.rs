@@ -9,6 +9,7 @@ use images::NodeId;
 use protocol::identity::{Identity, Role};
 use protocol::io::issue::{Admitted, BACKDATE, DELEGATION_LASTS};
 use protocol::io::rpc::Peer;
+use protocol::limits::STASH_LEN_MAX;
 use protocol::message::boot::{Delegation, GetDelegation};
 use protocol::message::{Refusal, enroll, member};
 use protocol::ticket::secret_hash;
@@ -21,6 +22,17 @@ use crate::deploy::State;
 
 /// Tell a stranger as little as possible: whether a ticket was used or never existed is the admin's business.
 const TICKET_REFUSED: &str = "the ticket is unknown, used or expired: ask for a new one (`coe-ctl token create`)";
+
+/// A report with numbers that a stash can have: they are added up.
+fn within_limits(beat: member::Heartbeat) -> member::Heartbeat {
+    let capacity = beat.capacity.min(STASH_LEN_MAX);
+    let wish = beat.wish.map(|wish| match wish {
+        member::Wish::Less(bytes) => member::Wish::Less(bytes.min(STASH_LEN_MAX)),
+        member::Wish::LessNow(bytes) => member::Wish::LessNow(bytes.min(STASH_LEN_MAX)),
+        other => other,
+    });
+    member::Heartbeat { capacity, used: beat.used.min(capacity), wish, ..beat }
+}
 
 impl Controller {
     /// Trade a ticket for a certificate. The ticket is used up in the same transaction that makes the member known.
@@ -140,6 +152,7 @@ impl Controller {
             let again_ms = self.settings.heartbeat_ms;
             Ok(member::HeartbeatAck { directory, again_ms, to_hand_over, in_charge })
         };
+        let beat = within_limits(beat);
         let standing = self.catalog.standing(node).map_err(catalog_refusal)?;
         let leaves = matches!(beat.wish, Some(member::Wish::Leave | member::Wish::LeaveNow));
         let Some(known) = self.catalog.node(node).map_err(catalog_refusal)? else {

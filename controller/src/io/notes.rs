@@ -6,11 +6,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use images::keys::OwnerKey;
 use images::{NodeId, wire};
 use protocol::directory::Directory;
+use protocol::limits::NOTES_LEN_MAX;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::{Catalog, CatalogError, Change, PolicyRecord, SaidRecord, Standing};
 use crate::domains::Labels;
 
+/// A form of notes that cannot be read as this one has another number.
+const VERSION: u8 = 1;
 /// Rows below this one are of stashes, by the first byte of their names: a label that changes is a short row.
 const OF_IMAGES: u16 = 1 << 8;
 
@@ -27,6 +31,15 @@ struct OfNode {
 struct OfImages {
     policies: BTreeMap<String, PolicyRecord>,
     said: BTreeMap<String, SaidRecord>,
+}
+
+fn encode(note: &impl Serialize) -> Vec<u8> {
+    [&[VERSION][..], &wire::encode(note)].concat()
+}
+
+fn decode<T: DeserializeOwned + Serialize>(note: &[u8]) -> Option<T> {
+    let (version, rest) = note.split_first()?;
+    wire::decode(rest).ok().filter(|_| *version == VERSION)
 }
 
 /// All of it.
@@ -55,39 +68,44 @@ impl Notes {
         Ok(Self { nodes, images: OfImages { policies: catalog.policies()?, said: catalog.said()? } })
     }
 
-    /// As rows of the directory.
+    /// As rows of the directory. What is too much for it is left out.
     #[must_use]
     pub fn seal(&self, owner: &OwnerKey) -> BTreeMap<u16, Vec<u8>> {
         let mut by_row: BTreeMap<u16, BTreeMap<&NodeId, &OfNode>> = BTreeMap::new();
         for (node, of_node) in &self.nodes {
             by_row.entry(node.0[0].into()).or_default().insert(node, of_node);
         }
-        let mut rows: BTreeMap<u16, Vec<u8>> =
-            by_row.iter().map(|(row, nodes)| (*row, owner.seal_note(*row, &wire::encode(nodes)))).collect();
-        if self.images != OfImages::default() {
-            rows.insert(OF_IMAGES, owner.seal_note(OF_IMAGES, &wire::encode(&self.images)));
+        let of_images = (self.images != OfImages::default()).then(|| (OF_IMAGES, encode(&self.images)));
+        let of_nodes = by_row.iter().map(|(row, nodes)| (*row, encode(nodes)));
+        let (mut rows, mut len, mut left_out) = (BTreeMap::new(), 0, 0);
+        for (row, note) in of_images.into_iter().chain(of_nodes) {
+            let sealed = owner.seal_note(row, &note);
+            if len + sealed.len() > NOTES_LEN_MAX {
+                left_out += 1;
+                continue;
+            }
+            len += sealed.len();
+            rows.insert(row, sealed);
+        }
+        if left_out > 0 {
+            tracing::warn!(left_out, "a controller that is recovered would not know all labels: they are too long");
         }
         rows
     }
 
-    /// The same, the other way round. Rows that cannot be opened are left out, and named in the log.
+    /// The same, the other way round; and how many rows cannot be read.
     #[must_use]
-    pub fn open(directory: &Directory, owner: &OwnerKey) -> Self {
-        let mut notes = Self::default();
+    pub fn open(directory: &Directory, owner: &OwnerKey) -> (Self, u64) {
+        let (mut notes, mut unread) = (Self::default(), 0);
         for (&row, sealed) in directory.notes.iter() {
-            let Ok(bytes) = owner.open_note(row, sealed) else {
-                tracing::warn!(row, "a note of the controller of before cannot be opened");
-                continue;
-            };
+            let note = owner.open_note(row, sealed).unwrap_or_default();
             let is_read = match row {
-                OF_IMAGES => wire::decode(&bytes).map(|images| notes.images = images).is_ok(),
-                _ => wire::decode::<BTreeMap<NodeId, OfNode>>(&bytes).map(|nodes| notes.nodes.extend(nodes)).is_ok(),
+                OF_IMAGES => decode(&note).map(|images| notes.images = images),
+                _ => decode(&note).map(|nodes: BTreeMap<NodeId, OfNode>| notes.nodes.extend(nodes)),
             };
-            if !is_read {
-                tracing::warn!(row, "a note of the controller of before cannot be read");
-            }
+            unread += u64::from(is_read.is_none());
         }
-        notes
+        (notes, unread)
     }
 
     /// Into an empty catalog that knows its members.
@@ -151,25 +169,38 @@ mod tests {
                 )
             })
             .unwrap();
-        assert!(epoch(&catalog) > before, "clients hear of it");
+        let pass_on = |catalog: &Catalog| catalog.change(|c| c.pass_on_notes()).unwrap();
+        assert!(catalog.has_new_notes().unwrap() && epoch(&catalog) == before);
+        pass_on(&catalog);
         let noted = epoch(&catalog);
-        catalog.change(|c| c.change_standing(node(3), |s| s.silent_s = 60).map(drop)).unwrap();
-        assert_eq!(epoch(&catalog), noted, "a stash that is silent is no news to clients");
+        assert!(noted > before && !catalog.has_new_notes().unwrap(), "clients hear of it, once");
+        // A stash that is silent, and what was so before, is no news to clients.
+        catalog
+            .change(|c| {
+                c.change_labels(node(1), |labels| *labels = rack.clone())?;
+                c.change_standing(node(3), |s| s.silent_s = 60).map(drop)
+            })
+            .unwrap();
+        pass_on(&catalog);
+        assert_eq!(epoch(&catalog), noted);
+        let many = |labels: &mut Labels| labels.extend((0..17).map(|i| (format!("l{i}"), "x".to_string())));
+        assert!(catalog.change(|c| c.change_labels(node(1), many)).is_err());
 
         let (notes, owner) = (Notes::of(&catalog).unwrap(), OwnerKey([1; 32]));
         let rows = notes.seal(&owner);
         assert_eq!(rows, notes.seal(&owner), "what did not change is not sent again");
         let contents = Contents { notes: rows, ..Contents::default() };
         let directory = Directory::next(None, ArrayId([0; 32]), Line([0; 8]), Epoch(1), contents);
-        assert_eq!(Notes::open(&directory, &OwnerKey([2; 32])), Notes::default());
-        assert_eq!(Notes::open(&directory, &owner), notes);
+        let rows = directory.notes.rows() as u64;
+        assert_eq!(Notes::open(&directory, &OwnerKey([2; 32])), (Notes::default(), rows));
+        assert_eq!(Notes::open(&directory, &owner), (notes, 0));
 
         let other = Catalog::in_memory().unwrap();
         let members: BTreeSet<NodeId> = [node(1), node(3)].into();
         other
             .change(|c| {
                 join(c)?;
-                Notes::open(&directory, &owner).restore(c, &members)
+                Notes::open(&directory, &owner).0.restore(c, &members)
             })
             .unwrap();
         assert_eq!(other.labels().unwrap(), BTreeMap::from([(node(1), rack)]));

@@ -10,7 +10,7 @@ use images::fragment::assemble;
 use images::keys::SegmentKey;
 use images::manifest::{ImageName, PageRef, SegmentEntry, SegmentPage, Signed};
 use images::parity::Codec;
-use images::{ChunkId, FragmentDigest, GroupId, SegmentId, segment, wire};
+use images::{ChunkId, FragmentDigest, GroupId, NodeId, SegmentId, segment, wire};
 use protocol::directory::Head;
 use protocol::identity::Role;
 use protocol::io::array::Array;
@@ -55,6 +55,8 @@ pub struct Recovered {
     pub fetched: u64,
     /// Segments that cannot be had now, by image.
     pub unreadable: BTreeMap<String, Vec<String>>,
+    /// Rows of notes (policies, labels, devices) that cannot be read. They are left out.
+    pub lost_notes: u64,
     /// Images whose manifest cannot be had, and why. They are left out.
     pub lost_images: BTreeMap<String, String>,
 }
@@ -122,6 +124,14 @@ impl Recovery {
             );
         }
         recovered.lost_images = lost;
+        let (notes, unread) = Notes::open(directory, &self.authority.owner_key);
+        if unread > 0 && !give_up {
+            bail!(
+                "what the controller of before noted cannot be read, {unread} rows of it: recover with a program of its version, or go on \
+                 without policies, labels and devices with --give-up"
+            );
+        }
+        recovered.lost_notes = unread;
         let groups: BTreeMap<GroupId, GroupRecord> = directory
             .groups
             .iter()
@@ -136,8 +146,13 @@ impl Recovery {
                 let record = NodeRecord { role: Role::Stash, addresses, capacity, joined_unix_s: now };
                 change.put_node(*node, &record)?;
             }
-            Notes::open(directory, &self.authority.owner_key)
-                .restore(change, &directory.members.iter().map(|(node, _)| *node).collect())?;
+            // Only a mass-storage device has several pieces of a group.
+            for (_, group) in directory.groups.iter() {
+                let several = |(piece, node): &(usize, &NodeId)| group.members[..*piece].contains(*node);
+                let mut devices = group.members.iter().enumerate().filter(several);
+                devices.try_for_each(|(_, node)| change.restore_device(*node))?;
+            }
+            notes.restore(change, &directory.members.iter().map(|(node, _)| *node).collect())?;
             for (id, host) in directory.hosts.iter() {
                 change.put_host(Some(*id), &HostRecord { first_unix_s: now, ..HostRecord::of_listed(host) })?;
             }

@@ -24,6 +24,7 @@ use super::copies::from_pieces;
 use super::finish::{Manifest, new_key};
 use super::habits::wanted_more;
 use super::repair::layout_of;
+use super::sweep::segment_pages;
 use super::unix_s;
 use crate::catalog::{GroupRecord, ImageRecord, SaidRecord, SegmentRecord};
 use crate::draft::Draft;
@@ -119,6 +120,8 @@ pub struct Restripes {
     since: Mutex<BTreeMap<ImageName, (Cut, Instant)>>,
     /// By manifest: what is in it never changes.
     cuts: Mutex<BTreeMap<ManifestId, Arc<Cuts>>>,
+    /// Groups with images that are to be readable more often than all others, and how often, in hundredths of a percent.
+    readable: Mutex<Arc<BTreeMap<GroupId, u16>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -130,6 +133,13 @@ impl Restripes {
     #[must_use]
     pub fn running(&self) -> Option<Running> {
         lock(&self.running).clone()
+    }
+
+    /// Groups with images that are to be readable more often than all others, and how often, in hundredths of a percent: as of when it was
+    /// looked last.
+    #[must_use]
+    pub fn readable(&self) -> Arc<BTreeMap<GroupId, u16>> {
+        lock(&self.readable).clone()
     }
 
     /// An admin asked for an image, whatever hour it is.
@@ -220,11 +230,20 @@ impl Controller {
         let (said, all) =
             (self.catalog.said().map_err(catalog_refusal)?, self.catalog.images().map_err(catalog_refusal)?);
         lock(&self.restripes.cuts).retain(|manifest, _| all.iter().any(|(_, image)| image.manifest == *manifest));
+        let policies = self.catalog.policies().map_err(catalog_refusal)?;
         let (mut due, mut choices) = (Vec::new(), BTreeMap::new());
+        let (more, mut of_groups) = (wanted_more(&policies), BTreeMap::<GroupId, u16>::new());
         for (image, record) in all {
             let said = said.get(&image.to_string()).copied().unwrap_or_default();
             if said.geometry.is_some() {
                 continue;
+            }
+            if let Some(readable) = more.get(image.name()) {
+                let cuts = self.cuts_of(&record)?;
+                for group in cuts.segments.keys().map(|(group, _)| group).chain(&cuts.pages) {
+                    let known = of_groups.entry(*group).or_default();
+                    *known = (*known).max(*readable);
+                }
             }
             let goal = with_said(self.goal_for(image.name())?, &said);
             let choice =
@@ -233,6 +252,7 @@ impl Controller {
             let wanted = Wanted { fleet: &fleet, goal, choice };
             due.extend(self.due(image, record, &wanted, &groups, clients.len())?);
         }
+        *lock(&self.restripes.readable) = Arc::new(of_groups);
         let known: BTreeSet<&ImageName> = due.iter().map(|due| &due.image).collect();
         lock(&self.restripes.since).retain(|image, _| known.contains(image));
         due.sort_by_key(|due| std::cmp::Reverse((due.when == When::UnderWay, due.why)));
@@ -302,28 +322,6 @@ impl Controller {
         })
     }
 
-    /// Groups with images that are to be readable more often than all others, and how often, in hundredths of a percent.
-    ///
-    /// # Errors
-    /// The catalog's.
-    pub fn wanted_of_groups(&self) -> Result<BTreeMap<GroupId, u16>, Refusal> {
-        let policies = self.catalog.policies().map_err(catalog_refusal)?;
-        let (more, mut of_groups) = (wanted_more(&policies), BTreeMap::new());
-        if more.is_empty() {
-            return Ok(of_groups);
-        }
-        let said = self.catalog.said().map_err(catalog_refusal)?;
-        let follows = |image: &ImageName| said.get(&image.to_string()).is_none_or(|said| said.geometry.is_none());
-        for (image, record) in self.catalog.images().map_err(catalog_refusal)? {
-            let Some(&readable) = more.get(image.name()).filter(|_| follows(&image)) else { continue };
-            for (group, _) in self.cuts_of(&record)?.segments.keys() {
-                let known = of_groups.entry(*group).or_insert(readable);
-                *known = readable.max(*known);
-            }
-        }
-        Ok(of_groups)
-    }
-
     /// Where the segments and the pages of an image lie.
     fn cuts_of(&self, record: &ImageRecord) -> Result<Arc<Cuts>, Refusal> {
         if let Some(known) = lock(&self.restripes.cuts).get(&record.manifest) {
@@ -337,8 +335,8 @@ impl Controller {
                 cuts.pages.insert(of.group);
             }
         }
-        for page in self.segment_pages(&root)? {
-            for entry in page.segments {
+        for page in segment_pages(&self.catalog, &root) {
+            for entry in page.map_err(catalog_refusal)?.segments {
                 if let Some(of) = self.catalog.segment(&entry.id).map_err(catalog_refusal)? {
                     *cuts.segments.entry((of.group, of.on_mass_storage)).or_default() += u64::from(of.sealed_len);
                 }
@@ -347,15 +345,6 @@ impl Controller {
         let cuts = Arc::new(cuts);
         lock(&self.restripes.cuts).insert(record.manifest, cuts.clone());
         Ok(cuts)
-    }
-
-    fn segment_pages(&self, root: &Root) -> Result<Vec<SegmentPage>, Refusal> {
-        let page = |(index, at): (usize, &images::manifest::PageRef)| {
-            let bytes = self.manifest_page(&at.digest)?;
-            let page = SegmentPage::decode(&bytes, index as u32, root.disk_len);
-            page.map_err(|e| Refusal::Failed(format!("a page of the manifest is damaged: {e}")))
-        };
-        root.segment_pages.iter().enumerate().map(page).collect()
     }
 
     fn manifest_page(&self, digest: &[u8; 32]) -> Result<Vec<u8>, Refusal> {
@@ -369,7 +358,8 @@ impl Controller {
         // What nothing refers to yet must not be swept away.
         let _finishing = self.sessions.finishing();
         let root = Self::root(&due.record.signed).map_err(catalog_refusal)?;
-        let pages = self.segment_pages(&root)?;
+        let pages: Vec<SegmentPage> =
+            segment_pages(&self.catalog, &root).collect::<Result<_, _>>().map_err(catalog_refusal)?;
         let mut todo: BTreeMap<SegmentId, SegmentRecord> = BTreeMap::new();
         for entry in pages.iter().flat_map(|page| &page.segments) {
             let Some(record) = self.catalog.segment(&entry.id).map_err(catalog_refusal)? else { continue };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use images::fragment::FragmentId;
-use images::manifest::{ImageName, SegmentPage};
+use images::manifest::{ImageName, Root, SegmentPage};
 use images::{ManifestId, NodeId, SegmentId};
 use protocol::io::rpc;
 use protocol::message::{Refusal, store};
@@ -252,13 +252,18 @@ impl Controller {
 pub fn segments_of(catalog: &Catalog, record: &ImageRecord) -> Result<Vec<SegmentId>, CatalogError> {
     let root = Controller::root(&record.signed)?;
     let mut segments = vec![SegmentId(record.root.digest)];
-    for (index, page) in root.segment_pages.iter().enumerate() {
+    segments.extend(root.segment_pages.iter().chain(&root.span_pages).map(|page| SegmentId(page.digest)));
+    for page in segment_pages(catalog, &root) {
+        segments.extend(page?.segments.iter().map(|s| s.id));
+    }
+    Ok(segments)
+}
+
+/// The pages of a manifest that list its segments, one after the other.
+pub fn segment_pages(catalog: &Catalog, root: &Root) -> impl Iterator<Item = Result<SegmentPage, CatalogError>> {
+    root.segment_pages.iter().enumerate().map(move |(index, page)| {
         let damaged = |what: &str| CatalogError::Conflict(format!("a page of the manifest is {what}"));
         let bytes = catalog.page(&page.digest)?.ok_or_else(|| damaged("missing"))?;
-        let decoded = SegmentPage::decode(&bytes, index as u32, root.disk_len).map_err(|_| damaged("damaged"))?;
-        segments.push(SegmentId(page.digest));
-        segments.extend(decoded.segments.iter().map(|s| s.id));
-    }
-    segments.extend(root.span_pages.iter().map(|page| SegmentId(page.digest)));
-    Ok(segments)
+        SegmentPage::decode(&bytes, index as u32, root.disk_len).map_err(|_| damaged("damaged"))
+    })
 }

@@ -16,7 +16,7 @@ use tests::world::{Rng, spread};
 const ARRAY: ArrayId = ArrayId([7; 32]);
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
-/// As many stashes, as many approved machines, groups of 6 + 2 for each eight stashes, fifty images.
+/// As many stashes with labels, as many approved machines, groups of 6 + 2 for each eight stashes, fifty images.
 fn contents(members: u64) -> Contents {
     let mut rng = Rng::new(members);
     let node = |n: u64| NodeId(Rng::new(n).bytes(16).try_into().expect("16 bytes"));
@@ -60,6 +60,8 @@ fn contents(members: u64) -> Contents {
         groups: (0..members / 8).map(group).collect(),
         heads: (0..50).map(head).collect::<BTreeMap<_, _>>(),
         hosts: (0..members).map(&mut host).collect(),
+        // A rack and a building for each stash.
+        notes: (0..256).map(|row| (row, vec![row as u8; members as usize * 64 / 256])).collect(),
         ..Contents::default()
     }
 }

@@ -71,25 +71,38 @@ fn plain_write(path: &Path, items: &[Item]) -> anyhow::Result<f64> {
     Ok(start.elapsed().as_secs_f64())
 }
 
-/// Read them back in the given order, past the cache: plain, and from the stash, a few from each in turn, because a disk is not as fast
-/// now as a second ago. Seconds of both.
-fn read_both(plain: &Path, store: &Store<FileStorage>, items: &[Item], order: &[usize]) -> anyhow::Result<[f64; 2]> {
+/// So many read them back in the given order, past the cache: plain, and from the stash, a few from each in turn, because a disk is not as
+/// fast now as a second ago. Seconds of both.
+fn read_both(
+    plain: &Path,
+    store: &Store<FileStorage>,
+    items: &[Item],
+    order: &[usize],
+    readers: usize,
+) -> anyhow::Result<[f64; 2]> {
     let storage = FileStorage::open(plain, false)?;
     storage.forget(0, storage.len()?);
     store.storage().forget(0, store.storage().len()?);
-    let (len, reader, mut seconds) = (PAYLOAD, store.reader(), [0.0; 2]);
+    let (reader, mut seconds) = (store.reader(), [0.0; 2]);
+    let read = |which: usize, i: usize| -> anyhow::Result<()> {
+        if which == 0 {
+            let mut buffer = vec![0; PAYLOAD];
+            storage.read_exact_at((i * PAYLOAD) as u64, &mut buffer)?;
+            std::hint::black_box(&buffer);
+        } else {
+            std::hint::black_box(reader.get(items[i].1.id)?);
+        }
+        Ok(())
+    };
+    let all = &|which: usize, some: &[usize]| some.iter().try_for_each(|i| read(which, *i));
     for (turn, few) in order.chunks(IN_TURN).enumerate() {
         for which in [turn % 2, 1 - turn % 2] {
             let start = Instant::now();
-            for i in few {
-                if which == 0 {
-                    let mut buffer = vec![0; len];
-                    storage.read_exact_at((i * len) as u64, &mut buffer)?;
-                    std::hint::black_box(&buffer);
-                } else {
-                    std::hint::black_box(reader.get(items[*i].1.id)?);
-                }
-            }
+            std::thread::scope(|scope| {
+                let each = few.chunks(few.len().div_ceil(readers));
+                let readers: Vec<_> = each.map(|some| scope.spawn(move || all(which, some))).collect();
+                readers.into_iter().try_for_each(|reader| reader.join().expect("reading does not panic"))
+            })?;
             seconds[which] += start.elapsed().as_secs_f64();
         }
     }
@@ -103,7 +116,7 @@ fn speed(dir: &Path, megabytes: usize, runs: usize) -> anyhow::Result<()> {
     let more: Vec<Item> = (0..count as u64 / 4).map(|i| item(1 << 40 | i, PAYLOAD)).collect();
     let total = (count * PAYLOAD) as f64 / MIB;
     let mut rng = Rng::new(7);
-    let (mut puts, mut gets, mut mixes, mut rows) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut ratios, mut mixes, mut rows) = (Vec::<[f64; 3]>::new(), Vec::new(), Vec::<[f64; 6]>::new());
     for run in 0..runs {
         let mut order: Vec<usize> = (0..count).collect();
         (1..count).rev().for_each(|j| order.swap(j, rng.below(j as u64 + 1) as usize));
@@ -117,7 +130,8 @@ fn speed(dir: &Path, megabytes: usize, runs: usize) -> anyhow::Result<()> {
         if run % 2 == 1 {
             written = plain_write(&plain, &items)?;
         }
-        let [read, got] = read_both(&plain, &store, &items, &order)?;
+        let [read, got] = read_both(&plain, &store, &items, &order, 1)?;
+        let [read_by_four, got_by_four] = read_both(&plain, &store, &items, &order, 4)?;
         let reader = store.reader();
         // One reads while the other writes.
         let start = Instant::now();
@@ -130,20 +144,22 @@ fn speed(dir: &Path, megabytes: usize, runs: usize) -> anyhow::Result<()> {
             Ok((more.len() + reads.join().expect("reading does not panic")) * PAYLOAD)
         })?;
         mixes.push(bytes as f64 / MIB / start.elapsed().as_secs_f64());
-        rows.push([total / written, total / put, total / read, total / got]);
-        puts.push(written / put);
-        gets.push(read / got);
+        let seconds = [written, put, read, got, read_by_four, got_by_four];
+        rows.push(seconds.map(|seconds| total / seconds));
+        ratios.push([written / put, read / got, read_by_four / got_by_four]);
     }
     let column = |i: usize| median(rows.iter().map(|row| row[i]).collect());
     println!("{total:.0} MB in fragments of {PAYLOAD} bytes, {BATCH} a sync, medians of {runs} runs\n");
     println!("| | plain, MB/s | stash, MB/s | ratio |\n|---|---|---|---|");
-    println!("| put (write and sync) | {:.0} | {:.0} | {:.2} |", column(0), column(1), median(puts));
-    println!(
-        "| get (random order, past the cache, verified) | {:.0} | {:.0} | {:.2} |",
-        column(2),
-        column(3),
-        median(gets)
-    );
+    let whats = [
+        "put (write and sync)",
+        "get (random order, past the cache, verified), one at a time",
+        "the same, four at a time",
+    ];
+    for (i, what) in whats.iter().enumerate() {
+        let ratio = median(ratios.iter().map(|row| row[i]).collect());
+        println!("| {what} | {:.0} | {:.0} | {ratio:.2} |", column(2 * i), column(2 * i + 1));
+    }
     println!("| half of them read while a quarter is written | | {:.0} | |", median(mixes));
     let _ = (std::fs::remove_file(stash), std::fs::remove_file(plain));
     Ok(())

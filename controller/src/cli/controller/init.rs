@@ -116,7 +116,7 @@ impl Init {
             "\nMove the recovery kit off this machine, and write its phrase down: it is not shown again. With both, a lost\n\
              controller is built again from the clients alone (`coe-controller recover`)."
         );
-        println!("\nNext:\n  coe-controller serve\n  coe-ctl token create        # a ticket for each stash");
+        println!("\nNext:\n  {}\n  coe-ctl token create        # a ticket for each stash", self.which.serve());
         Ok(())
     }
 }

@@ -38,6 +38,13 @@ impl Which {
     fn folder(&self) -> Folder {
         Folder::at(self.dir.clone())
     }
+
+    /// How this controller is started, from the same shell.
+    fn serve(&self) -> String {
+        let is_known = self.dir == default_folder() || std::env::var_os("COE_CONTROLLER_DIR").is_some();
+        let dir = if is_known { String::new() } else { format!(" --dir {}", self.dir.display()) };
+        format!("coe-controller serve{dir}")
+    }
 }
 
 impl Cli {

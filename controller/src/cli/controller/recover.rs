@@ -47,7 +47,7 @@ pub struct Recover {
     /// Fetch every segment onto this folder, too [folder if none is named: mass-storage]
     #[arg(long, value_name = "DIR", num_args = 0..=1, default_missing_value = "mass-storage")]
     mass_storage: Option<PathBuf>,
-    /// Leave out images whose manifest cannot be had, for ever
+    /// Leave out images whose manifest cannot be had, and notes that cannot be read, for ever
     #[arg(long)]
     give_up: bool,
     /// Where to listen: UDP for members, TCP for people
@@ -179,10 +179,13 @@ impl Recover {
             for (image, why) in &r.lost_images {
                 println!("  LOST      {image}: {why}");
             }
+            if r.lost_notes > 0 {
+                println!("  LOST      policies, labels or devices: say them again");
+            }
             for (image, segments) in &r.unreadable {
                 println!("  MISSING   {image}: {} segments cannot be had now", segments.len());
             }
-            println!("\nNext:\n  coe-controller serve\n  coe-ctl verify");
+            println!("\nNext:\n  {}\n  coe-ctl verify", self.which.serve());
         }
         if r.unreadable.is_empty() {
             Ok(())

@@ -33,7 +33,7 @@ const EVERY: Duration = Duration::from_secs(5);
 const STASHES_AN_AUDIT: usize = 10;
 /// Members whose groups' pieces travel at the same time.
 const MOVES_TOGETHER: usize = 4;
-/// Of these, moves that may wait behind installers: the others have somewhere to go meanwhile.
+/// Of these, moves that begin while they must wait behind installers: others have somewhere to go meanwhile.
 const RESTING_TOGETHER: usize = 2;
 /// While members of a group serve installers, its repair rests so many times as long as it works.
 const REPAIR_RESTS: u32 = 9;
@@ -192,16 +192,17 @@ impl Controller {
         Ok(())
     }
 
-    /// Let installations that these members serve go first: work that took so long is followed by nine times as long without, as
-    /// long as they are served. A group that could not lose two more waits for nobody.
-    pub(in crate::io) async fn behind_installers(&self, members: &[NodeId], data: usize, took: Duration) {
+    /// Whether installations that members of this group serve go first. A group that could not lose two more waits for nobody.
+    fn must_rest(&self, group: &GroupRecord) -> bool {
+        let up = || group.members.iter().filter(|node| self.fleet.is_heard(**node)).count();
+        self.fleet.serve_installers(&group.members) && up() > group.geometry.data() + 1
+    }
+
+    /// Let installations go first: work that took so long is followed by nine times as long without, as long as they are served.
+    async fn behind_installers(&self, group: &GroupRecord, took: Duration) {
         let start = Instant::now();
         let most = (took * REPAIR_RESTS).clamp(INSTALLERS_FIRST, INSTALLERS_FIRST_MAX);
-        while start.elapsed() < most && self.fleet.serve_installers(members) {
-            let up = members.iter().filter(|node| self.fleet.is_heard(**node)).count();
-            if up <= data + 1 {
-                return;
-            }
+        while start.elapsed() < most && self.must_rest(group) {
             // Members that fall silent change the answer, too, and nothing says when.
             tokio::time::sleep(INSTALLERS_ASKED).await;
         }
@@ -266,6 +267,9 @@ impl Controller {
             if let Err(error) = self.audit(self.fleet.up().len().div_ceil(STASHES_AN_AUDIT)).await {
                 tracing::warn!(%error, "nobody was audited");
             }
+            if let Err(error) = self.pass_on_notes().await {
+                tracing::warn!(%error, "clients do not hear what was noted for another controller");
+            }
             if let Err(error) = self.count_absence().await {
                 tracing::warn!(%error, "absence not counted");
             }
@@ -273,6 +277,13 @@ impl Controller {
                 tracing::warn!(%error, "who was up is not noted");
             }
         }
+    }
+
+    async fn pass_on_notes(&self) -> Result<(), Refusal> {
+        if !self.catalog.has_new_notes().map_err(catalog_refusal)? {
+            return Ok(());
+        }
+        self.committer.change(|change| change.pass_on_notes()).await.map_err(catalog_refusal)
     }
 
     /// Right after a start nobody has been heard yet, and what this catalog thinks may be out of date.
@@ -362,7 +373,7 @@ impl Controller {
         for (group, piece) in self.catalog.vacant().map_err(catalog_refusal)? {
             all_vacant.entry(group).or_default().insert(piece);
         }
-        let (mut groups, mut steady_of, readable) = (BTreeMap::new(), BTreeMap::new(), self.wanted_of_groups()?);
+        let (mut groups, mut steady_of, readable) = (BTreeMap::new(), BTreeMap::new(), self.restripes.readable());
         for (id, group) in self.catalog.groups().map_err(catalog_refusal)?.into_iter().filter(|(_, g)| g.segments > 0) {
             let vacant = all_vacant.remove(&id).unwrap_or_default();
             let is_well = vacant.is_empty() && group.members.iter().all(is_fine);
@@ -512,8 +523,7 @@ impl Controller {
         let there = self.there()?;
         let waits = |task: &Task| repair::waits(task.seat, &task.record, &under_way, |node| there.contains(&node));
         let groups = self.catalog.groups().map_err(catalog_refusal)?;
-        let rests =
-            |task: &Task| groups.get(&task.seat.0).is_some_and(|group| self.fleet.serve_installers(&group.members));
+        let rests = |task: &Task| groups.get(&task.seat.0).is_some_and(|group| self.must_rest(group));
         let mut tasks = self.repairs.tasks_of(&under_way);
         let mut resting = tasks.iter().filter(|task| task.is_running() && rests(task)).count();
         tasks.retain(|task| task.may_start() && !waits(task));

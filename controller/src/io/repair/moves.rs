@@ -186,7 +186,7 @@ impl Controller {
             let mut first = None;
             for some in todo.chunks(REBUILD_TOGETHER) {
                 if let Some(group) = self.catalog.group(seat.0).map_err(catalog_refusal)? {
-                    self.behind_installers(&group.members, group.geometry.data(), took).await;
+                    self.behind_installers(&group, took).await;
                 }
                 let (before, start) = (task.fetched(), Instant::now());
                 let outcome = self.have_some(task, some).await;
