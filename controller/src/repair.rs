@@ -153,6 +153,15 @@ pub fn is_durable(node: Option<&Seen>, policy: &Policy) -> bool {
     node.is_some_and(|seen| seen.standing.is_durable() && (seen.is_up || seen.silent_s <= policy.gone_after_s))
 }
 
+/// Pieces that a group can lose before it cannot be read any more.
+#[must_use]
+pub fn margin(group: &Whole, nodes: &BTreeMap<NodeId, Seen>, policy: &Policy) -> usize {
+    let is_there = |(piece, node): &(usize, &NodeId)| {
+        !group.vacant.contains(&(*piece as u8)) && is_durable(nodes.get(*node), policy)
+    };
+    group.members.iter().enumerate().filter(is_there).count().saturating_sub(group.geometry.data())
+}
+
 /// Whether a move makes pieces anew: for itself, and for those that copy them from its new holder.
 fn is_maker(made: &MoveRecord, is_up: &impl Fn(NodeId) -> bool) -> bool {
     made.via.is_none() && !is_up(made.from)

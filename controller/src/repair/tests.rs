@@ -51,6 +51,24 @@ fn who_leaves_is_replaced_at_once_and_who_is_away_is_waited_for() {
 }
 
 #[test]
+fn what_a_group_can_lose_is_what_is_there_beyond_k() {
+    let (_, mut whole) = group(1, 2, 2, &[0, 1, 2, 3], 10);
+    let mut nodes = fleet(4);
+    let margin = |whole: &Whole, nodes: &_| super::margin(whole, nodes, &POLICY);
+    assert_eq!(margin(&whole, &nodes), 2);
+    // Away, or to be empty, is not lost.
+    let first = nodes.get_mut(&id(0)).unwrap();
+    (first.is_up, first.silent_s, first.standing.draining) = (false, 1000, true);
+    assert_eq!(margin(&whole, &nodes), 2);
+    nodes.get_mut(&id(0)).unwrap().silent_s = 1001;
+    assert_eq!(margin(&whole, &nodes), 1);
+    whole.vacant.insert(3);
+    assert_eq!(margin(&whole, &nodes), 0);
+    nodes.remove(&id(1));
+    assert_eq!(margin(&whole, &nodes), 0, "it cannot be read any more");
+}
+
+#[test]
 fn who_joins_takes_a_part() {
     // Four stashes of 100, with four groups of 10 on each.
     let mut groups: BTreeMap<_, _> = (1..=4).map(|g| group(g, 2, 2, &[0, 1, 2, 3], 10)).collect();

@@ -427,9 +427,10 @@ impl Controller {
         // First what is under way: a move that ends in between looks unfinished, not undone.
         let under_way = self.catalog.moves().map_err(catalog_refusal)?;
         let (nodes, groups) = self.repair_facts()?;
+        let policy = self.repair_policy()?;
         let mut plan = {
             let domains = self.habits.domains();
-            repair::plan(&self.repair_policy()?, &nodes, &groups, &under_way, &domains, unix_s())
+            repair::plan(&policy, &nodes, &groups, &under_way, &domains, unix_s())
         };
         for task in self.repairs.tasks_of(&under_way) {
             if task.is_hopeless() {
@@ -472,7 +473,8 @@ impl Controller {
         }
         *lock(&self.repairs.stuck) = plan.stuck;
         *lock(&self.repairs.put_off) = plan.put_off;
-        self.start_moves(slots)?;
+        let margin = |id| groups.get(&id).map_or(usize::MAX, |group| repair::margin(group, &nodes, &policy));
+        self.start_moves(slots, margin)?;
         self.let_go().await?;
         if is_trash {
             self.empty_trash().await;
@@ -517,8 +519,9 @@ impl Controller {
         Ok(self.fleet.up().into_keys().filter(counts).collect())
     }
 
-    /// Carry on the moves that were not tried for longest.
-    fn start_moves(self: &Arc<Self>, slots: &Arc<Semaphore>) -> Result<(), Refusal> {
+    /// Carry on moves: of groups that can lose the fewest pieces first, then those that were not tried for longest. What did not go well keeps
+    /// nobody waiting.
+    fn start_moves(self: &Arc<Self>, slots: &Arc<Semaphore>, margin: impl Fn(GroupId) -> usize) -> Result<(), Refusal> {
         let under_way = self.catalog.moves().map_err(catalog_refusal)?;
         let there = self.there()?;
         let waits = |task: &Task| repair::waits(task.seat, &task.record, &under_way, |node| there.contains(&node));
@@ -527,7 +530,11 @@ impl Controller {
         let mut tasks = self.repairs.tasks_of(&under_way);
         let mut resting = tasks.iter().filter(|task| task.is_running() && rests(task)).count();
         tasks.retain(|task| task.may_start() && !waits(task));
-        tasks.sort_by_key(|task| (task.tried(), task.seat));
+        let urgency = |task: &Task| match groups.get(&task.seat.0) {
+            Some(group) if task.has_problem() => group.geometry.parity(),
+            _ => margin(task.seat.0),
+        };
+        tasks.sort_by_cached_key(|task| (urgency(task), task.tried(), task.seat));
         for task in tasks {
             if rests(&task) {
                 if resting >= RESTING_TOGETHER {

@@ -89,6 +89,10 @@ impl Task {
         lock(&self.progress).clone()
     }
 
+    pub(super) fn has_problem(&self) -> bool {
+        lock(&self.progress).problem.is_some()
+    }
+
     fn fetched(&self) -> u64 {
         lock(&self.progress).fetched
     }
