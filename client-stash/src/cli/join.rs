@@ -102,7 +102,7 @@ impl Join {
             });
             println!("{value}");
         } else {
-            println!("joined as stash {node}; now run `coe-stash serve`");
+            println!("joined as stash {node}; now run `{}`", self.which.serve());
             if !reserved {
                 println!("note: this file system cannot reserve space: others may use it up before the array does");
             }

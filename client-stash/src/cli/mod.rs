@@ -52,6 +52,13 @@ impl Which {
     fn folder(&self) -> Folder {
         Folder::at(self.dir.clone())
     }
+
+    /// How this stash is started, from the same shell.
+    fn serve(&self) -> String {
+        let is_known = self.dir == default_folder() || std::env::var_os("COE_STASH_DIR").is_some();
+        let dir = if is_known { String::new() } else { format!(" --dir {}", self.dir.display()) };
+        format!("coe-stash serve{dir}")
+    }
 }
 
 /// A progress bar on standard error whose message says what is waited for. It hides itself when nobody looks.
