@@ -71,6 +71,11 @@ pub trait Storage: Send + Sync + 'static {
     fn will_sync(&self, offset: u64, len: u64) {
         let _ = (offset, len);
     }
+
+    /// This range will be read in a moment: the medium may begin.
+    fn will_read(&self, offset: u64, len: u64) {
+        let _ = (offset, len);
+    }
 }
 
 impl<T: Storage> Storage for std::sync::Arc<T> {
@@ -108,6 +113,10 @@ impl<T: Storage> Storage for std::sync::Arc<T> {
 
     fn will_sync(&self, offset: u64, len: u64) {
         T::will_sync(self, offset, len);
+    }
+
+    fn will_read(&self, offset: u64, len: u64) {
+        T::will_read(self, offset, len);
     }
 }
 

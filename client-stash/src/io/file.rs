@@ -127,6 +127,10 @@ impl Storage for FileStorage {
         let _ = fadvise(&self.file, offset, std::num::NonZeroU64::new(len), Advice::DontNeed);
     }
 
+    fn will_read(&self, offset: u64, len: u64) {
+        let _ = fadvise(&self.file, offset, std::num::NonZeroU64::new(len), Advice::WillNeed);
+    }
+
     fn will_sync(&self, offset: u64, len: u64) {
         // Linux begins to write what is dirty in the range, and drops what is clean (mm/fadvise.c).
         let _ = fadvise(&self.file, offset, std::num::NonZeroU64::new(len), Advice::DontNeed);

@@ -1,5 +1,6 @@
 //! Reading fragments beside the one that writes.
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use bytes::Bytes;
@@ -20,17 +21,28 @@ pub struct Reader<S> {
     storage: Arc<S>,
     layout: Layout,
     index: Arc<RwLock<Index>>,
+    reading: Arc<AtomicUsize>,
+}
+
+/// One of those that read now.
+struct Reading<'a>(&'a AtomicUsize);
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 impl<S> Clone for Reader<S> {
     fn clone(&self) -> Self {
-        Self { storage: self.storage.clone(), layout: self.layout, index: self.index.clone() }
+        let (storage, index, reading) = (self.storage.clone(), self.index.clone(), self.reading.clone());
+        Self { storage, layout: self.layout, index, reading }
     }
 }
 
 impl<S: Storage> Reader<S> {
     pub(super) fn new(storage: Arc<S>, layout: Layout, index: Arc<RwLock<Index>>) -> Self {
-        Self { storage, layout, index }
+        Self { storage, layout, index, reading: Arc::default() }
     }
 
     fn index(&self) -> RwLockReadGuard<'_, Index> {
@@ -115,6 +127,12 @@ impl<S: Storage> Reader<S> {
     /// None: it is not what it should be. A part of a record is hashed while the system reads the next one ahead.
     fn read_and_verify(&self, id: FragmentId, place: Place) -> std::io::Result<Option<(FragmentHeader, Bytes)>> {
         let (at, mut bytes) = (self.at(place), vec![0; place.record_len() as usize]);
+        // Who reads alone hashes while the system reads ahead. Beside others the processor is busy anyhow, and a read in one piece is cheaper.
+        let is_alone = self.reading.fetch_add(1, Relaxed) == 0;
+        let _reading = Reading(&self.reading);
+        if !is_alone {
+            self.storage.will_read(at, place.record_len());
+        }
         let (mut header, mut hasher) = (None, blake3::Hasher::new());
         let mut done = 0;
         for piece in bytes.chunks_mut(READ_PIECE) {
