@@ -86,8 +86,15 @@ fn a_day_of_twelve_stashes_in_three_racks() {
     // A disk is gone. Its pieces are made anew, and no rack gets too many.
     kill_and_wait(&mut t, &[4]);
     let id = t.fleet.stashes[4].node.clone();
-    t.fleet.ctl(&["node", "remove", &id, "--lost", "--wait"]).unwrap();
+    t.fleet.ctl(&["policy", "set", "--limit", "1MB"]).unwrap();
+    t.fleet.ctl(&["node", "remove", &id, "--lost"]).unwrap();
+    // While that takes its time, `status` says what is at risk, what is done about it, and how long it takes.
+    assert!(health(&t)["missing"].as_u64() > Some(0) && health(&t)["spare"] == 2, "{}", health(&t));
+    wait_for("it to be said how long it takes", || health(&t)["eta_s"].is_u64()).unwrap();
+    assert!(health(&t)["moves"].as_u64() > Some(0) && health(&t)["stuck"] == 0, "{}", health(&t));
+    t.fleet.ctl(&["policy", "set", "--limit", "0"]).unwrap();
     wait_until_green(&t);
+    assert_eq!(health(&t)["spare"], 3);
     installs(&t, "one");
 
     // One is drained, and a new one joins.

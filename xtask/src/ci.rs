@@ -17,7 +17,7 @@ const SEEDS: &[&[&str]] = &[
     &["mirror", "--seeds", "1000"],
     &["stash", "--seeds", "2000"],
     &["stash", "--every-call", "--seeds", "40"],
-    &["array", "--seeds", "1200"],
+    &["array", "--seeds", "2000"],
 ];
 
 fn step(name: &str, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {

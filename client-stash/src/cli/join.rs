@@ -92,12 +92,13 @@ impl Join {
         let settings =
             Settings { size, min_free, floors: None, file, limits: Vec::new(), listen: self.listen, machine: None };
         folder.create(&member, &settings)?;
-        let (node, reserved) = (member.identity.node, folder.is_reserved());
+        let (node, reserved, is_open) = (member.identity.node, folder.is_reserved(), folder.is_open_to_others());
         // What is reserved is not free any more.
         let left = folder.free_bytes()?.saturating_sub(if reserved { 0 } else { size });
         if self.json {
             let value = serde_json::json!({
                 "node": node.to_string(), "dir": folder.path(), "size": size, "reserved": reserved,
+                "open_to_others": is_open,
                 "min_free": min_free, "left_free": left,
             });
             println!("{value}");
@@ -105,6 +106,12 @@ impl Join {
             println!("joined as stash {node}; now run `{}`", self.which.serve());
             if !reserved {
                 println!("note: this file system cannot reserve space: others may use it up before the array does");
+            }
+            if is_open {
+                println!(
+                    "note: this file system lets others on this machine open the stash file, whatever the stash says. What is in it is encrypted; \
+                     a mount with file_mode=0600 (SMB) or umask=0077 (FAT, exFAT, NTFS) keeps them out"
+                );
             }
             if left < min_free {
                 let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);

@@ -30,9 +30,8 @@ impl Status {
         let live = control::ask(folder.path(), Ask::Status)?;
         // The disk that it is on may be unplugged, or on a server that does not answer: whoever asks it may hang. The service knows.
         let free = match &live {
-            Some(live) if live.machine.is_away => 0,
-            Some(live) => live.machine.free.unwrap_or(0),
-            None => folder.free_bytes().unwrap_or(0),
+            Some(live) => live.machine.free.filter(|_| !live.machine.is_away),
+            None => folder.free_bytes().ok(),
         };
         if self.json {
             let value = serde_json::json!({
@@ -77,8 +76,8 @@ impl Status {
         println!("offers      {:.1} GiB", gib(settings.size));
         let floors = settings.floors();
         println!(
-            "disk free   {:.1} GiB, stops taking below {:.1}, gives back below {:.1}",
-            gib(free),
+            "disk free   {}, stops taking below {:.1}, gives back below {:.1}",
+            free.map_or("not known".into(), |free| format!("{:.1} GiB", gib(free))),
             gib(floors.stop),
             gib(floors.evacuate)
         );

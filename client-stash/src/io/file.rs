@@ -46,12 +46,16 @@ impl FileStorage {
         if first.is_err() && reads.any(|read| read.is_ok()) { Ok(()) } else { first }
     }
 
-    /// Whether the file system under a file reserves space; others say how long a file is, and let it be empty.
+    /// Whether a new file has its space. Some file systems say how long a file is, and let it be empty; SMB says besides that it is not.
     #[must_use]
-    pub fn can_reserve(path: &Path) -> bool {
-        let file = OpenOptions::new().write(true).open(path);
-        // What is there already is reserved once more, which changes nothing.
-        file.is_ok_and(|file| fallocate(&file, FallocateFlags::empty(), 0, SLOT_LEN).is_ok())
+    pub fn is_reserved(path: &Path) -> bool {
+        std::fs::metadata(path).is_ok_and(|about| about.blocks() * 512 >= about.len() / 2)
+    }
+
+    /// Whether others on this machine may open a file: not every file system keeps who may.
+    #[must_use]
+    pub fn is_open_to_others(path: &Path) -> bool {
+        std::fs::metadata(path).is_ok_and(|about| about.mode() & 0o077 != 0)
     }
 
     /// Whether this is the file that lies there.

@@ -272,10 +272,16 @@ impl Folder {
         Ok(())
     }
 
-    /// Whether the space of the stash file is really reserved; not every network file system can.
+    /// Whether the space of a new stash file is really reserved; not every network file system can.
     #[must_use]
     pub fn is_reserved(&self) -> bool {
-        FileStorage::can_reserve(&self.stash_file())
+        FileStorage::is_reserved(&self.stash_file())
+    }
+
+    /// Whether the stash file can be opened by others on this machine, because its file system does not keep who may.
+    #[must_use]
+    pub fn is_open_to_others(&self) -> bool {
+        FileStorage::is_open_to_others(&self.stash_file())
     }
 
     /// Keep settings.

@@ -252,13 +252,24 @@ impl Fleet {
     /// Free bytes of each stash that is up, without those that are promised.
     #[must_use]
     pub fn up(&self) -> BTreeMap<NodeId, u64> {
-        let mut leases = self.leases();
-        leases.expire(self.since.elapsed());
-        let free = |node: NodeId, pulse: &Pulse| pulse.free().saturating_sub(leases.reserved(node));
+        self.up_that(|_| true)
+    }
+
+    /// The same of those that do not want to be rid of something.
+    #[must_use]
+    pub fn up_with_room(&self) -> BTreeMap<NodeId, u64> {
+        self.up_that(|pulse| pulse.too_much == 0)
+    }
+
+    fn up_that(&self, is_meant: impl Fn(&Pulse) -> bool) -> BTreeMap<NodeId, u64> {
+        let now = self.since.elapsed();
+        let (mut leases, pulses, doubles) = (self.leases(), self.pulses(), self.doubles());
+        leases.expire(now);
         let up = |(&node, pulse): (&NodeId, &Pulse)| {
-            let is_up = pulse.aside.is_none() && pulse.at.elapsed() <= self.patience && !self.is_double(node);
-            is_up.then_some((node, free(node, pulse)))
+            let is_there = pulse.aside.is_none() && pulse.at.elapsed() <= self.patience;
+            let is_up = is_there && is_meant(pulse) && !doubles.is_double(node, now, self.patience);
+            is_up.then(|| (node, pulse.free().saturating_sub(leases.reserved(node))))
         };
-        self.pulses().iter().filter_map(up).collect()
+        pulses.iter().filter_map(up).collect()
     }
 }

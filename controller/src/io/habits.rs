@@ -137,9 +137,9 @@ impl Controller {
     /// The catalog's.
     pub fn choose_geometry(&self, goal: &Goal) -> Result<Option<Choice>, Refusal> {
         let habits = self.habits.attendance();
-        let kinds = self.habits.domains().kinds(self.takers()?.into_keys());
-        let devices = self.device_takers()?.len();
-        Ok(choose(&Fleet { classes: self.classes()?, kinds, habits: Some(&habits), devices }, goal))
+        let (clients, devices) = self.takers_by_kind()?;
+        let kinds = self.habits.domains().kinds(clients.into_keys());
+        Ok(choose(&Fleet { classes: self.classes()?, kinds, habits: Some(&habits), devices: devices.len() }, goal))
     }
 
     /// Members of a group that should be up in the busy hours. `readable`, in hundredths of a percent, is what its images want if that is more

@@ -401,7 +401,8 @@ impl Controller {
     fn check_room(&self, due: &Due) -> Result<(), Refusal> {
         let geometry = due.protection.geometry;
         let needed = (due.bytes / geometry.data() as u64 + 1) * geometry.pieces() as u64;
-        let free: u64 = self.takers()?.values().chain(self.device_takers()?.values()).sum();
+        let (clients, devices) = self.takers_by_kind()?;
+        let free: u64 = clients.values().chain(devices.values()).sum();
         if needed > free {
             return Err(Refusal::Unavailable(format!(
                 "both editions need room for a day: {needed} bytes more, and {free} are free on stashes that are up"

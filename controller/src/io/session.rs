@@ -118,7 +118,8 @@ impl Controller {
         if begin.disk_len > images::limits::IMAGE_LEN_MAX {
             return Err(Refusal::Invalid("an image of more than 64 TiB".into()));
         }
-        let (up, devices) = (self.takers()?.len(), self.device_takers()?.len());
+        let (clients, devices) = self.takers_by_kind()?;
+        let (up, devices) = (clients.len(), devices.len());
         self.check_fleet_is_known(up + devices)?;
         let goal = self.goal_for(&begin.name)?;
         let layout = begin.layout.unwrap_or(goal.layout);

@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use images::fragment::FragmentHeader;
-use images::{NodeId, SegmentId};
+use images::{GroupId, NodeId, SegmentId};
 use protocol::io::rpc;
 use protocol::message::{Refusal, store};
 use tokio::task::JoinSet;
 
 use super::controller::{Controller, catalog_refusal};
 use super::fleet::Leased;
-use crate::catalog::{GroupRecord, PendingRecord, TrashKey};
+use crate::catalog::{PendingRecord, TrashKey};
 use crate::placement::{
     CONFIRM_WITHIN, Candidate, Members, Outcome, Placement, Protection, Send, Wanted, choose, groups_wanted, least_used,
 };
@@ -55,7 +55,7 @@ impl Controller {
     /// If too few stashes are up.
     pub fn members_for(&self, segment: SegmentId, protection: Protection, piece_len: u64) -> Result<Members, Refusal> {
         let Protection { geometry, layout, steady } = protection;
-        let (mut up, mut devices, badly_reached) = (self.takers()?, self.device_takers()?, self.fleet.badly_reached());
+        let ((mut up, mut devices), badly_reached) = (self.takers_by_kind()?, self.fleet.badly_reached());
         for key in self.catalog.trash_of(&segment).map_err(catalog_refusal)? {
             // What is still to be deleted at a member must not be stored there again before it is.
             if let TrashKey::Fragment { node, .. } = key {
@@ -64,29 +64,30 @@ impl Controller {
             }
         }
         let groups = self.catalog.groups().map_err(catalog_refusal)?;
-        let fitting = || groups.iter().filter(|(_, g)| protection.fits(g.geometry, &g.members, &devices));
+        let fitting: Vec<(GroupId, &[NodeId], u64)> = groups
+            .iter()
+            .filter(|(_, g)| protection.fits(g.geometry, &g.members, &devices))
+            .map(|(id, g)| (*id, g.members.as_slice(), g.segments))
+            .collect();
         let (habits, domains) = (self.habits.attendance(), self.habits.domains());
         let on_clients = layout.on_clients(geometry);
         let steady = steady.min(on_clients);
         let wanted_groups = groups_wanted(up.len(), on_clients);
-        let known = fitting().count() >= wanted_groups;
         let usable: BTreeMap<NodeId, u64> = up.iter().chain(&devices).map(|(node, free)| (*node, *free)).collect();
-        let least_used = |may_be_weak: bool| {
-            let is_weak = |group: &GroupRecord| {
-                let members = || group.members.iter().copied();
-                let is_crowded = domains.crowded(domains.count(members()), geometry).next().is_some();
-                let is_steady = |node: &NodeId| up.contains_key(node) && habits.class(*node).is_steady();
-                is_crowded
-                    || members().filter(is_steady).count() < steady
-                    || members().any(|node| badly_reached.contains(&node))
-            };
-            let strong = fitting().filter(|(_, g)| may_be_weak || !is_weak(g));
-            least_used(strong.map(|(id, g)| (*id, g.members.as_slice(), g.segments)), &usable, piece_len)
+        let is_strong = |members: &[NodeId]| {
+            let is_crowded = || domains.crowded(domains.count(members.iter().copied()), geometry).next().is_some();
+            let is_steady = |node: &&NodeId| up.contains_key(node) && habits.class(**node).is_steady();
+            !members.iter().any(|node| badly_reached.contains(node))
+                && members.iter().filter(is_steady).count() >= steady
+                && !is_crowded()
         };
+        let least_used = |is_good: &dyn Fn(&[NodeId]) -> bool| {
+            least_used(fitting.iter().copied(), &usable, piece_len, is_good)
+        };
+        let group = (fitting.len() >= wanted_groups).then(|| least_used(&is_strong)).flatten();
         // If none of those that are there is as it should be, there may be some more; but not without end.
-        let is_enough = fitting().count() >= 2 * wanted_groups;
-        let any = || is_enough.then(|| least_used(true)).flatten();
-        let group = known.then(|| least_used(false).or_else(any)).flatten();
+        let is_enough = fitting.len() >= 2 * wanted_groups;
+        let group = group.or_else(|| is_enough.then(|| least_used(&|_| true)).flatten());
         let mut loads: BTreeMap<NodeId, u32> = BTreeMap::new();
         for member in groups.values().flat_map(|g| &g.members) {
             *loads.entry(*member).or_default() += 1;

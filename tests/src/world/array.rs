@@ -260,7 +260,8 @@ impl World {
         let on_clients = layout.on_clients(geometry);
         let fitting = || groups.iter().filter(|(_, g)| self.protection.fits(g.geometry, &g.members, &devices));
         let known = fitting().count() >= groups_wanted(clients.len(), on_clients);
-        let group = least_used(fitting().map(|(id, g)| (*id, g.members.as_slice(), g.segments)), &usable, piece_len);
+        let fitting_now = fitting().map(|(id, g)| (*id, g.members.as_slice(), g.segments));
+        let group = least_used(fitting_now, &usable, piece_len, |_| true);
         let candidates = clients.iter().map(|(node, free)| Candidate {
             node: *node,
             free: *free,

@@ -58,7 +58,7 @@ impl Repair {
         let (data, parity) = (self.data.to_string(), self.parity.to_string());
         fleet.publish(&image, &["--name", "noise", "--layout", "clients", "--data", &data, "--parity", &parity])?;
         println!("{} MB of noise as {data} + {parity} on {} stashes, one host, one disk", self.size_mb, self.stashes);
-        println!("{:<44} {:>10} {:>10} {:>7} {:>8}", "case", "lost MB", "moved MB", "ratio", "MB/s");
+        println!("{:<44} {:>8} {:>9} {:>6} {:>6} {:>7}", "case", "lost MB", "moved MB", "ratio", "least", "MB/s");
         let mut next = 0;
         for (what, count, lost) in [
             ("one is drained: its pieces are copied", 1, false),
@@ -67,7 +67,7 @@ impl Repair {
             ("three are lost at the same time", 3, true),
         ] {
             let (fetched, kept) = bytes(&fleet)?;
-            let start = take_away(&mut fleet, next..next + count, lost)?;
+            let (start, least) = take_away(&mut fleet, next..next + count, lost)?;
             next += count;
             wait_until_repaired(&fleet)?;
             let took = start.elapsed().as_secs_f64();
@@ -77,15 +77,9 @@ impl Repair {
                 let now = bytes(&fleet)?;
                 ((now.0 - fetched) / 1e6, (now.1 - kept) / 1e6)
             };
-            println!("{what:<44} {kept:>10.1} {fetched:>10.1} {:>7.2} {:>8.1}", fetched / kept, kept / took);
+            let (ratio, speed) = (fetched / kept, kept / took);
+            println!("{what:<44} {kept:>8.1} {fetched:>9.1} {ratio:>6.2} {least:>6.2} {speed:>7.1}");
         }
-        let ratio = |r: usize| (usize::from(self.data) + r - 1) as f64 / r as f64;
-        println!(
-            "least possible, where all of them are in a group: {:.2}, {:.2}, {:.2} for one, two, three",
-            ratio(1),
-            ratio(2),
-            ratio(3)
-        );
         self.beside(&mut fleet, next, &target, len)?;
         fleet.ctl(&["verify"]).map(drop)
     }
@@ -101,7 +95,7 @@ impl Repair {
             fleet.kill_stash(first + round);
             fleet.wait_until_up(fleet.running())?;
             alone.push(install(fleet, target, len)?);
-            let start = take_away(fleet, first + round..first + round + 1, true)?;
+            let (start, _) = take_away(fleet, first + round..first + round + 1, true)?;
             wait_for("repair to begin", || fleet.ctl(&["repair"]).is_ok_and(|r| r["health"]["moves"] != 0))?;
             beside.push(install(fleet, target, len)?);
             let was_beside = fleet.ctl(&["repair"])?["health"]["moves"] != 0;
@@ -125,19 +119,39 @@ impl Repair {
     }
 }
 
-/// Send stashes away, or lose them.
-fn take_away(fleet: &mut Fleet, stashes: std::ops::Range<usize>, lost: bool) -> anyhow::Result<Instant> {
+/// Bytes that must travel for each that is lost with stashes that are not up, as the groups lie: k + r − 1 pieces for r.
+fn least(fleet: &Fleet) -> anyhow::Result<f64> {
+    let explained = fleet.ctl(&["explain", "noise:1"])?;
+    let (mut moved, mut lost) = (0.0, 0.0);
+    for group in explained["groups"].as_array().context("groups")? {
+        let (data, parity) = group["geometry"].as_str().and_then(|g| g.split_once('+')).context("a geometry")?;
+        let (data, parity): (f64, f64) = (data.parse()?, parity.parse()?);
+        let number = |what: &str| group[what].as_f64().context("a number");
+        let gone = data + parity - number("online")?;
+        if gone > 0.0 {
+            let bytes = number("segments")? / data;
+            moved += (data + gone - 1.0) * bytes;
+            lost += gone * bytes;
+        }
+    }
+    Ok(moved / lost)
+}
+
+/// Send stashes away, or lose them. Answers when that began, and how many bytes must travel for each that they held.
+fn take_away(fleet: &mut Fleet, stashes: std::ops::Range<usize>, lost: bool) -> anyhow::Result<(Instant, f64)> {
     let nodes: Vec<String> = stashes.clone().map(|i| fleet.stashes[i].node.clone()).collect();
+    let mut least_possible = 1.0;
     if lost {
         stashes.for_each(|i| fleet.kill_stash(i));
         fleet.wait_until_up(fleet.running())?;
+        least_possible = least(fleet)?;
     }
     let start = Instant::now();
     for node in &nodes {
         let how: &[&str] = if lost { &["--lost"] } else { &[] };
         fleet.ctl(&[&["node", "remove", node], how].concat())?;
     }
-    Ok(start)
+    Ok((start, least_possible))
 }
 
 fn wait_until_repaired(fleet: &Fleet) -> anyhow::Result<()> {

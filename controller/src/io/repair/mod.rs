@@ -193,16 +193,16 @@ impl Controller {
     }
 
     /// Whether installations that members of this group serve go first. A group that could not lose two more waits for nobody.
-    fn must_rest(&self, group: &GroupRecord) -> bool {
-        let up = || group.members.iter().filter(|node| self.fleet.is_heard(**node)).count();
-        self.fleet.serve_installers(&group.members) && up() > group.geometry.data() + 1
+    fn must_rest(&self, geometry: Geometry, members: &[NodeId]) -> bool {
+        let up = || members.iter().filter(|node| self.fleet.is_heard(**node)).count();
+        self.fleet.serve_installers(members) && up() > geometry.data() + 1
     }
 
     /// Let installations go first: work that took so long is followed by nine times as long without, as long as they are served.
     async fn behind_installers(&self, group: &GroupRecord, took: Duration) {
         let start = Instant::now();
         let most = (took * REPAIR_RESTS).clamp(INSTALLERS_FIRST, INSTALLERS_FIRST_MAX);
-        while start.elapsed() < most && self.must_rest(group) {
+        while start.elapsed() < most && self.must_rest(group.geometry, &group.members) {
             // Members that fall silent change the answer, too, and nothing says when.
             tokio::time::sleep(INSTALLERS_ASKED).await;
         }
@@ -318,24 +318,19 @@ impl Controller {
     /// # Errors
     /// The catalog's.
     pub fn takers(&self) -> Result<BTreeMap<NodeId, u64>, Refusal> {
-        self.takers_that(false)
+        Ok(self.takers_by_kind()?.0)
     }
 
-    /// Free bytes of each mass-storage device that is up and that new pieces may go to.
+    /// The same, and free bytes of each mass-storage device that is up and that new pieces may go to.
     ///
     /// # Errors
     /// The catalog's.
-    pub fn device_takers(&self) -> Result<BTreeMap<NodeId, u64>, Refusal> {
-        self.takers_that(true)
-    }
-
-    fn takers_that(&self, are_devices: bool) -> Result<BTreeMap<NodeId, u64>, Refusal> {
+    pub fn takers_by_kind(&self) -> Result<(BTreeMap<NodeId, u64>, BTreeMap<NodeId, u64>), Refusal> {
         let devices = self.catalog.devices().map_err(catalog_refusal)?;
         let standings = self.catalog.standings().map_err(catalog_refusal)?;
-        let has_room = |node: &NodeId| self.fleet.pulse(*node).is_none_or(|(pulse, _)| pulse.too_much == 0);
-        let may_take = |node: &NodeId| standings.get(node).is_none_or(Standing::may_take) && has_room(node);
-        let is_meant = |node: &NodeId| devices.contains(node) == are_devices && may_take(node);
-        Ok(self.fleet.up().into_iter().filter(|(node, _)| is_meant(node)).collect())
+        let may_take = |node: &NodeId| standings.get(node).is_none_or(Standing::may_take);
+        let takers = self.fleet.up_with_room().into_iter().filter(|(node, _)| may_take(node));
+        Ok(takers.partition(|(node, _)| !devices.contains(node)))
     }
 
     /// The facts that decisions are made from. Only groups that something may have to be done for have a size.
@@ -473,8 +468,8 @@ impl Controller {
         }
         *lock(&self.repairs.stuck) = plan.stuck;
         *lock(&self.repairs.put_off) = plan.put_off;
-        let margin = |id| groups.get(&id).map_or(usize::MAX, |group| repair::margin(group, &nodes, &policy));
-        self.start_moves(slots, margin)?;
+        let margin = |group: &Whole| repair::margin(group, &nodes, &policy);
+        self.start_moves(slots, &groups, margin)?;
         self.let_go().await?;
         if is_trash {
             self.empty_trash().await;
@@ -521,18 +516,23 @@ impl Controller {
 
     /// Carry on moves: of groups that can lose the fewest pieces first, then those that were not tried for longest. What did not go well keeps
     /// nobody waiting.
-    fn start_moves(self: &Arc<Self>, slots: &Arc<Semaphore>, margin: impl Fn(GroupId) -> usize) -> Result<(), Refusal> {
+    fn start_moves(
+        self: &Arc<Self>,
+        slots: &Arc<Semaphore>,
+        groups: &BTreeMap<GroupId, Whole>,
+        margin: impl Fn(&Whole) -> usize,
+    ) -> Result<(), Refusal> {
         let under_way = self.catalog.moves().map_err(catalog_refusal)?;
         let there = self.there()?;
         let waits = |task: &Task| repair::waits(task.seat, &task.record, &under_way, |node| there.contains(&node));
-        let groups = self.catalog.groups().map_err(catalog_refusal)?;
-        let rests = |task: &Task| groups.get(&task.seat.0).is_some_and(|group| self.must_rest(group));
+        let rests = |task: &Task| groups.get(&task.seat.0).is_some_and(|g| self.must_rest(g.geometry, &g.members));
         let mut tasks = self.repairs.tasks_of(&under_way);
         let mut resting = tasks.iter().filter(|task| task.is_running() && rests(task)).count();
         tasks.retain(|task| task.may_start() && !waits(task));
         let urgency = |task: &Task| match groups.get(&task.seat.0) {
             Some(group) if task.has_problem() => group.geometry.parity(),
-            _ => margin(task.seat.0),
+            Some(group) => margin(group),
+            None => usize::MAX,
         };
         tasks.sort_by_cached_key(|task| (urgency(task), task.tried(), task.seat));
         for task in tasks {
