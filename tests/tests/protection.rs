@@ -56,8 +56,11 @@ fn kill_and_wait(t: &mut TestFleet, stashes: &[usize]) {
 #[test]
 fn a_day_of_twelve_stashes_in_three_racks() {
     let mut t = start(12);
-    for stash in 0..12 {
-        label(&t, stash, &format!("rack={}", stash % 3));
+    for rack in 0..3 {
+        let of_rack = (rack..12).step_by(3).map(|stash| t.fleet.stashes[stash].node.as_str());
+        let label = format!("rack={rack}");
+        let args: Vec<&str> = ["node", "label"].into_iter().chain(of_rack).chain(["--set", &label]).collect();
+        assert_eq!(t.fleet.ctl(&args).unwrap().as_array().unwrap().len(), 4);
     }
     // 8 + 3 would be cheaper, and a rack of four pieces more than can be lost.
     let explained = t.fleet.ctl(&["policy", "set", "--survive", "3"]).unwrap();

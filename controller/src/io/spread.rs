@@ -81,9 +81,8 @@ impl Controller {
                 && members.iter().filter(is_steady).count() >= steady
                 && !is_crowded()
         };
-        let least_used = |is_good: &dyn Fn(&[NodeId]) -> bool| {
-            least_used(fitting.iter().copied(), &usable, piece_len, is_good)
-        };
+        let least_used =
+            |is_good: &dyn Fn(&[NodeId]) -> bool| least_used(fitting.iter().copied(), &usable, piece_len, is_good);
         let group = (fitting.len() >= wanted_groups).then(|| least_used(&is_strong)).flatten();
         // If none of those that are there is as it should be, there may be some more; but not without end.
         let is_enough = fitting.len() >= 2 * wanted_groups;

@@ -128,7 +128,8 @@ fn least(fleet: &Fleet) -> anyhow::Result<f64> {
         let (data, parity): (f64, f64) = (data.parse()?, parity.parse()?);
         let number = |what: &str| group[what].as_f64().context("a number");
         let gone = data + parity - number("online")?;
-        if gone > 0.0 {
+        // Pages of the manifest are copies, and small.
+        if gone > 0.0 && data > 1.0 {
             let bytes = number("segments")? / data;
             moved += (data + gone - 1.0) * bytes;
             lost += gone * bytes;
@@ -147,10 +148,10 @@ fn take_away(fleet: &mut Fleet, stashes: std::ops::Range<usize>, lost: bool) -> 
         least_possible = least(fleet)?;
     }
     let start = Instant::now();
-    for node in &nodes {
-        let how: &[&str] = if lost { &["--lost"] } else { &[] };
-        fleet.ctl(&[&["node", "remove", node], how].concat())?;
-    }
+    let mut remove = vec!["node", "remove"];
+    remove.extend(nodes.iter().map(String::as_str));
+    remove.extend(lost.then_some("--lost"));
+    fleet.ctl(&remove)?;
     Ok((start, least_possible))
 }
 

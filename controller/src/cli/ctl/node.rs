@@ -5,9 +5,9 @@ use clap::{Args, Subcommand};
 use super::client::Client;
 use super::{Common, table};
 use crate::domains::is_valid_part;
-use crate::io::api::{LabelChange, Labelled, NodeChange, NodeChanged, NodeInfo, RepairInfo};
+use crate::io::api::{LabelChange, Labelled, NodeChange, NodeChanged, NodeInfo, NodesChange, RepairInfo};
 
-/// Send a stash away, keep it, or say what it fails with
+/// Send stashes away, keep them, or say what they fail with
 #[derive(Subcommand)]
 pub enum Node {
     Drain(Drain),
@@ -17,9 +17,9 @@ pub enum Node {
     Device(Device),
 }
 
-/// Have a stash be a mass-storage device, for the layouts that want one
+/// Have stashes be mass-storage devices, for the layouts that want one
 ///
-/// It has no share in what clients keep. It must be empty: join it, or drain it first.
+/// They have no share in what clients keep. They must be empty: join them, or drain them first.
 #[derive(Args)]
 #[command(
     after_help = "Example:\n  coe-ctl node device 3f9a\n  coe-ctl node device 3f9a --not    # a stash like others again"
@@ -27,7 +27,7 @@ pub enum Node {
 pub struct Device {
     #[command(flatten)]
     which: Which,
-    /// It is none any more
+    /// They are none any more
     #[arg(long)]
     not: bool,
 }
@@ -38,17 +38,14 @@ pub struct Device {
     after_help = "Examples:\n  coe-ctl node label 3f9a 77c0 --set rack=a3 --set power=east\n  coe-ctl node label 3f9a --unset rack"
 )]
 pub struct Label {
-    /// Their ids, or the beginnings of them
-    #[arg(required = true)]
-    nodes: Vec<String>,
+    #[command(flatten)]
+    which: Which,
     /// KEY=VALUE; may be given several times
     #[arg(long, value_parser = label, value_name = "KEY=VALUE")]
     set: Vec<(String, String)>,
     /// Keys to take away
     #[arg(long, value_name = "KEY")]
     unset: Vec<String>,
-    #[command(flatten)]
-    common: Common,
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
@@ -61,12 +58,9 @@ impl Label {
     async fn run(self) -> anyhow::Result<()> {
         anyhow::ensure!(!self.set.is_empty() || !self.unset.is_empty(), "say --set KEY=VALUE or --unset KEY");
         let (set, unset) = (self.set.into_iter().collect(), self.unset.into_iter().collect());
-        let (client, ask) = (Client::new(&self.common)?, LabelChange { set, unset });
-        let mut all: Vec<Labelled> = Vec::new();
-        for node in &self.nodes {
-            all.push(client.post(&format!("/v1/nodes/{node}/labels"), &ask).await?);
-        }
-        if self.common.json {
+        let ask = LabelChange { nodes: self.which.nodes, set, unset };
+        let all: Vec<Labelled> = Client::new(&self.which.common)?.post("/v1/nodes/labels", &ask).await?;
+        if self.which.common.json {
             println!("{}", serde_json::to_string(&all)?);
             return Ok(());
         }
@@ -78,18 +72,18 @@ impl Label {
     }
 }
 
-/// Move everything that a stash holds elsewhere; it stays a member
+/// Move everything that stashes hold elsewhere; they stay members
 #[derive(Args)]
 #[command(after_help = "Example:\n  coe-ctl node drain 3f9a --wait")]
 pub struct Drain {
     #[command(flatten)]
     which: Which,
-    /// Wait until it is empty
+    /// Wait until they are empty
     #[arg(long)]
     wait: bool,
 }
 
-/// Have a stash be a member like any other, whatever was said or thought of it before
+/// Have stashes be members like any other, whatever was said or thought of them before
 #[derive(Args)]
 #[command(after_help = "Example:\n  coe-ctl node keep 3f9a")]
 pub struct Keep {
@@ -97,33 +91,35 @@ pub struct Keep {
     which: Which,
 }
 
-/// Move everything that a stash holds elsewhere; then it is no member any more
+/// Move everything that stashes hold elsewhere; then they are no members any more
 #[derive(Args)]
 #[command(
-    after_help = "Example:\n  coe-ctl node remove 3f9a --wait\n  coe-ctl node remove 3f9a --lost    # its disk is gone: make its pieces anew at once"
+    after_help = "Examples:\n  coe-ctl node remove 3f9a --wait\n  coe-ctl node remove 3f9a 77c0 --lost    # their disks are gone: make their pieces anew at once\n\n\
+                  What is lost together is better said together: then it is made anew from one read."
 )]
 pub struct Remove {
     #[command(flatten)]
     which: Which,
-    /// It is not coming back: what it holds is lost, and is made anew elsewhere
+    /// They are not coming back: what they hold is lost, and is made anew elsewhere
     #[arg(long)]
     lost: bool,
-    /// Wait until it is no member any more
+    /// Wait until they are no members any more
     #[arg(long)]
     wait: bool,
 }
 
 #[derive(Args)]
 struct Which {
-    /// Its id, or the beginning of it
-    node: String,
+    /// Their ids, or the beginnings of them
+    #[arg(required = true, value_name = "NODE")]
+    nodes: Vec<String>,
     #[command(flatten)]
     common: Common,
 }
 
 impl Which {
-    async fn change(&self, change: NodeChange) -> anyhow::Result<NodeChanged> {
-        Client::new(&self.common)?.post(&format!("/v1/nodes/{}", self.node), &change).await
+    async fn change(&self, change: NodeChange) -> anyhow::Result<Vec<NodeChanged>> {
+        Client::new(&self.common)?.post("/v1/nodes", &NodesChange { nodes: self.nodes.clone(), change }).await
     }
 
     /// Wait until it holds nothing; or, if it `goes`, until it is no member any more.
@@ -152,24 +148,27 @@ impl Which {
         }
     }
 
-    fn say(&self, changed: &NodeChanged, what: &str) -> anyhow::Result<()> {
+    fn say(&self, changed: &[NodeChanged], what: impl Fn(&NodeChanged) -> String) -> anyhow::Result<()> {
         if self.common.json {
             println!("{}", serde_json::to_string(changed)?);
         } else {
-            println!("{}: {what}", changed.node);
+            changed.iter().for_each(|node| println!("{}: {}", node.node, what(node)));
         }
         Ok(())
     }
 
     async fn send_away(&self, change: NodeChange, wait: bool, done: &str) -> anyhow::Result<()> {
         let mut changed = self.change(change).await?;
-        if wait {
-            self.wait(&changed.node, change != NodeChange::Drain).await?;
-            changed.to_hand_over = 0;
-            return self.say(&changed, done);
+        if !wait {
+            return self.say(&changed, |node| {
+                format!("{} fragments go elsewhere; `coe-ctl repair` shows how far that is", node.to_hand_over)
+            });
         }
-        let left = changed.to_hand_over;
-        self.say(&changed, &format!("{left} fragments go elsewhere; `coe-ctl repair` shows how far that is"))
+        for node in &mut changed {
+            self.wait(&node.node, change != NodeChange::Drain).await?;
+            node.to_hand_over = 0;
+        }
+        self.say(&changed, |_| done.into())
     }
 }
 
@@ -184,11 +183,11 @@ impl Node {
                     false => (NodeChange::Device, "a mass-storage device"),
                 };
                 let changed = args.which.change(change).await?;
-                args.which.say(&changed, what)
+                args.which.say(&changed, |_| what.into())
             }
             Self::Keep(args) => {
                 let changed = args.which.change(NodeChange::Keep).await?;
-                args.which.say(&changed, "a member like any other")
+                args.which.say(&changed, |_| "a member like any other".into())
             }
             Self::Remove(args) => {
                 let change = if args.lost { NodeChange::Lost } else { NodeChange::Remove };

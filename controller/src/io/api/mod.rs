@@ -12,7 +12,7 @@ pub use machines::{
     BootServerChange, BootServerInfo, DeployInfo, DeployRequest, HostChange, HostInfo, NewHost, Numbers,
 };
 pub use policy::{Count, Explanation, GroupInfo, LabelChange, Labelled, PolicyInfo};
-pub use repair::{Health, MoveInfo, NewMassStorage, NodeChange, NodeChanged, RepairInfo};
+pub use repair::{Health, MoveInfo, NewMassStorage, NodeChange, NodeChanged, NodesChange, RepairInfo};
 pub use restripe::{RestripeAnswer, RestripeInfo, RestripeRequest, RestripeState};
 pub use routes::{
     Api, GcRequest, ImageDetail, ImageInfo, NodeInfo, OverruleRequest, OverruleResponse, PartitionInfo, Status,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use images::manifest::ImageName;
 use images::{GroupId, NodeId};
 use protocol::message::Refusal;
@@ -180,9 +180,11 @@ pub struct Which {
     image: Option<String>,
 }
 
-/// Labels of a stash to change.
+/// Labels of stashes to change.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct LabelChange {
+    /// Their ids, or the beginnings of them.
+    pub nodes: Vec<String>,
     /// To set.
     #[serde(default)]
     pub set: BTreeMap<String, String>,
@@ -335,29 +337,29 @@ pub(super) async fn explain(State(c): Shared, Query(which): Query<Which>) -> Ans
     Ok(Json(c.explain(name, image.as_ref())?))
 }
 
-/// Say what a stash fails with
-#[utoipa::path(post, path = "/v1/nodes/{node}/labels", params(("node" = String, Path)), request_body = LabelChange,
-    responses((status = 200, body = Labelled), (status = 404)))]
-pub(super) async fn label_node(
-    State(c): Shared,
-    Path(text): Path<String>,
-    Json(ask): Json<LabelChange>,
-) -> Answer<Labelled> {
-    let node = c.node_called(&text)?;
+/// Say what stashes fail with: all of them, or none
+#[utoipa::path(post, path = "/v1/nodes/labels", request_body = LabelChange,
+    responses((status = 200, body = [Labelled]), (status = 404)))]
+pub(super) async fn label_nodes(State(c): Shared, Json(ask): Json<LabelChange>) -> Answer<Vec<Labelled>> {
+    let nodes = c.nodes_called(&ask.nodes)?;
     if let Some(bad) = ask.set.iter().flat_map(|(k, v)| [k, v]).find(|part| !is_valid_part(part)) {
         let what = format!("{bad:?} is no label: letters, digits, '.', '_' and '-', 40 of them at the most");
         return Err(Refusal::Invalid(what).into());
     }
-    tracing::info!(%node, ?ask, "labelled");
+    tracing::info!(?nodes, ?ask, "labelled");
+    let changed = nodes.clone();
     let changed = c.committer.change(move |change| {
-        change.change_labels(node, |labels: &mut Labels| {
+        let change_one = |labels: &mut Labels| {
             labels.retain(|key, _| !ask.unset.contains(key));
             labels.extend(ask.set.clone());
-        })
+        };
+        changed.iter().try_for_each(|node| change.change_labels(*node, change_one))
     });
     changed.await.map_err(catalog_refusal)?;
     c.look_at_labels()?;
     c.repairs.wake.notify_one();
-    let labels = c.catalog.labels().map_err(catalog_refusal)?.remove(&node).unwrap_or_default();
-    Ok(Json(Labelled { node: node.to_string(), labels }))
+    let all = c.catalog.labels().map_err(catalog_refusal)?;
+    let labelled =
+        |node: &NodeId| Labelled { node: node.to_string(), labels: all.get(node).cloned().unwrap_or_default() };
+    Ok(Json(nodes.iter().map(labelled).collect()))
 }

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use images::{GroupId, NodeId};
 use protocol::message::Refusal;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::routes::{Answer, Shared};
+use crate::catalog::{CatalogError, Change};
 use crate::io::controller::{Controller, catalog_refusal};
 use crate::io::unix_s;
 use crate::repair::{Weak, Why, is_durable, weaknesses};
@@ -101,6 +102,15 @@ pub enum NodeChange {
     NoDevice,
 }
 
+/// What is to become of stashes.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct NodesChange {
+    /// Their ids, or the beginnings of them.
+    pub nodes: Vec<String>,
+    /// What.
+    pub change: NodeChange,
+}
+
 /// What it holds.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct NodeChanged {
@@ -184,6 +194,13 @@ impl Controller {
             (None, _) => Err(Refusal::NotFound(format!("stash {text}"))),
         }
     }
+
+    pub(super) fn nodes_called(&self, texts: &[String]) -> Result<Vec<NodeId>, Refusal> {
+        if texts.is_empty() {
+            return Err(Refusal::Invalid("name a stash".into()));
+        }
+        texts.iter().map(|text| self.node_called(text)).collect()
+    }
 }
 
 /// What repair is at
@@ -241,42 +258,42 @@ pub(super) async fn take_mass_storage(State(c): Shared) -> Answer<NewMassStorage
     Ok(Json(NewMassStorage { copies: c.take_new_mass_storage().await? }))
 }
 
-/// Send a stash away, or keep it
-#[utoipa::path(post, path = "/v1/nodes/{node}", params(("node" = String, Path)), request_body = NodeChange,
-    responses((status = 200, body = NodeChanged), (status = 404)))]
-pub(super) async fn change_node(
-    State(c): Shared,
-    Path(text): Path<String>,
-    Json(ask): Json<NodeChange>,
-) -> Answer<NodeChanged> {
-    let node = c.node_called(&text)?;
-    if ask == NodeChange::Lost && c.fleet.is_heard(node) {
+/// Send stashes away, or keep them: all of them, or none
+#[utoipa::path(post, path = "/v1/nodes", request_body = NodesChange,
+    responses((status = 200, body = [NodeChanged]), (status = 404)))]
+pub(super) async fn change_nodes(State(c): Shared, Json(ask): Json<NodesChange>) -> Answer<Vec<NodeChanged>> {
+    let (nodes, ask) = (c.nodes_called(&ask.nodes)?, ask.change);
+    if let Some(node) = nodes.iter().find(|node| ask == NodeChange::Lost && c.fleet.is_heard(**node)) {
         return Err(Refusal::Invalid(format!(
             "stash {node} is there, so nothing of it is lost: `coe-ctl node remove` moves what it holds first"
         ))
         .into());
     }
-    let change = c.committer.change(move |change| {
-        if let NodeChange::Device | NodeChange::NoDevice = ask {
-            return change.set_device(node, ask == NodeChange::Device);
-        }
-        let changed = change.change_standing(node, |standing| match ask {
-            NodeChange::Device | NodeChange::NoDevice => {}
-            NodeChange::Drain => standing.draining = true,
-            NodeChange::Keep => {
-                (standing.draining, standing.leaving, standing.removed) = (false, false, false);
-                (standing.lost, standing.distrusted) = (false, false);
-            }
-            NodeChange::Remove => standing.removed = true,
-            NodeChange::Lost => (standing.removed, standing.lost) = (true, true),
-        });
-        changed.map(drop)
-    });
+    let changed = nodes.clone();
+    let change = c.committer.change(move |change| changed.iter().try_for_each(|node| change_one(change, *node, ask)));
     change.await.map_err(catalog_refusal)?;
-    tracing::info!(%node, ?ask, "an admin said");
+    tracing::info!(?nodes, ?ask, "an admin said");
     c.look_at_labels()?;
     c.repairs.wake.notify_one();
-    Ok(Json(NodeChanged { node: node.to_string(), to_hand_over: c.to_hand_over(node)? }))
+    let changed = |node: NodeId| Ok(NodeChanged { node: node.to_string(), to_hand_over: c.to_hand_over(node)? });
+    Ok(Json(nodes.into_iter().map(changed).collect::<Result<_, Refusal>>()?))
+}
+
+fn change_one(change: &Change<'_>, node: NodeId, ask: NodeChange) -> Result<(), CatalogError> {
+    if let NodeChange::Device | NodeChange::NoDevice = ask {
+        return change.set_device(node, ask == NodeChange::Device);
+    }
+    let changed = change.change_standing(node, |standing| match ask {
+        NodeChange::Device | NodeChange::NoDevice => {}
+        NodeChange::Drain => standing.draining = true,
+        NodeChange::Keep => {
+            (standing.draining, standing.leaving, standing.removed) = (false, false, false);
+            (standing.lost, standing.distrusted) = (false, false);
+        }
+        NodeChange::Remove => standing.removed = true,
+        NodeChange::Lost => (standing.removed, standing.lost) = (true, true),
+    });
+    changed.map(drop)
 }
 
 #[cfg(test)]

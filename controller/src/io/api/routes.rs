@@ -59,14 +59,14 @@ use crate::io::verify::{Problem, Verification};
         machines::retry,
         repair::get_repair,
         repair::take_mass_storage,
-        repair::change_node,
+        repair::change_nodes,
         restripe::list_restripes,
         restripe::restripe,
         policy::list_policies,
         policy::change_policy,
         policy::clear_policy,
         policy::explain,
-        policy::label_node
+        policy::label_nodes
     ),
     components(schemas(Problem))
 )]
@@ -328,9 +328,8 @@ pub(super) type Shared = State<Arc<Controller>>;
 pub(super) fn router(controller: Arc<Controller>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
-        .route("/v1/nodes", get(nodes))
-        .route("/v1/nodes/{node}", post(repair::change_node))
-        .route("/v1/nodes/{node}/labels", post(policy::label_node))
+        .route("/v1/nodes", get(nodes).post(repair::change_nodes))
+        .route("/v1/nodes/labels", post(policy::label_nodes))
         .route("/v1/repair", get(repair::get_repair))
         .route("/v1/restripe", get(restripe::list_restripes).post(restripe::restripe))
         .route("/v1/mass-storage", post(repair::take_mass_storage))
