@@ -327,18 +327,17 @@ pub fn groups_wanted(stashes: usize, members: usize) -> usize {
     (stashes * 2).div_ceil(members.max(1)).max(1)
 }
 
-/// The group to use next: the one with the fewest segments among those whose members can all take a piece, and that are as they should be.
+/// Groups whose members can all take a piece, those with the fewest segments first.
 #[must_use]
 pub fn least_used<'a, G: Copy + Ord>(
     groups: impl Iterator<Item = (G, &'a [NodeId], u64)>,
     usable: &BTreeMap<NodeId, u64>,
     piece_len: u64,
-    is_good: impl Fn(&[NodeId]) -> bool,
-) -> Option<G> {
-    let mut groups: Vec<_> = groups.collect();
+) -> Vec<(G, &'a [NodeId])> {
+    let has_room = |member: &NodeId| usable.get(member).is_some_and(|&free| free > piece_len);
+    let mut groups: Vec<_> = groups.filter(|(_, members, _)| members.iter().all(has_room)).collect();
     groups.sort_unstable_by_key(|&(id, _, segments)| (segments, id));
-    let have_room = |members: &[NodeId]| members.iter().all(|m| usable.get(m).is_some_and(|&free| free > piece_len));
-    groups.into_iter().find(|(_, members, _)| have_room(members) && is_good(members)).map(|(id, _, _)| id)
+    groups.into_iter().map(|(id, members, _)| (id, members)).collect()
 }
 
 #[cfg(test)]

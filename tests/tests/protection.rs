@@ -87,14 +87,21 @@ fn a_day_of_twelve_stashes_in_three_racks() {
     t.fleet.wait_until_up(12).unwrap();
 
     // A disk is gone. Its pieces are made anew, and no rack gets too many.
+    let image = t.file("large");
+    fs::write(&image, sample::noise(3, 10 * LEN)).unwrap();
+    t.fleet.publish(&image, &["--name", "large"]).unwrap();
     kill_and_wait(&mut t, &[4]);
     let id = t.fleet.stashes[4].node.clone();
-    t.fleet.ctl(&["policy", "set", "--limit", "1MB"]).unwrap();
+    t.fleet.ctl(&["policy", "set", "--limit", "10MB"]).unwrap();
     t.fleet.ctl(&["node", "remove", &id, "--lost"]).unwrap();
     // While that takes its time, `status` says what is at risk, what is done about it, and how long it takes.
-    assert!(health(&t)["missing"].as_u64() > Some(0) && health(&t)["spare"] == 2, "{}", health(&t));
-    wait_for("it to be said how long it takes", || health(&t)["eta_s"].is_u64()).unwrap();
-    assert!(health(&t)["moves"].as_u64() > Some(0) && health(&t)["stuck"] == 0, "{}", health(&t));
+    let at_risk = health(&t);
+    assert!(at_risk["missing"].as_u64() > Some(0) && at_risk["spare"] == 2 && at_risk["stuck"] == 0, "{at_risk}");
+    wait_for("it to be said how long it takes", || {
+        let health = health(&t);
+        health["moves"].as_u64() > Some(0) && health["eta_s"].as_u64() > Some(0)
+    })
+    .unwrap_or_else(|e| panic!("{e}: {}", health(&t)));
     t.fleet.ctl(&["policy", "set", "--limit", "0"]).unwrap();
     wait_until_green(&t);
     assert_eq!(health(&t)["spare"], 3);
@@ -279,6 +286,12 @@ fn mass_storage_devices_keep_parity_or_data() {
     // Data on two devices, parity on clients: either device may fail.
     t.fleet.add_stash("1GiB").unwrap();
     t.fleet.wait_until_up(7).unwrap();
+    // All that are named, or none.
+    let (empty, full) = (t.fleet.stashes[7].node.clone(), t.fleet.stashes[0].node.clone());
+    t.fleet.ctl(&["node", "device", &empty, &full]).unwrap_err();
+    let nodes = t.fleet.ctl(&["nodes"]).unwrap();
+    let class = nodes.as_array().unwrap().iter().find(|node| node["node"] == empty.as_str()).unwrap()["class"].clone();
+    assert_eq!(class, "new");
     be_device(&t, 7);
     let explained = set(&t, "parity-on-clients", "1");
     assert_eq!((&explained["geometry"], &explained["unmet"]), (&"8+4".into(), &Value::Array(vec![])), "{explained}");

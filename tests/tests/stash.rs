@@ -128,11 +128,13 @@ fn nobody_else_on_the_machine_gets_at_it() {
     let pid = t.fleet.pids().last().unwrap().to_string();
     let link = t.file("link").to_str().unwrap().to_string();
     let (file, folder) = (path(".stash"), stash.to_str().unwrap().to_string());
-    let tries: [(&str, Vec<&str>); 6] = [
+    let into = format!("of={file}");
+    let tries: [(&str, Vec<&str>); 7] = [
         ("/bin/ls", vec![&folder]),
         ("/bin/cat", vec![&file]),
         ("/bin/ln", vec![&file, &link]),
         ("/usr/bin/truncate", vec!["-s", "0", &file]),
+        ("/bin/dd", vec!["if=/dev/zero", &into, "conv=notrunc", "count=1"]),
         ("/bin/kill", vec!["-STOP", &pid]),
         ("/bin/rm", vec!["-rf", &folder]),
     ];

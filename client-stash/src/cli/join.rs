@@ -109,8 +109,8 @@ impl Join {
             }
             if is_open {
                 println!(
-                    "note: this file system lets others on this machine open the stash file, whatever the stash says. What is in it is encrypted; \
-                     a mount with file_mode=0600 (SMB) or umask=0077 (FAT, exFAT, NTFS) keeps them out"
+                    "note: this file system does not keep others on this machine from the stash file, unless a folder above it does. What is in it is \
+                     encrypted; a mount with file_mode=0600 (SMB) or umask=0077 (FAT, exFAT, NTFS) keeps them out"
                 );
             }
             if left < min_free {

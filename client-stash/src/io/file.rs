@@ -46,16 +46,21 @@ impl FileStorage {
         if first.is_err() && reads.any(|read| read.is_ok()) { Ok(()) } else { first }
     }
 
-    /// Whether a new file has its space. Some file systems say how long a file is, and let it be empty; SMB says besides that it is not.
+    /// Whether a new file has its space. Some file systems cannot reserve any, and make up how many blocks a file has (sshfs); others reserve
+    /// nothing and say that they did, and their blocks tell (SMB).
     #[must_use]
     pub fn is_reserved(path: &Path) -> bool {
-        std::fs::metadata(path).is_ok_and(|about| about.blocks() * 512 >= about.len() / 2)
+        let file = OpenOptions::new().write(true).open(path);
+        // What is there already is reserved once more, which changes nothing.
+        let can = file.is_ok_and(|file| fallocate(&file, FallocateFlags::empty(), 0, SLOT_LEN).is_ok());
+        // All or almost nothing of it: no need to know how a file system counts its own blocks.
+        can && std::fs::metadata(path).is_ok_and(|about| about.blocks() * 512 >= about.len() / 2)
     }
 
-    /// Whether others on this machine may open a file: not every file system keeps who may.
+    /// Whether others on this machine may open a file, as far as its own mode says: not every file system keeps that.
     #[must_use]
     pub fn is_open_to_others(path: &Path) -> bool {
-        std::fs::metadata(path).is_ok_and(|about| about.mode() & 0o077 != 0)
+        std::fs::metadata(path).is_ok_and(|about| about.mode() & 0o066 != 0)
     }
 
     /// Whether this is the file that lies there.

@@ -92,7 +92,9 @@ impl Change<'_> {
             return Ok(());
         }
         if labels.len() > LABELS_MAX {
-            return Err(CatalogError::Conflict(format!("a stash has {LABELS_MAX} labels at the most")));
+            return Err(CatalogError::Conflict(format!(
+                "a stash has {LABELS_MAX} labels at the most, and {node} would have more"
+            )));
         }
         if labels.is_empty() {
             table.remove(node.0)?;

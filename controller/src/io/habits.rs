@@ -118,17 +118,12 @@ impl Controller {
         Ok(self.common_policy()?.window.is_none_or(|(from, to)| is_between(minute, from, to)))
     }
 
-    /// Stashes that may take pieces, by what they behave like.
-    ///
-    /// # Errors
-    /// The catalog's.
-    pub fn classes(&self) -> Result<BTreeMap<Class, usize>, Refusal> {
+    /// What these behave like.
+    pub(super) fn classes_of<'a>(&self, stashes: impl Iterator<Item = &'a NodeId>) -> BTreeMap<Class, usize> {
         let habits = self.habits.attendance();
         let mut classes = BTreeMap::new();
-        for node in self.takers()?.keys() {
-            *classes.entry(habits.class(*node)).or_default() += 1;
-        }
-        Ok(classes)
+        stashes.for_each(|node| *classes.entry(habits.class(*node)).or_default() += 1);
+        classes
     }
 
     /// The geometry of new segments.
@@ -138,8 +133,9 @@ impl Controller {
     pub fn choose_geometry(&self, goal: &Goal) -> Result<Option<Choice>, Refusal> {
         let habits = self.habits.attendance();
         let (clients, devices) = self.takers_by_kind()?;
+        let (classes, devices) = (self.classes_of(clients.keys()), devices.len());
         let kinds = self.habits.domains().kinds(clients.into_keys());
-        Ok(choose(&Fleet { classes: self.classes()?, kinds, habits: Some(&habits), devices: devices.len() }, goal))
+        Ok(choose(&Fleet { classes, kinds, habits: Some(&habits), devices }, goal))
     }
 
     /// Members of a group that should be up in the busy hours. `readable`, in hundredths of a percent, is what its images want if that is more
@@ -149,7 +145,8 @@ impl Controller {
     /// The catalog's.
     pub fn steady_members(&self, geometry: Geometry, layout: Layout, readable: Option<u16>) -> Result<usize, Refusal> {
         let habits = self.habits.attendance();
-        let fleet = Fleet { classes: self.classes()?, habits: Some(&habits), ..Fleet::default() };
+        let classes = self.classes_of(self.takers()?.keys());
+        let fleet = Fleet { classes, habits: Some(&habits), ..Fleet::default() };
         let all = self.goal_for("")?;
         let readable = readable.map(share).or(all.readable);
         Ok(geometry::steady(&fleet, &Goal { layout, readable, ..all }, geometry))

@@ -72,7 +72,6 @@ impl Controller {
         let (habits, domains) = (self.habits.attendance(), self.habits.domains());
         let on_clients = layout.on_clients(geometry);
         let steady = steady.min(on_clients);
-        let wanted_groups = groups_wanted(up.len(), on_clients);
         let usable: BTreeMap<NodeId, u64> = up.iter().chain(&devices).map(|(node, free)| (*node, *free)).collect();
         let is_strong = |members: &[NodeId]| {
             let is_crowded = || domains.crowded(domains.count(members.iter().copied()), geometry).next().is_some();
@@ -81,12 +80,13 @@ impl Controller {
                 && members.iter().filter(is_steady).count() >= steady
                 && !is_crowded()
         };
-        let least_used =
-            |is_good: &dyn Fn(&[NodeId]) -> bool| least_used(fitting.iter().copied(), &usable, piece_len, is_good);
-        let group = (fitting.len() >= wanted_groups).then(|| least_used(&is_strong)).flatten();
+        let (count, wanted_groups) = (fitting.len(), groups_wanted(up.len(), on_clients));
+        let may_be_used =
+            if count < wanted_groups { Vec::new() } else { least_used(fitting.into_iter(), &usable, piece_len) };
+        let strong = may_be_used.iter().find(|(_, members)| is_strong(members));
         // If none of those that are there is as it should be, there may be some more; but not without end.
-        let is_enough = fitting.len() >= 2 * wanted_groups;
-        let group = group.or_else(|| is_enough.then(|| least_used(&|_| true)).flatten());
+        let any = || may_be_used.first().filter(|_| count >= 2 * wanted_groups);
+        let group = strong.or_else(any);
         let mut loads: BTreeMap<NodeId, u32> = BTreeMap::new();
         for member in groups.values().flat_map(|g| &g.members) {
             *loads.entry(*member).or_default() += 1;
@@ -107,7 +107,7 @@ impl Controller {
         devices.sort_by_key(|(node, free)| (badly_reached.contains(node), std::cmp::Reverse(*free)));
         let devices: Vec<NodeId> = devices.into_iter().map(|(node, _)| node).collect();
         let first = match group {
-            Some(id) => Some(groups[&id].members.clone()),
+            Some((_, members)) => Some(members.to_vec()),
             None => protection.members(&ranked, &devices),
         };
         let first = first.ok_or_else(|| too_few(protection, ranked.len()))?;

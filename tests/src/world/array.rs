@@ -261,7 +261,7 @@ impl World {
         let fitting = || groups.iter().filter(|(_, g)| self.protection.fits(g.geometry, &g.members, &devices));
         let known = fitting().count() >= groups_wanted(clients.len(), on_clients);
         let fitting_now = fitting().map(|(id, g)| (*id, g.members.as_slice(), g.segments));
-        let group = least_used(fitting_now, &usable, piece_len, |_| true);
+        let group = least_used(fitting_now, &usable, piece_len).first().map(|(id, _)| *id);
         let candidates = clients.iter().map(|(node, free)| Candidate {
             node: *node,
             free: *free,

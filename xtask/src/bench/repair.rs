@@ -1,6 +1,7 @@
 //! `cargo xtask bench repair`: bytes that repair moves against the bytes that were lost, its speed, and what an installation that runs
 //! meanwhile loses.
 
+use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 
@@ -67,7 +68,8 @@ impl Repair {
             ("three are lost at the same time", 3, true),
         ] {
             let (fetched, kept) = bytes(&fleet)?;
-            let (start, least) = take_away(&mut fleet, next..next + count, lost)?;
+            let least = if lost { lose(&mut fleet, next..next + count).and_then(|()| least(&fleet))? } else { 1.0 };
+            let start = send_away(&fleet, next..next + count, lost)?;
             next += count;
             wait_until_repaired(&fleet)?;
             let took = start.elapsed().as_secs_f64();
@@ -92,10 +94,9 @@ impl Repair {
             fleet.wait_until_up(fleet.running())?;
             wait_until_repaired(fleet)?;
             // Both times one stash is away: what that costs is not repair's.
-            fleet.kill_stash(first + round);
-            fleet.wait_until_up(fleet.running())?;
+            lose(fleet, first + round..first + round + 1)?;
             alone.push(install(fleet, target, len)?);
-            let (start, _) = take_away(fleet, first + round..first + round + 1, true)?;
+            let start = send_away(fleet, first + round..first + round + 1, true)?;
             wait_for("repair to begin", || fleet.ctl(&["repair"]).is_ok_and(|r| r["health"]["moves"] != 0))?;
             beside.push(install(fleet, target, len)?);
             let was_beside = fleet.ctl(&["repair"])?["health"]["moves"] != 0;
@@ -119,7 +120,8 @@ impl Repair {
     }
 }
 
-/// Bytes that must travel for each that is lost with stashes that are not up, as the groups lie: k + r − 1 pieces for r.
+/// Bytes that must travel for each that is lost with stashes that are not up, as the groups lie: k + r − 1 pieces for r. Pages of manifests
+/// are copies, and small: they are left out.
 fn least(fleet: &Fleet) -> anyhow::Result<f64> {
     let explained = fleet.ctl(&["explain", "noise:1"])?;
     let (mut moved, mut lost) = (0.0, 0.0);
@@ -128,31 +130,30 @@ fn least(fleet: &Fleet) -> anyhow::Result<f64> {
         let (data, parity): (f64, f64) = (data.parse()?, parity.parse()?);
         let number = |what: &str| group[what].as_f64().context("a number");
         let gone = data + parity - number("online")?;
-        // Pages of the manifest are copies, and small.
         if gone > 0.0 && data > 1.0 {
             let bytes = number("segments")? / data;
             moved += (data + gone - 1.0) * bytes;
             lost += gone * bytes;
         }
     }
+    ensure!(lost > 0.0, "nothing was lost");
     Ok(moved / lost)
 }
 
-/// Send stashes away, or lose them. Answers when that began, and how many bytes must travel for each that they held.
-fn take_away(fleet: &mut Fleet, stashes: std::ops::Range<usize>, lost: bool) -> anyhow::Result<(Instant, f64)> {
-    let nodes: Vec<String> = stashes.clone().map(|i| fleet.stashes[i].node.clone()).collect();
-    let mut least_possible = 1.0;
-    if lost {
-        stashes.for_each(|i| fleet.kill_stash(i));
-        fleet.wait_until_up(fleet.running())?;
-        least_possible = least(fleet)?;
-    }
+/// Kill stashes, and wait until that is noticed.
+fn lose(fleet: &mut Fleet, stashes: Range<usize>) -> anyhow::Result<()> {
+    stashes.for_each(|i| fleet.kill_stash(i));
+    fleet.wait_until_up(fleet.running())
+}
+
+/// Say that they go, or are lost. Answers when.
+fn send_away(fleet: &Fleet, stashes: Range<usize>, lost: bool) -> anyhow::Result<Instant> {
     let start = Instant::now();
     let mut remove = vec!["node", "remove"];
-    remove.extend(nodes.iter().map(String::as_str));
+    remove.extend(stashes.map(|i| fleet.stashes[i].node.as_str()));
     remove.extend(lost.then_some("--lost"));
     fleet.ctl(&remove)?;
-    Ok((start, least_possible))
+    Ok(start)
 }
 
 fn wait_until_repaired(fleet: &Fleet) -> anyhow::Result<()> {

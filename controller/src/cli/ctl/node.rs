@@ -122,27 +122,30 @@ impl Which {
         Client::new(&self.common)?.post("/v1/nodes", &NodesChange { nodes: self.nodes.clone(), change }).await
     }
 
-    /// Wait until it holds nothing; or, if it `goes`, until it is no member any more.
-    async fn wait(&self, node: &str, goes: bool) -> anyhow::Result<()> {
+    /// Wait until they hold nothing; or, if they `go`, until they are no members any more.
+    async fn wait(&self, changed: &[NodeChanged], go: bool) -> anyhow::Result<()> {
         let client = Client::new(&self.common)?;
-        let spinner = table::spinner("moving what it holds");
+        let spinner = table::spinner("moving what they hold");
         loop {
             let nodes: Vec<NodeInfo> = client.get("/v1/nodes").await?;
-            match nodes.into_iter().find(|n| n.node == node) {
-                Some(info) if goes || info.to_hand_over > 0 => {
-                    spinner.set_message(format!("{} fragments to go", info.to_hand_over));
-                }
-                _ => {
-                    spinner.finish_and_clear();
-                    return Ok(());
-                }
-            }
-            let repair: RepairInfo = client.get("/v1/repair").await?;
-            let (of_it, mut others) = (repair.moves.iter().filter(|m| m.from == node), repair.moves.iter());
-            let stuck = of_it.clone().find(|m| m.to.is_none());
-            if let Some(stuck) = stuck.filter(|_| !others.any(|m| m.from == node && m.to.is_some())) {
+            let is_left = |info: &&NodeInfo| go || info.to_hand_over > 0;
+            let is_named = |info: &&NodeInfo| changed.iter().any(|node| node.node == info.node);
+            let left: Vec<&NodeInfo> = nodes.iter().filter(is_named).filter(is_left).collect();
+            if left.is_empty() {
                 spinner.finish_and_clear();
-                anyhow::bail!("{node} cannot be replaced: {}", stuck.problem.as_deref().unwrap_or("nobody is there"));
+                return Ok(());
+            }
+            let fragments: u64 = left.iter().map(|info| info.to_hand_over).sum();
+            spinner.set_message(format!("{} of {} stashes, {fragments} fragments to go", left.len(), changed.len()));
+            let repair: RepairInfo = client.get("/v1/repair").await?;
+            for info in left {
+                let mut of_it = repair.moves.iter().filter(|m| m.from == info.node);
+                let stuck = of_it.clone().find(|m| m.to.is_none());
+                if let Some(stuck) = stuck.filter(|_| !of_it.any(|m| m.to.is_some())) {
+                    spinner.finish_and_clear();
+                    let why = stuck.problem.as_deref().unwrap_or("nobody is there");
+                    anyhow::bail!("{} cannot be replaced: {why}", info.node);
+                }
             }
             tokio::time::sleep(std::time::Duration::from_millis(500)).await;
         }
@@ -164,10 +167,8 @@ impl Which {
                 format!("{} fragments go elsewhere; `coe-ctl repair` shows how far that is", node.to_hand_over)
             });
         }
-        for node in &mut changed {
-            self.wait(&node.node, change != NodeChange::Drain).await?;
-            node.to_hand_over = 0;
-        }
+        self.wait(&changed, change != NodeChange::Drain).await?;
+        changed.iter_mut().for_each(|node| node.to_hand_over = 0);
         self.say(&changed, |_| done.into())
     }
 }

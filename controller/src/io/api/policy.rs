@@ -218,7 +218,11 @@ impl Controller {
         let count = |(what, count): (String, usize)| Count { what, count: count as u64 };
         Ok(Explanation {
             policy: PolicyInfo::of(name, &record),
-            stashes: self.classes()?.into_iter().map(|(class, n)| count((class.to_string(), n))).collect(),
+            stashes: self
+                .classes_of(self.takers()?.keys())
+                .into_iter()
+                .map(|(class, n)| count((class.to_string(), n)))
+                .collect(),
             busy_hours: self.habits.attendance().busy_hours() as u64,
             domains: kinds.into_iter().map(|(name, kind)| count((name, kind.sizes.len()))).collect(),
             geometry: choice.as_ref().map(|choice| choice.geometry.to_string()),
@@ -339,23 +343,23 @@ pub(super) async fn explain(State(c): Shared, Query(which): Query<Which>) -> Ans
 
 /// Say what stashes fail with: all of them, or none
 #[utoipa::path(post, path = "/v1/nodes/labels", request_body = LabelChange,
-    responses((status = 200, body = [Labelled]), (status = 404)))]
+    responses((status = 200, body = [Labelled]), (status = 400), (status = 404)))]
 pub(super) async fn label_nodes(State(c): Shared, Json(ask): Json<LabelChange>) -> Answer<Vec<Labelled>> {
     let nodes = c.nodes_called(&ask.nodes)?;
     if let Some(bad) = ask.set.iter().flat_map(|(k, v)| [k, v]).find(|part| !is_valid_part(part)) {
         let what = format!("{bad:?} is no label: letters, digits, '.', '_' and '-', 40 of them at the most");
         return Err(Refusal::Invalid(what).into());
     }
-    tracing::info!(?nodes, ?ask, "labelled");
-    let changed = nodes.clone();
-    let changed = c.committer.change(move |change| {
+    nodes.iter().for_each(|node| tracing::info!(%node, set = ?ask.set, unset = ?ask.unset, "labelled"));
+    let of_these = nodes.clone();
+    let all = c.committer.change(move |change| {
         let change_one = |labels: &mut Labels| {
             labels.retain(|key, _| !ask.unset.contains(key));
             labels.extend(ask.set.clone());
         };
-        changed.iter().try_for_each(|node| change.change_labels(*node, change_one))
+        of_these.iter().try_for_each(|node| change.change_labels(*node, change_one))
     });
-    changed.await.map_err(catalog_refusal)?;
+    all.await.map_err(catalog_refusal)?;
     c.look_at_labels()?;
     c.repairs.wake.notify_one();
     let all = c.catalog.labels().map_err(catalog_refusal)?;

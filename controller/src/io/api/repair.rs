@@ -185,21 +185,26 @@ impl Controller {
         Ok(health)
     }
 
-    pub(super) fn node_called(&self, text: &str) -> Result<NodeId, Refusal> {
-        let all = self.catalog.nodes().map_err(catalog_refusal)?;
-        let mut meant = all.into_iter().filter(|(node, _)| !text.is_empty() && node.to_string().starts_with(text));
-        match (meant.next(), meant.next()) {
-            (Some((node, _)), None) => Ok(node),
-            (Some(_), Some(_)) => Err(Refusal::Invalid(format!("{text} is more than one stash: give more of its id"))),
-            (None, _) => Err(Refusal::NotFound(format!("stash {text}"))),
-        }
-    }
-
+    /// The stashes whose ids begin so, each once.
     pub(super) fn nodes_called(&self, texts: &[String]) -> Result<Vec<NodeId>, Refusal> {
         if texts.is_empty() {
             return Err(Refusal::Invalid("name a stash".into()));
         }
-        texts.iter().map(|text| self.node_called(text)).collect()
+        let nodes = self.catalog.nodes().map_err(catalog_refusal)?;
+        let all: BTreeMap<String, NodeId> = nodes.into_iter().map(|(node, _)| (node.to_string(), node)).collect();
+        let mut called = Vec::new();
+        for text in texts {
+            let mut meant = all.range(text.clone()..).take_while(|(id, _)| !text.is_empty() && id.starts_with(text));
+            match (meant.next(), meant.next()) {
+                (Some((_, node)), None) if called.contains(node) => {}
+                (Some((_, node)), None) => called.push(*node),
+                (Some(_), Some(_)) => {
+                    return Err(Refusal::Invalid(format!("{text} is more than one stash: give more of its id")));
+                }
+                (None, _) => return Err(Refusal::NotFound(format!("stash {text}"))),
+            }
+        }
+        Ok(called)
     }
 }
 
@@ -260,30 +265,31 @@ pub(super) async fn take_mass_storage(State(c): Shared) -> Answer<NewMassStorage
 
 /// Send stashes away, or keep them: all of them, or none
 #[utoipa::path(post, path = "/v1/nodes", request_body = NodesChange,
-    responses((status = 200, body = [NodeChanged]), (status = 404)))]
+    responses((status = 200, body = [NodeChanged]), (status = 400), (status = 404)))]
 pub(super) async fn change_nodes(State(c): Shared, Json(ask): Json<NodesChange>) -> Answer<Vec<NodeChanged>> {
-    let (nodes, ask) = (c.nodes_called(&ask.nodes)?, ask.change);
-    if let Some(node) = nodes.iter().find(|node| ask == NodeChange::Lost && c.fleet.is_heard(**node)) {
+    let (nodes, what) = (c.nodes_called(&ask.nodes)?, ask.change);
+    if let Some(node) = nodes.iter().find(|node| what == NodeChange::Lost && c.fleet.is_heard(**node)) {
         return Err(Refusal::Invalid(format!(
             "stash {node} is there, so nothing of it is lost: `coe-ctl node remove` moves what it holds first"
         ))
         .into());
     }
-    let changed = nodes.clone();
-    let change = c.committer.change(move |change| changed.iter().try_for_each(|node| change_one(change, *node, ask)));
-    change.await.map_err(catalog_refusal)?;
-    tracing::info!(?nodes, ?ask, "an admin said");
+    let of_these = nodes.clone();
+    let all = c.committer.change(move |change| of_these.iter().try_for_each(|node| change_one(change, *node, what)));
+    all.await.map_err(catalog_refusal)?;
+    nodes.iter().for_each(|node| tracing::info!(%node, ?what, "an admin said"));
     c.look_at_labels()?;
     c.repairs.wake.notify_one();
-    let changed = |node: NodeId| Ok(NodeChanged { node: node.to_string(), to_hand_over: c.to_hand_over(node)? });
-    Ok(Json(nodes.into_iter().map(changed).collect::<Result<_, Refusal>>()?))
+    let held = c.catalog.folds().map_err(catalog_refusal)?;
+    let left = |node: &NodeId| held.get(node).map_or(0, |(count, _)| *count);
+    Ok(Json(nodes.iter().map(|node| NodeChanged { node: node.to_string(), to_hand_over: left(node) }).collect()))
 }
 
-fn change_one(change: &Change<'_>, node: NodeId, ask: NodeChange) -> Result<(), CatalogError> {
-    if let NodeChange::Device | NodeChange::NoDevice = ask {
-        return change.set_device(node, ask == NodeChange::Device);
+fn change_one(change: &Change<'_>, node: NodeId, what: NodeChange) -> Result<(), CatalogError> {
+    if let NodeChange::Device | NodeChange::NoDevice = what {
+        return change.set_device(node, what == NodeChange::Device);
     }
-    let changed = change.change_standing(node, |standing| match ask {
+    let changed = change.change_standing(node, |standing| match what {
         NodeChange::Device | NodeChange::NoDevice => {}
         NodeChange::Drain => standing.draining = true,
         NodeChange::Keep => {

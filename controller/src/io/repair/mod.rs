@@ -514,8 +514,8 @@ impl Controller {
         Ok(self.fleet.up().into_keys().filter(counts).collect())
     }
 
-    /// Carry on moves: of groups that can lose the fewest pieces first, then those that were not tried for longest. What did not go well keeps
-    /// nobody waiting.
+    /// Carry on moves: of groups, as they were when this pass began, that can lose the fewest pieces first, then those that were not tried for
+    /// longest. What did not go well keeps nobody waiting.
     fn start_moves(
         self: &Arc<Self>,
         slots: &Arc<Semaphore>,

@@ -272,8 +272,8 @@ impl Controller {
         let there = self.there()?;
         let pieces = made_along(seat, &task.record, &under_way, |node| there.contains(&node));
         // What it makes for others is theirs, who copy it.
-        let is_own = |piece: &&u8| under_way.get(&(seat.0, **piece)).is_some_and(|made| made.to == to);
-        let own = pieces.iter().filter(is_own).count() as u64;
+        let stays = |piece: &&u8| under_way.get(&(seat.0, **piece)).is_some_and(|made| made.to == to);
+        let kept = pieces.iter().filter(stays).count() as u64;
         let group = self.catalog.group(seat.0).map_err(catalog_refusal)?;
         let group = group.ok_or_else(|| Trouble::Other("its group is gone".into()))?;
         let from = [task.record.via, Some(task.record.from)].into_iter().flatten().find(|node| there.contains(node));
@@ -304,7 +304,7 @@ impl Controller {
             match outcome {
                 Rebuilt::Here { fetched } => {
                     let piece_len = group.geometry.piece_len(record.sealed_len as usize) as u64;
-                    self.repairs.count(fetched, piece_len * own);
+                    self.repairs.count(fetched, piece_len * kept);
                     taken += if fetched > 0 { piece_len * pieces.len() as u64 } else { 0 };
                     let mut progress = lock(&task.progress);
                     progress.has.insert(*id);
