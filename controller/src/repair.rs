@@ -74,6 +74,8 @@ pub struct Whole {
     pub weight: u64,
     /// Members, mass-storage devices apart, that should be up in the busy hours.
     pub steady: usize,
+    /// Whether mass storage has a copy of all of it, so that it can be made anew from less than k pieces.
+    pub is_copied: bool,
 }
 
 /// Why a member is replaced.
@@ -319,8 +321,9 @@ impl Planner<'_> {
             if missing.len() >= due.min(group.geometry.parity().saturating_sub(1).max(1)) || missing.iter().any(is_said)
             {
                 // What cannot be made anew must not keep what can be waiting.
+                let last = if group.is_copied { 0 } else { usize::MAX };
                 let margin = (group.members.len() - missing.len()).checked_sub(group.geometry.data());
-                lost.push((margin.unwrap_or(usize::MAX), missing));
+                lost.push((margin.unwrap_or(last), missing));
             } else {
                 self.plan.put_off += missing.len();
             }

@@ -242,6 +242,7 @@ impl Run<'_> {
                 bytes: self.model.piece_bytes(),
                 weight: self.model.piece_bytes(),
                 steady: self.steady,
+                is_copied: false,
             };
             self.groups.insert(GroupId(number), whole);
         }

@@ -173,6 +173,8 @@ fn what_cannot_be_kept_is_said() {
         (&["policy", "set", "--survive", "17"], "at most 16"),
         (&["policy", "set", "--limit", "50"], "1MB"),
         (&["policy", "clear", "--image", "exam:1"], "without a tag"),
+        (&["policy", "clear", "--image", "nobody"], "a policy of images called nobody"),
+        (&["policy", "set", "--readable", "nan"], "want a percentage"),
         (&["policy", "set", "--image", "exam", "--window", "20:00-06:00"], "all images"),
         (&["policy", "set", "--window", "20-6"], "20:00-06:00"),
         (&["policy", "set", "--image", "exam:1", "--survive", "1"], "without a tag"),
@@ -201,6 +203,7 @@ fn each_layout_survives_what_it_promises() {
             g["online"].as_u64() >= Some(k)
         };
         kill_and_wait(&mut t, &[0, 1]);
+        assert_eq!(health(&t)["not_installable"], serde_json::json!([]));
         installs(&t, "one");
         for lost in 2..6 {
             kill_and_wait(&mut t, &[lost]);
@@ -211,6 +214,10 @@ fn each_layout_survives_what_it_promises() {
                 // Pages of the manifest come from the controller, too: a group that has none online is not the end.
                 let refused = refused.to_string();
                 assert!(refused.contains("pieces") && refused.contains("unreachable"), "{refused}");
+                // An admin hears of it before anybody tries.
+                assert_eq!(health(&t)["not_installable"], serde_json::json!(["one:1"]));
+                let weak = |g: &Value| g["weakness"].as_str().is_some_and(|weak| weak.contains("needed"));
+                assert!(self::groups(&t, "one").iter().any(weak));
                 break;
             }
             assert!(lost < 5, "{layout}: without any stash it cannot be installed");

@@ -43,10 +43,22 @@ const RETIRED_KEPT_S: u64 = 24 * 3600;
 
 /// Segments of an image that are cut alike, and pages of its manifest that are.
 #[derive(Clone, Debug, Default)]
-struct Cuts {
+pub(super) struct Cuts {
     /// Bytes by group, and whether mass storage has a copy.
     segments: BTreeMap<(GroupId, bool), u64>,
     pages: BTreeSet<GroupId>,
+}
+
+impl Cuts {
+    /// Groups that what the image holds lies in.
+    pub(super) fn contents(&self) -> impl Iterator<Item = GroupId> {
+        self.segments.keys().map(|(group, _)| *group)
+    }
+
+    /// The same, and those of its manifest.
+    pub(super) fn all(&self) -> impl Iterator<Item = GroupId> {
+        self.contents().chain(self.pages.iter().copied())
+    }
 }
 
 /// How far it is with an image.
@@ -240,8 +252,8 @@ impl Controller {
             }
             if let Some(readable) = more.get(image.name()) {
                 let cuts = self.cuts_of(&record)?;
-                for group in cuts.segments.keys().map(|(group, _)| group).chain(&cuts.pages) {
-                    let known = of_groups.entry(*group).or_default();
+                for group in cuts.all() {
+                    let known = of_groups.entry(group).or_default();
                     *known = (*known).max(*readable);
                 }
             }
@@ -320,6 +332,13 @@ impl Controller {
             () if !self.is_open()? => When::InItsHours,
             () => When::Next,
         })
+    }
+
+    /// Where the segments and the pages of all images lie. What images do not need is not there: editions of before, and what is being
+    /// published.
+    pub(super) fn cuts_of_images(&self) -> Result<Vec<(ImageName, Arc<Cuts>)>, Refusal> {
+        let images = self.catalog.images().map_err(catalog_refusal)?;
+        images.into_iter().map(|(image, record)| Ok((image, self.cuts_of(&record)?))).collect()
     }
 
     /// Where the segments and the pages of an image lie.

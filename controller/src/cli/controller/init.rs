@@ -4,12 +4,15 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 
 use anyhow::bail;
-use clap::Args;
+use clap::{Args, value_parser};
 use protocol::identity::Role;
 use protocol::io::credentials::{default_home, file_of};
 
 use super::Which;
 use crate::io::folder::Settings;
+
+/// Ten years.
+const DAYS_MAX: u64 = 3650;
 
 /// Make a new array: its authority, its keys, an empty catalog
 ///
@@ -36,16 +39,16 @@ pub struct Init {
     #[arg(long, value_name = "FILE")]
     kit: Option<PathBuf>,
     /// How often stashes report, milliseconds
-    #[arg(long, default_value_t = 5000, value_name = "MS")]
+    #[arg(long, default_value_t = 5000, value_name = "MS", value_parser = value_parser!(u32).range(100..=60_000))]
     heartbeat_ms: u32,
     /// How long segments of an unfinished publication are kept
-    #[arg(long, default_value_t = 24, value_name = "HOURS")]
+    #[arg(long, default_value_t = 24, value_name = "HOURS", value_parser = value_parser!(u64).range(0..=DAYS_MAX * 24))]
     keep_unfinished_hours: u64,
     /// How long a stash may be away before it is not expected back, and its pieces are made anew elsewhere
-    #[arg(long, default_value_t = 14, value_name = "DAYS")]
+    #[arg(long, default_value_t = 14, value_name = "DAYS", value_parser = value_parser!(u64).range(1..=DAYS_MAX))]
     gone_after_days: u64,
     /// How long a fleet must have been of another size before images are cut anew for it
-    #[arg(long, default_value_t = 7, value_name = "DAYS")]
+    #[arg(long, default_value_t = 7, value_name = "DAYS", value_parser = value_parser!(u64).range(0..=DAYS_MAX))]
     restripe_after_days: u64,
     /// Print the result as JSON
     #[arg(long)]
@@ -85,7 +88,7 @@ impl Init {
             listen: self.listen,
             addresses: addresses.clone(),
             mass_storage: self.mass_storage,
-            heartbeat_ms: self.heartbeat_ms.clamp(100, 60_000),
+            heartbeat_ms: self.heartbeat_ms,
             keep_unfinished_s: self.keep_unfinished_hours * 3600,
             gone_after_s: self.gone_after_days * 24 * 3600,
             restripe_after_s: self.restripe_after_days * 24 * 3600,

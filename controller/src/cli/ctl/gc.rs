@@ -33,7 +33,9 @@ impl SweepResult {
             println!("{} fragments lie on stashes that are away; they are deleted when these are back", self.waiting);
         }
         if self.is_publishing {
-            println!("an image is being published: segments that nothing refers to yet are kept until it is done");
+            println!(
+                "an image is being published, or its publication broke off in the last ten minutes: segments that nothing refers to yet are kept until then"
+            );
         }
         Ok(())
     }
@@ -45,6 +47,12 @@ impl Gc {
         let ask = GcRequest { dry_run: self.dry_run, superseded: self.superseded };
         let result: SweepResult = Client::new(&self.common)?.post("/v1/gc", &ask).await?;
         spinner.finish_and_clear();
-        result.print(if self.dry_run { "would be collected" } else { "collected" }, self.common.json)
+        result.print(if self.dry_run { "would be collected" } else { "collected" }, self.common.json)?;
+        if self.dry_run && !self.common.json {
+            println!(
+                "stashes were not asked: what they hold that nobody knows (files of before, restored) is collected, too"
+            );
+        }
+        Ok(())
     }
 }

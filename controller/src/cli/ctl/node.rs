@@ -57,6 +57,9 @@ fn label(text: &str) -> Result<(String, String), String> {
 impl Label {
     async fn run(self) -> anyhow::Result<()> {
         anyhow::ensure!(!self.set.is_empty() || !self.unset.is_empty(), "say --set KEY=VALUE or --unset KEY");
+        if let Some((key, _)) = self.set.iter().find(|(key, _)| self.unset.contains(key)) {
+            anyhow::bail!("{key} is to be set and taken away: say one of them");
+        }
         let (set, unset) = (self.set.into_iter().collect(), self.unset.into_iter().collect());
         let ask = LabelChange { nodes: self.which.nodes, set, unset };
         let all: Vec<Labelled> = Client::new(&self.which.common)?.post("/v1/nodes/labels", &ask).await?;
@@ -163,8 +166,9 @@ impl Which {
     async fn send_away(&self, change: NodeChange, wait: bool, done: &str) -> anyhow::Result<()> {
         let mut changed = self.change(change).await?;
         if !wait {
+            let what = if change == NodeChange::Lost { "are made anew elsewhere" } else { "go elsewhere" };
             return self.say(&changed, |node| {
-                format!("{} fragments go elsewhere; `coe-ctl repair` shows how far that is", node.to_hand_over)
+                format!("{} fragments {what}; `coe-ctl repair` shows how far that is", node.to_hand_over)
             });
         }
         self.wait(&changed, change != NodeChange::Drain).await?;

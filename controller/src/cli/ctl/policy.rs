@@ -17,7 +17,10 @@ pub enum Policy {
     Clear(Clear),
 }
 
-/// Want something of all images, or of those of a name; it holds for what is published from now on
+/// Want something of all images, or of those of a name
+///
+/// What is published from now on has it at once. What is published already is cut anew where it takes that, in the hours of `--window`:
+/// `coe-ctl restripe` lists it.
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  coe-ctl policy set --survive 3 --readable 99.9\n  coe-ctl policy set --image exam --survive 5 --layout clients\n  \
@@ -28,7 +31,7 @@ pub struct Set {
     #[arg(long, value_name = "STASHES")]
     survive: Option<u8>,
     /// How often images can be read from clients alone, in the hours in which machines are installed
-    #[arg(long, value_name = "PERCENT")]
+    #[arg(long, value_parser = percent, value_name = "PERCENT")]
     readable: Option<f64>,
     /// Who keeps what
     #[arg(long, value_enum)]
@@ -92,6 +95,11 @@ impl Policy {
             }
         }
     }
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share: &f64| share.is_finite());
+    share.ok_or_else(|| "want a percentage, such as 99.9".into())
 }
 
 /// `?image=`, for a name that needs no escaping.

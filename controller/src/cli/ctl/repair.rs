@@ -8,8 +8,8 @@ use super::client::Client;
 use super::{Common, table};
 use crate::io::api::{Health, MoveInfo, NewMassStorage, RepairInfo};
 
-/// Nobody waits for copies of which none was made for so long.
-const COPIES_WITHIN: Duration = Duration::from_secs(60);
+/// Nobody waits for what was not made for so long, and cannot be now.
+const NOTHING_FOR: Duration = Duration::from_secs(60);
 
 /// Show what is missing, and what is done about it
 #[derive(Args)]
@@ -40,7 +40,8 @@ impl Health {
         let mut lines = Vec::new();
         if self.lost_segments > 0 {
             lines.push(format!(
-                "LOST       {} segments have too few pieces left: `coe-ctl verify` names them; publish their images again",
+                "LOST       {} segments have too few pieces left: `coe-ctl verify` names them. If stashes that were said to be lost are back, say \
+                 `coe-ctl node keep`; otherwise publish their images again",
                 self.lost_segments
             ));
         }
@@ -60,9 +61,22 @@ impl Health {
             let (moves, moved, of) = (self.moves, self.moved, self.to_move);
             lines.push(format!("repair     {moves} holders are being replaced, {moved} of {of} pieces{eta}"));
         }
+        if self.put_off > 0 {
+            lines.push(format!(
+                "put off    {} holders are gone, of groups that can do without them until more are, or until it is time (`policy --window`)",
+                self.put_off
+            ));
+        }
+        if !self.not_installable.is_empty() {
+            lines.push(format!(
+                "AT RISK    {} cannot be installed now: too few pieces are up; start their stashes (`coe-ctl explain IMAGE`)",
+                some_of(&self.not_installable)
+            ));
+        }
         if self.crowded > 0 {
             lines.push(format!(
-                "AT RISK    {} groups: one failure domain would take more pieces along than can be lost (`coe-ctl explain IMAGE`)",
+                "AT RISK    {} groups: one failure domain would take more pieces along than can be lost (`coe-ctl explain IMAGE`); they are \
+                 moved in the hours of `policy --window`",
                 self.crowded
             ));
         }
@@ -86,10 +100,18 @@ impl Health {
     }
 }
 
+/// The first names of a list that may be long.
+fn some_of(names: &[String]) -> String {
+    const SOME: usize = 5;
+    let more = names.len().saturating_sub(SOME);
+    let some = names.iter().take(SOME).cloned().collect::<Vec<_>>().join(", ");
+    if more > 0 { format!("{some} and {more} more images") } else { some }
+}
+
 impl RepairInfo {
     /// Whether nothing moves, and what is missing waits for something else.
     fn is_all_that_can_be(&self) -> bool {
-        self.health.moves == 0 && self.health.stuck + self.put_off > 0
+        self.health.moves == 0 && self.health.stuck + self.health.put_off > 0
     }
 }
 
@@ -105,14 +127,16 @@ impl Repair {
         let mut info: RepairInfo = client.get("/v1/repair").await?;
         if self.wait {
             let spinner = table::spinner("repairing");
-            let mut copies = (info.health.lost_copies, Instant::now());
+            let so_far = |health: &Health| (health.lost_copies, health.moved, health.moves, health.missing);
+            let mut last = (so_far(&info.health), Instant::now());
             while !info.health.is_green() && !info.is_all_that_can_be() {
                 let health = &info.health;
-                if health.lost_copies != copies.0 {
-                    copies = (health.lost_copies, Instant::now());
+                if so_far(health) != last.0 {
+                    last = (so_far(health), Instant::now());
                 }
-                // These are not the hours for it, or their pieces are away.
-                if health.is_green_but_for_copies() && copies.1.elapsed() > COPIES_WITHIN {
+                // These are not the hours for it, or pieces that it takes are away.
+                let waits = info.moves.iter().all(|m| m.problem.is_some());
+                if (waits || health.is_green_but_for_copies()) && last.1.elapsed() > NOTHING_FOR {
                     break;
                 }
                 spinner
@@ -123,8 +147,9 @@ impl Repair {
             spinner.finish_and_clear();
         }
         self.show(&info)?;
-        if self.wait && info.health.stuck > 0 {
-            anyhow::bail!("{} holders cannot be replaced", info.health.stuck);
+        let waiting = info.health.stuck + info.health.moves;
+        if self.wait && waiting > 0 {
+            anyhow::bail!("{waiting} holders cannot be replaced now");
         }
         Ok(())
     }
@@ -135,9 +160,6 @@ impl Repair {
             return Ok(());
         }
         info.health.lines().iter().for_each(|line| println!("{line}"));
-        if info.put_off > 0 {
-            println!("put off    {} holders are gone, of groups that can do without them for now", info.put_off);
-        }
         if !info.moves.is_empty() {
             let row = |m: &MoveInfo| {
                 vec![

@@ -41,10 +41,19 @@ impl Status {
                 s.pending, s.unreferenced, s.trash
             );
         }
+        if s.is_starting {
+            println!(
+                "health     not known yet: this controller was started just now, and stashes are still to be heard"
+            );
+            return Ok(());
+        }
         s.health.lines().iter().for_each(|line| println!("{line}"));
         s.restripe.iter().for_each(|image| println!("{}", image.line()));
         if s.unreadable_now > 0 {
-            println!("AT RISK    {} segments cannot be read now: too many of their stashes are away", s.unreadable_now);
+            println!(
+                "AT RISK    {} segments cannot be read now: neither from stashes that are up nor from mass storage",
+                s.unreadable_now
+            );
         }
         Ok(())
     }

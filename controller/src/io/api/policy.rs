@@ -12,6 +12,7 @@ use protocol::pace::minute_of_day;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::repair::online;
 use super::restripe::RestripeInfo;
 use super::routes::{Answer, Shared};
 use crate::attendance::Class;
@@ -270,26 +271,34 @@ impl Controller {
         let (on_devices, on_clients): (Vec<NodeId>, Vec<NodeId>) = there.iter().copied().partition(is_device);
         let classes: Vec<Class> = on_clients.iter().map(|node| habits.class(*node)).collect();
         let needed = group.geometry.data().saturating_sub(on_devices.len());
-        let weak = weaknesses(group, nodes, &domains).next().map(|weak| match weak {
-            Weak::Crowded(domain) => {
-                let count = group.members.iter().filter(|node| domains.of(**node).contains(&domain)).count();
-                let (name, m) = (domains.name(domain), group.geometry.parity());
-                format!("{name} would take {count} pieces along, and {m} may be lost")
-            }
-            Weak::Unsteady(steady) => {
-                format!("{steady} members are usually up in the busy hours, and {} should be", group.steady)
-            }
-        });
+        let (k, is_up) = (group.geometry.data(), online(group, nodes));
+        let too_few = match () {
+            () if there.len() < k => Some(format!("only {} pieces are left, and {k} are needed", there.len())),
+            () if is_up < k => Some(format!("only {is_up} pieces are up, and {k} are needed")),
+            () => None,
+        };
+        let weak = || {
+            weaknesses(group, nodes, &domains).next().map(|weak| match weak {
+                Weak::Crowded(domain) => {
+                    let count = group.members.iter().filter(|node| domains.of(**node).contains(&domain)).count();
+                    let (name, m) = (domains.name(domain), group.geometry.parity());
+                    format!("{name} would take {count} pieces along, and {m} may be lost")
+                }
+                Weak::Unsteady(steady) => {
+                    format!("{steady} members are usually up in the busy hours, and {} should be", group.steady)
+                }
+            })
+        };
         Ok(GroupInfo {
             group: id.0,
             geometry: group.geometry.to_string(),
             on_devices: group.members.iter().filter(|node| is_device(node)).count() as u64,
             segments,
             durable: there.len() as u64,
-            online: there.iter().filter(|node| nodes.get(node).is_some_and(|n| n.is_up)).count() as u64,
+            online: is_up as u64,
             steady: classes.iter().filter(|class| class.is_steady()).count() as u64,
             readable: habits.readable(classes.into_iter(), needed) * 100.0,
-            weakness: weak,
+            weakness: too_few.or_else(weak),
         })
     }
 }
@@ -320,6 +329,9 @@ pub(super) async fn clear_policy(State(c): Shared, Query(which): Query<Which>) -
     let name = which.image.unwrap_or_default();
     let ask = PolicyInfo { image: Some(name.clone()).filter(|name| !name.is_empty()), ..PolicyInfo::default() };
     ask.change().map(drop)?;
+    if !name.is_empty() && !c.catalog.policies().map_err(catalog_refusal)?.contains_key(&name) {
+        return Err(Refusal::NotFound(format!("a policy of images called {name}")).into());
+    }
     let of = name.clone();
     let changed =
         c.committer.change(move |catalog| catalog.change_policy(&of, |record| *record = PolicyRecord::default()));

@@ -1,9 +1,11 @@
 //! What is at risk, what is done about it, and how long it takes; and members that are sent away.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use images::manifest::ImageName;
 use images::{GroupId, NodeId};
 use protocol::message::Refusal;
 use serde::{Deserialize, Serialize};
@@ -12,10 +14,11 @@ use utoipa::ToSchema;
 use super::routes::{Answer, Shared};
 use crate::catalog::{CatalogError, Change};
 use crate::io::controller::{Controller, catalog_refusal};
+use crate::io::restripe::Cuts;
 use crate::io::unix_s;
-use crate::repair::{Weak, Why, is_durable, weaknesses};
+use crate::repair::{Seen, Weak, Whole, Why, is_durable, weaknesses};
 
-/// How safe everything is.
+/// How safe everything is that images need; what is kept for a while without being needed can be lost.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct Health {
     /// Fragments that are lost with their holders.
@@ -40,6 +43,10 @@ pub struct Health {
     pub crowded: u64,
     /// Groups of which fewer members than should are usually up in the busy hours.
     pub unsteady: u64,
+    /// Images that cannot be installed now: of some of their segments fewer than k pieces lie on stashes that are up.
+    pub not_installable: Vec<String>,
+    /// Missing pieces of groups of which too few are missing yet to be worth a repair.
+    pub put_off: u64,
     /// Copies on mass storage that are gone, and are made anew.
     pub lost_copies: u64,
     /// The folder of mass storage, if it is empty and should not be.
@@ -76,8 +83,6 @@ pub struct RepairInfo {
     pub health: Health,
     /// One for each.
     pub moves: Vec<MoveInfo>,
-    /// Missing pieces of groups of which too few are missing yet to be worth a repair.
-    pub put_off: u64,
     /// Bytes that new holders fetched since the controller started.
     pub fetched: u64,
     /// Bytes of the pieces that they kept of it.
@@ -120,6 +125,15 @@ pub struct NodeChanged {
     pub to_hand_over: u64,
 }
 
+/// Pieces that can be read now.
+pub(super) fn online(group: &Whole, nodes: &BTreeMap<NodeId, Seen>) -> usize {
+    let is_there = |(piece, node): &(usize, &NodeId)| {
+        let is_up = |seen: &Seen| seen.is_up && seen.standing.is_durable();
+        !group.vacant.contains(&(*piece as u8)) && nodes.get(node).is_some_and(is_up)
+    };
+    group.members.iter().enumerate().filter(is_there).count()
+}
+
 /// Holders that may be lost, whichever they are: those with the most pieces go first.
 fn spare_of(mut held: Vec<usize>, needed: usize) -> u64 {
     held.sort_unstable();
@@ -133,8 +147,12 @@ fn spare_of(mut held: Vec<usize>, needed: usize) -> u64 {
 }
 
 impl Controller {
-    pub(super) fn health(&self) -> Result<Health, Refusal> {
-        let (nodes, groups) = self.repair_facts()?;
+    /// How safe everything is that images need.
+    pub(super) fn health(&self, images: &[(ImageName, Arc<Cuts>)]) -> Result<Health, Refusal> {
+        let (nodes, mut groups) = self.repair_facts()?;
+        let bytes: BTreeMap<GroupId, u64> = groups.iter().map(|(id, group)| (*id, group.bytes)).collect();
+        let needed: BTreeSet<GroupId> = images.iter().flat_map(|(_, cuts)| cuts.all()).collect();
+        groups.retain(|id, _| needed.contains(id));
         let policy = self.repair_policy()?;
         let domains = self.habits.domains();
         let mut health =
@@ -168,7 +186,10 @@ impl Controller {
                 }
             }
         }
-        let now = unix_s();
+        let is_short = |id: GroupId| groups.get(&id).is_some_and(|group| online(group, &nodes) < group.geometry.data());
+        let cannot = images.iter().filter(|(_, cuts)| cuts.contents().any(is_short));
+        health.not_installable = cannot.map(|(image, _)| image.to_string()).collect();
+        let (now, mut to_fetch) = (unix_s(), self.repairs.owed());
         for (seat, record) in self.catalog.moves().map_err(catalog_refusal)? {
             let of = counts.get(&seat.0).copied().unwrap_or(0);
             let done = (self.repairs.progress(seat).has.len() as u64).min(of);
@@ -177,7 +198,16 @@ impl Controller {
             health.to_move += of;
             let eta = (now.saturating_sub(record.since_unix_s) * (of - done)).checked_div(done);
             health.eta_s = health.eta_s.max(eta);
+            // Whoever makes pieces anew reads k for each.
+            let is_made = record.via.is_none() && !nodes.get(&record.from).is_some_and(|n| n.is_up);
+            let reads = if is_made { groups.get(&seat.0).map_or(1, |g| g.geometry.data() as u64) } else { 1 };
+            let left = (bytes.get(&seat.0).copied().unwrap_or(0) * (of - done)).checked_div(of).unwrap_or(0);
+            to_fetch += left * reads;
         }
+        if let Some(limit) = self.common_policy()?.limit.filter(|_| to_fetch > 0) {
+            health.eta_s = health.eta_s.max(Some(to_fetch.div_ceil(limit)));
+        }
+        health.put_off = self.repairs.put_off() as u64;
         health.stuck = self.repairs.stuck().len() as u64;
         health.lost_copies = self.catalog.lost_copy_count().map_err(catalog_refusal)?;
         let folder = self.mass_storage.path().display().to_string();
@@ -247,7 +277,7 @@ pub(super) async fn get_repair(State(c): Shared) -> Answer<RepairInfo> {
         problem: Some(problem(from, why)),
     }));
     let (fetched, kept) = c.repairs.bytes();
-    Ok(Json(RepairInfo { health: c.health()?, moves, put_off: c.repairs.put_off() as u64, fetched, kept }))
+    Ok(Json(RepairInfo { health: c.health(&c.cuts_of_images()?)?, moves, fetched, kept }))
 }
 
 /// Copies that are made anew.

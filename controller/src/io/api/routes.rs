@@ -1,5 +1,6 @@
 //! The routes and their shapes.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 
 use axum::extract::{ConnectInfo, Path, Request, State};
@@ -83,6 +84,8 @@ pub struct Status {
     pub stands_down: Option<String>,
     /// Published images.
     pub images: u64,
+    /// It was started just now: stashes had no time yet to say that they are up.
+    pub is_starting: bool,
     /// Known stashes.
     pub stashes: u64,
     /// Stashes that are up.
@@ -103,7 +106,7 @@ pub struct Status {
     pub unreferenced: u64,
     /// Fragments and copies that must still be deleted.
     pub trash: u64,
-    /// Segments of which fewer than k holders are up, and that mass storage does not have.
+    /// Segments in groups that images need, of which fewer than k holders are up, and that mass storage does not have.
     pub unreadable_now: u64,
     /// How safe everything is.
     pub health: Health,
@@ -389,6 +392,9 @@ async fn status(State(c): Shared) -> Answer<Status> {
     let (groups, copies) =
         (c.catalog.groups().map_err(catalog_refusal)?, c.catalog.copies_of_groups().map_err(catalog_refusal)?);
     let (up, encode) = (c.fleet.up(), c.encode.report());
+    let images = c.cuts_of_images()?;
+    let needed: BTreeSet<GroupId> = images.iter().flat_map(|(_, cuts)| cuts.all()).collect();
+    let is_needed = |(id, _): &(&GroupId, &GroupRecord)| needed.contains(id);
     let unreadable = |(id, group): (&GroupId, &GroupRecord)| {
         let online = group.members.iter().filter(|node| up.contains_key(node)).count();
         let copied = copies.get(id).copied().unwrap_or(0);
@@ -398,7 +404,8 @@ async fn status(State(c): Shared) -> Answer<Status> {
         array: c.array().to_string(),
         epoch: c.catalog.epoch().map_err(catalog_refusal)?.0,
         stands_down: c.check_in_charge().err().map(|refusal| refusal.to_string()),
-        images: c.catalog.images().map_err(catalog_refusal)?.len() as u64,
+        images: images.len() as u64,
+        is_starting: !c.knows_who_is_up(),
         stashes: nodes.len() as u64,
         stashes_up: up.len() as u64,
         capacity: nodes.iter().map(|(_, n)| n.capacity).sum(),
@@ -409,8 +416,8 @@ async fn status(State(c): Shared) -> Answer<Status> {
         pending: c.catalog.pending().map_err(catalog_refusal)?.len() as u64,
         unreferenced: totals.unused,
         trash: c.catalog.trash_count().map_err(catalog_refusal)?,
-        unreadable_now: groups.iter().map(unreadable).sum(),
-        health: c.health()?,
+        unreadable_now: groups.iter().filter(is_needed).map(unreadable).sum(),
+        health: c.health(&images)?,
         restripe: c.restripe_infos()?,
         up_s: c.started.elapsed().as_secs(),
         encode: Encode { bytes: encode.bytes, cpu_s: encode.cpu_s },

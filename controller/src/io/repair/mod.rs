@@ -51,6 +51,8 @@ const LOOKED_AT_MAX: u64 = 256;
 const BETTER_TOGETHER: usize = 16;
 /// A new holder that cannot take its pieces for so long is given up, and another one is found; and for so long it is not chosen again.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(600);
+/// One that had no room is not chosen for so long: its next reports say how much it has.
+const FULL_FOR: Duration = Duration::from_secs(30);
 
 /// How far a move is.
 #[derive(Clone, Debug, Default)]
@@ -68,12 +70,14 @@ pub struct Repairs {
     tasks: Mutex<BTreeMap<Seat, Arc<Task>>>,
     stuck: Mutex<Vec<(Seat, NodeId, Why)>>,
     put_off: Mutex<usize>,
-    /// Members that could not take what they were to have, and when.
+    /// Members that could not take what they were to have, and until when they are not chosen.
     avoided: Mutex<BTreeMap<NodeId, Instant>>,
     fetched: AtomicU64,
     kept: AtomicU64,
     since: Instant,
     pace: Mutex<Bucket>,
+    /// Bytes that were moved faster than they may, and are waited for.
+    owed: AtomicU64,
     /// Of groups that were looked at: segments, and their bytes at one member.
     sizes: Mutex<BTreeMap<GroupId, (u64, u64)>>,
     /// There is something to do.
@@ -95,6 +99,7 @@ impl Default for Repairs {
             kept: AtomicU64::new(0),
             since: Instant::now(),
             pace: Mutex::default(),
+            owed: AtomicU64::new(0),
             sizes: Mutex::default(),
             wake: Notify::new(),
         }
@@ -118,6 +123,12 @@ impl Repairs {
     #[must_use]
     pub fn put_off(&self) -> usize {
         *lock(&self.put_off)
+    }
+
+    /// Bytes that were moved faster than they may, and are waited for.
+    #[must_use]
+    pub fn owed(&self) -> u64 {
+        self.owed.load(Relaxed)
     }
 
     /// Bytes that new holders fetched since this controller started, and bytes of the pieces that they kept.
@@ -147,7 +158,7 @@ impl Repairs {
     }
 
     fn is_avoided(&self, node: NodeId) -> bool {
-        lock(&self.avoided).get(&node).is_some_and(|since| since.elapsed() < GIVE_UP_AFTER)
+        lock(&self.avoided).get(&node).is_some_and(|until| *until > Instant::now())
     }
 
     /// The tasks of these moves; those of others are forgotten. A move that began anew begins from nothing.
@@ -158,6 +169,30 @@ impl Repairs {
             tasks.entry(*seat).or_insert_with(|| Arc::new(Task::new(*seat, record.clone()))).clone()
         };
         under_way.iter().map(task).collect()
+    }
+}
+
+/// What one of those who wait for the pace owes of it.
+struct Owed<'a> {
+    all: &'a AtomicU64,
+    left: u64,
+}
+
+impl<'a> Owed<'a> {
+    fn new(all: &'a AtomicU64, bytes: u64) -> Self {
+        all.fetch_add(bytes, Relaxed);
+        Self { all, left: bytes }
+    }
+
+    fn pay(&mut self, bytes: u64) {
+        self.left -= bytes;
+        self.all.fetch_sub(bytes, Relaxed);
+    }
+}
+
+impl Drop for Owed<'_> {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.left, Relaxed);
     }
 }
 
@@ -181,13 +216,13 @@ pub fn layout_of(geometry: Geometry, members: &[NodeId], devices: &BTreeSet<Node
 impl Controller {
     /// Wait so long that repair moves no more bytes a second than the policy says. A second at a time: it may say something else meanwhile.
     pub(super) async fn keep_pace(&self, bytes: u64) -> Result<(), Refusal> {
-        let mut left = bytes;
-        while left > 0 {
+        let mut owed = Owed::new(&self.repairs.owed, bytes);
+        while owed.left > 0 {
             let Some(limit) = self.common_policy()?.limit else { return Ok(()) };
-            let some = left.min(limit);
-            left -= some;
+            let some = owed.left.min(limit);
             let wait = lock(&self.repairs.pace).take(self.repairs.since.elapsed(), some, limit);
             tokio::time::sleep(wait).await;
+            owed.pay(some);
         }
         Ok(())
     }
@@ -288,7 +323,12 @@ impl Controller {
 
     /// Right after a start nobody has been heard yet, and what this catalog thinks may be out of date.
     pub(super) fn may_repair(&self) -> bool {
-        self.check_in_charge().is_ok() && self.started.elapsed() >= self.fleet.patience()
+        self.check_in_charge().is_ok() && self.knows_who_is_up()
+    }
+
+    /// Whether all that are up had time to say so since the start.
+    pub(super) fn knows_who_is_up(&self) -> bool {
+        self.started.elapsed() >= self.fleet.patience()
     }
 
     /// Those that are silent while most are heard are counted as away for longer. If most are silent, it is this controller that is cut off,
@@ -369,6 +409,7 @@ impl Controller {
             all_vacant.entry(group).or_default().insert(piece);
         }
         let (mut groups, mut steady_of, readable) = (BTreeMap::new(), BTreeMap::new(), self.restripes.readable());
+        let copies = self.catalog.copies_of_groups().map_err(catalog_refusal)?;
         for (id, group) in self.catalog.groups().map_err(catalog_refusal)?.into_iter().filter(|(_, g)| g.segments > 0) {
             let vacant = all_vacant.remove(&id).unwrap_or_default();
             let is_well = vacant.is_empty() && group.members.iter().all(is_fine);
@@ -381,7 +422,15 @@ impl Controller {
                 Entry::Occupied(known) => *known.get(),
                 Entry::Vacant(new) => *new.insert(self.steady_members(geometry, layout, readable)?),
             };
-            let mut whole = Whole { geometry, members: group.members.clone(), vacant, bytes, weight, steady };
+            let mut whole = Whole {
+                geometry,
+                members: group.members.clone(),
+                vacant,
+                bytes,
+                weight,
+                steady,
+                is_copied: copies.get(&id).is_some_and(|copies| *copies >= segments),
+            };
             // It may lie badly for long: no reason to look at many segments every time.
             let is_small = segments < LOOKED_AT_MAX;
             if is_well && is_small && repair::weaknesses(&whole, &nodes, &domains).next().is_some() {
@@ -429,7 +478,8 @@ impl Controller {
         };
         for task in self.repairs.tasks_of(&under_way) {
             if task.is_hopeless() {
-                lock(&self.repairs.avoided).insert(task.record.to, Instant::now());
+                let wait = if task.is_full() { FULL_FOR } else { GIVE_UP_AFTER };
+                lock(&self.repairs.avoided).insert(task.record.to, Instant::now() + wait);
                 plan.give_up.push(task.seat);
             }
         }

@@ -122,8 +122,12 @@ impl Task {
         Running(self.clone())
     }
 
+    pub(super) fn is_full(&self) -> bool {
+        self.is_full.load(SeqCst)
+    }
+
     pub(super) fn is_hopeless(&self) -> bool {
-        self.is_full.load(SeqCst) || lock(&self.refused_since).is_some_and(|since| since.elapsed() >= GIVE_UP_AFTER)
+        self.is_full() || lock(&self.refused_since).is_some_and(|since| since.elapsed() >= GIVE_UP_AFTER)
     }
 
     pub(super) fn ended(&self, trouble: Option<&Trouble>) {

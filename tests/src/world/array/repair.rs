@@ -74,7 +74,15 @@ impl World {
             let (geometry, steady) = (group.geometry, self.protection.steady);
             groups.insert(
                 id,
-                Whole { geometry, members: group.members.clone(), vacant: of_group, bytes, weight: bytes, steady },
+                Whole {
+                    geometry,
+                    members: group.members.clone(),
+                    vacant: of_group,
+                    bytes,
+                    weight: bytes,
+                    steady,
+                    is_copied: false,
+                },
             );
         }
         Ok((nodes, groups))
