@@ -208,7 +208,7 @@ impl Controller {
             health.eta_s = health.eta_s.max(Some(to_fetch.div_ceil(limit)));
         }
         health.put_off = self.repairs.put_off() as u64;
-        health.stuck = self.repairs.stuck().len() as u64;
+        health.stuck = self.repairs.stuck().iter().filter(|(seat, ..)| needed.contains(&seat.0)).count() as u64;
         health.lost_copies = self.catalog.lost_copy_count().map_err(catalog_refusal)?;
         let folder = self.mass_storage.path().display().to_string();
         health.mass_storage_away = (!self.mass_storage.is_there()).then_some(folder);
