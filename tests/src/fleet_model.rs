@@ -545,14 +545,17 @@ impl Outcome {
             mb / model.clients as f64 / (model.years * 365) as f64
         );
         let at = |hour: usize| self.readable[hour] as f64 / 10.0;
+        // It promises something where somebody said how much is wanted.
+        let promised = model
+            .readable
+            .map_or(String::new(), |_| format!("; the product expects {:.2} % in busy hours", self.estimated * 100.0));
         let _ = writeln!(
             out,
-            "readable      Tuesday 10:00 {:.1} %, 19:00 {:.1} %, 3:00 {:.1} %; Sunday 12:00 {:.1} %; the product expects {:.2} % in busy hours",
+            "readable      Tuesday 10:00 {:.1} %, 19:00 {:.1} %, 3:00 {:.1} %; Sunday 12:00 {:.1} %{promised}",
             at(34),
             at(43),
             at(27),
             at(156),
-            self.estimated * 100.0
         );
         let plans = model.years * 365;
         let _ = writeln!(

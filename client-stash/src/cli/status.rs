@@ -65,6 +65,7 @@ impl Status {
                 None => "leaving, as soon as the controller hears of it".into(),
             },
             Some(live) if live.paused => "paused by its owner".into(),
+            Some(live) if live.machine.is_metered => "standing aside: its network costs money".into(),
             Some(live) => format!("serving {} fragments", live.fragments),
         };
         println!("state       {state}");
