@@ -15,6 +15,9 @@ pub fn programs() -> &'static Path {
     BIN.get_or_init(|| xtask::shell::build(!cfg!(debug_assertions)).expect("the programs build"))
 }
 
+/// Size of a stash: small, because all of it is taken from the disk, for each of the dozens that tests start at once.
+pub const STASH_SIZE: &str = "512MiB";
+
 /// Hours that are far from now, as a policy's window.
 ///
 /// # Panics
@@ -41,7 +44,7 @@ pub struct TestFleet {
 #[must_use]
 pub fn start(stashes: usize) -> TestFleet {
     let dir = tempfile::tempdir().expect("a temporary folder");
-    let plan = Plan { stashes, size: "1GiB".into(), heartbeat_ms: 300, ..Plan::default() };
+    let plan = Plan { stashes, size: STASH_SIZE.into(), heartbeat_ms: 300, ..Plan::default() };
     let fleet = Fleet::start(programs(), &dir.path().join("array"), &plan).expect("a fleet starts");
     TestFleet { fleet, dir }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 
 use serde_json::Value;
-use tests::fleet::{TestFleet, closed, start};
+use tests::fleet::{STASH_SIZE, TestFleet, closed, start};
 use xtask::fleet::wait_for;
 use xtask::sample;
 
@@ -22,8 +22,10 @@ fn installs(t: &TestFleet, name: &str) {
     fs::remove_file(&target).unwrap();
 }
 
-fn label(t: &TestFleet, stash: usize, label: &str) {
-    t.fleet.ctl(&["node", "label", &t.fleet.stashes[stash].node, "--set", label]).unwrap();
+fn label(t: &TestFleet, stashes: &[usize], label: &str) {
+    let nodes = stashes.iter().map(|stash| t.fleet.stashes[*stash].node.as_str());
+    let args: Vec<&str> = ["node", "label"].into_iter().chain(nodes).chain(["--set", label]).collect();
+    assert_eq!(t.fleet.ctl(&args).unwrap().as_array().unwrap().len(), stashes.len());
 }
 
 fn health(t: &TestFleet) -> Value {
@@ -57,10 +59,7 @@ fn kill_and_wait(t: &mut TestFleet, stashes: &[usize]) {
 fn a_day_of_twelve_stashes_in_three_racks() {
     let mut t = start(12);
     for rack in 0..3 {
-        let of_rack = (rack..12).step_by(3).map(|stash| t.fleet.stashes[stash].node.as_str());
-        let label = format!("rack={rack}");
-        let args: Vec<&str> = ["node", "label"].into_iter().chain(of_rack).chain(["--set", &label]).collect();
-        assert_eq!(t.fleet.ctl(&args).unwrap().as_array().unwrap().len(), 4);
+        label(&t, &[rack, rack + 3, rack + 6, rack + 9], &format!("rack={rack}"));
     }
     // 8 + 3 would be cheaper, and a rack of four pieces more than can be lost.
     let explained = t.fleet.ctl(&["policy", "set", "--survive", "3"]).unwrap();
@@ -110,8 +109,8 @@ fn a_day_of_twelve_stashes_in_three_racks() {
     // One is drained, and a new one joins.
     let id = t.fleet.stashes[8].node.clone();
     t.fleet.ctl(&["node", "drain", &id, "--wait"]).unwrap();
-    t.fleet.add_stash("1GiB").unwrap();
-    label(&t, 12, "rack=1");
+    t.fleet.add_stash(STASH_SIZE).unwrap();
+    label(&t, &[12], "rack=1");
     publish(&t, "two", 2);
     wait_until_green(&t);
     t.fleet.ctl(&["node", "keep", &id]).unwrap();
@@ -119,12 +118,10 @@ fn a_day_of_twelve_stashes_in_three_racks() {
 
     // Two machines are carried into another rack: now that one has too many pieces. That is said at once, and mended in its hours.
     t.fleet.ctl(&["policy", "set", "--window", &closed()]).unwrap();
-    t.fleet.add_stash("1GiB").unwrap();
-    t.fleet.add_stash("1GiB").unwrap();
-    label(&t, 13, "rack=0");
-    label(&t, 14, "rack=0");
-    label(&t, 0, "rack=2");
-    label(&t, 3, "rack=2");
+    t.fleet.add_stash(STASH_SIZE).unwrap();
+    t.fleet.add_stash(STASH_SIZE).unwrap();
+    label(&t, &[13, 14], "rack=0");
+    label(&t, &[0, 3], "rack=2");
     wait_for("it to be said", || health(&t)["crowded"].as_u64() > Some(0)).unwrap();
     let weak =
         groups(&t, "one").iter().filter(|g| g["weakness"].as_str().is_some_and(|w| w.starts_with("rack=2"))).count();
@@ -291,7 +288,7 @@ fn mass_storage_devices_keep_parity_or_data() {
     bring_back(&mut t, &[3, 4]);
 
     // Data on two devices, parity on clients: either device may fail.
-    t.fleet.add_stash("1GiB").unwrap();
+    t.fleet.add_stash(STASH_SIZE).unwrap();
     t.fleet.wait_until_up(7).unwrap();
     // All that are named, or none.
     let (empty, full) = (t.fleet.stashes[7].node.clone(), t.fleet.stashes[0].node.clone());
@@ -313,7 +310,7 @@ fn mass_storage_devices_keep_parity_or_data() {
 
     // Replacing a device is a repair like any other.
     let id = t.fleet.stashes[6].node.clone();
-    t.fleet.add_stash("1GiB").unwrap();
+    t.fleet.add_stash(STASH_SIZE).unwrap();
     t.fleet.wait_until_up(8).unwrap();
     be_device(&t, 8);
     t.fleet.ctl(&["node", "remove", &id, "--wait"]).unwrap();

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Output;
 
 use serde_json::Value;
-use tests::fleet::{TestFleet, start};
+use tests::fleet::{STASH_SIZE, TestFleet, start};
 use xtask::fleet::wait_for;
 use xtask::restless::SmallDisk;
 use xtask::sample;
@@ -116,7 +116,7 @@ fn stashes_come_and_go_and_nothing_is_lost() {
     assert!(repair["moves"].as_array().unwrap().iter().any(says), "{repair}");
     installs(&t, "two", &two);
     // A new one takes its place, by itself.
-    t.fleet.add_stash("1GiB").unwrap();
+    t.fleet.add_stash(STASH_SIZE).unwrap();
     wait_until_green(&t);
     assert!(node(&t, 4).is_none());
     installs(&t, "one", &one);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Child;
 
 use serde_json::Value;
-use tests::fleet::{TestFleet, start};
+use tests::fleet::{STASH_SIZE, TestFleet, start};
 use xtask::fleet::wait_for;
 use xtask::sample;
 
@@ -86,7 +86,7 @@ fn what_is_published_follows_fleet_and_policies() {
 
     // The fleet grows. Nothing is done about it before it has been so for a week; unless somebody says so.
     for _ in 0..5 {
-        t.fleet.add_stash("1GiB").unwrap();
+        t.fleet.add_stash(STASH_SIZE).unwrap();
     }
     t.fleet.wait_until_up(9).unwrap();
     let waiting = due(&t);
