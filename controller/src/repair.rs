@@ -68,10 +68,8 @@ pub struct Whole {
     pub members: Vec<NodeId>,
     /// Pieces that their holders were allowed to drop.
     pub vacant: BTreeSet<u8>,
-    /// Bytes of all its segments at one member; if nothing is wrong with it, at the most so many.
+    /// Bytes of all its segments at one member.
     pub bytes: u64,
-    /// The same, by their number alone: to compare groups with each other.
-    pub weight: u64,
     /// Members, mass-storage devices apart, that should be up in the busy hours.
     pub steady: usize,
     /// Whether mass storage has a copy of all of it, so that it can be made anew from less than k pieces.
@@ -155,13 +153,32 @@ pub fn is_durable(node: Option<&Seen>, policy: &Policy) -> bool {
     node.is_some_and(|seen| seen.standing.is_durable() && (seen.is_up || seen.silent_s <= policy.gone_after_s))
 }
 
+impl Whole {
+    fn holders<'a>(&'a self, counts: impl Fn(&NodeId) -> bool + 'a) -> impl Iterator<Item = NodeId> + 'a {
+        let is_there = move |(piece, node): &(usize, &NodeId)| !self.vacant.contains(&(*piece as u8)) && counts(node);
+        self.members.iter().enumerate().filter(is_there).map(|(_, node)| *node)
+    }
+
+    /// Holders of the pieces that are not lost, one for each piece.
+    pub fn durable<'a>(
+        &'a self,
+        nodes: &'a BTreeMap<NodeId, Seen>,
+        policy: &'a Policy,
+    ) -> impl Iterator<Item = NodeId> + 'a {
+        self.holders(|node| is_durable(nodes.get(node), policy))
+    }
+
+    /// Pieces that can be read now.
+    #[must_use]
+    pub fn online(&self, nodes: &BTreeMap<NodeId, Seen>) -> usize {
+        self.holders(|node| nodes.get(node).is_some_and(|n| n.is_up && n.standing.is_durable())).count()
+    }
+}
+
 /// Pieces that a group can lose before it cannot be read any more.
 #[must_use]
 pub fn margin(group: &Whole, nodes: &BTreeMap<NodeId, Seen>, policy: &Policy) -> usize {
-    let is_there = |(piece, node): &(usize, &NodeId)| {
-        !group.vacant.contains(&(*piece as u8)) && is_durable(nodes.get(*node), policy)
-    };
-    group.members.iter().enumerate().filter(is_there).count().saturating_sub(group.geometry.data())
+    group.durable(nodes, policy).count().saturating_sub(group.geometry.data())
 }
 
 /// Whether a move makes pieces anew: for itself, and for those that copy them from its new holder.
@@ -212,7 +229,7 @@ struct Planner<'a> {
     coming: BTreeMap<GroupId, Vec<NodeId>>,
     /// Pieces of each group whose members are being replaced.
     going: BTreeMap<GroupId, BTreeSet<u8>>,
-    /// What each member holds when all is done, by weight.
+    /// Bytes that each member holds when all is done.
     held: BTreeMap<NodeId, u64>,
     domains: &'a Domains,
     plan: Plan,
@@ -238,8 +255,8 @@ pub fn plan(
     }
     let ranked = takers.iter().map(|(id, taker)| (rank(*taker), *id)).collect();
     let mut held: BTreeMap<NodeId, u64> = BTreeMap::new();
-    for (node, weight) in groups.values().flat_map(|g| g.members.iter().map(|node| (*node, g.weight))) {
-        *held.entry(node).or_default() += weight;
+    for (node, bytes) in groups.values().flat_map(|g| g.members.iter().map(|node| (*node, g.bytes))) {
+        *held.entry(node).or_default() += bytes;
     }
     let (coming, going) = (BTreeMap::new(), BTreeMap::new());
     let plan = Plan::default();
@@ -267,10 +284,10 @@ pub fn plan(
 impl Planner<'_> {
     fn promise(&mut self, (group, piece): Seat, from: NodeId, to: NodeId) {
         self.fill(group, to);
-        let weight = self.groups.get(&group).map_or(0, |g| g.weight);
-        *self.held.entry(to).or_default() += weight;
+        let bytes = self.groups.get(&group).map_or(0, |g| g.bytes);
+        *self.held.entry(to).or_default() += bytes;
         let left = self.held.entry(from).or_default();
-        *left = left.saturating_sub(weight);
+        *left = left.saturating_sub(bytes);
         self.going.entry(group).or_default().insert(piece);
         self.coming.entry(group).or_default().push(to);
     }
@@ -355,12 +372,7 @@ impl Planner<'_> {
     fn can_do_without(&self, seat: Seat, vacated: &mut BTreeMap<GroupId, usize>) -> bool {
         let Some(group) = self.groups.get(&seat.0) else { return false };
         let gone = vacated.entry(seat.0).or_default();
-        let is_there = |(piece, node): (usize, &NodeId)| {
-            let seen = self.nodes.get(node).filter(|n| n.is_up && n.standing.is_durable());
-            !group.vacant.contains(&(piece as u8)) && seen.is_some()
-        };
-        let there = group.members.iter().enumerate().filter(|(piece, node)| is_there((*piece, *node))).count();
-        let can = there.saturating_sub(1 + *gone) > group.geometry.data();
+        let can = group.online(self.nodes).saturating_sub(1 + *gone) > group.geometry.data();
         *gone += usize::from(can);
         can
     }
@@ -454,7 +466,7 @@ impl Planner<'_> {
             // Whoever is new may turn out to be anything.
             let leaves_enough = counts(&to.node) || steady - usize::from(counts(&from)) >= group.steady || is_device;
             let is_better = to.faults <= to.faults_of_before && leaves_enough;
-            if is_better && in_use - self.in_use(to.node, group.weight) >= FULLER {
+            if is_better && in_use - self.in_use(to.node, group.bytes) >= FULLER {
                 return Some((piece, to.node));
             }
         }

@@ -240,7 +240,6 @@ impl Run<'_> {
                 members,
                 vacant: std::collections::BTreeSet::new(),
                 bytes: self.model.piece_bytes(),
-                weight: self.model.piece_bytes(),
                 steady: self.steady,
                 is_copied: false,
             };

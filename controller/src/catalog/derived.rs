@@ -9,12 +9,12 @@ use redb::{ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _
 
 use super::records::{GroupRecord, SegmentRecord, TrashKey};
 use super::tables::{
-    GROUP_COPIES, GROUP_FOLDS, GROUP_OF, GROUP_SEGMENTS, GROUPS, META, SEGMENTS, TRASH, TRASH_OF, UNUSED,
+    GROUP_FOLDS, GROUP_OF, GROUP_SEGMENTS, GROUP_TOTALS, GROUPS, META, SEGMENTS, TRASH, TRASH_OF, UNUSED,
 };
 use super::{Catalog, Change, Result};
 
 /// Counts up when something is noted that was not before: then it is computed once.
-const VERSION: u64 = 2;
+const VERSION: u64 = 3;
 const VERSION_KEY: &str = "derived";
 const SEALED: &str = "sealed";
 
@@ -33,6 +33,23 @@ pub struct SegmentTotals {
     pub unused: u64,
 }
 
+/// The segments of a group together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupTotals {
+    /// Sealed bytes.
+    pub sealed: u64,
+    /// Segments of which mass storage has a copy.
+    pub copies: u64,
+}
+
+impl GroupTotals {
+    /// Bytes of so many segments at one member: at most one more for each than there are.
+    #[must_use]
+    pub fn at_one(self, geometry: Geometry, segments: u64) -> u64 {
+        self.sealed / geometry.data() as u64 + segments
+    }
+}
+
 impl Catalog {
     /// All segments together.
     ///
@@ -47,16 +64,20 @@ impl Catalog {
         })
     }
 
-    /// Segments of each group of which mass storage has a copy. Groups without any are left out.
+    /// The segments of each group together. Groups without any are left out.
     ///
     /// # Errors
     /// [`super::CatalogError`].
-    pub fn copies_of_groups(&self) -> Result<BTreeMap<GroupId, u64>> {
+    pub fn group_totals(&self) -> Result<BTreeMap<GroupId, GroupTotals>> {
         let read = self.0.begin_read()?;
-        let table = read.open_table(GROUP_COPIES)?;
+        let table = read.open_table(GROUP_TOTALS)?;
         table
             .iter()?
-            .map(|row| row.map(|(group, copies)| (GroupId(group.value()), copies.value())).map_err(Into::into))
+            .map(|row| {
+                let (group, totals) = row?;
+                let (sealed, copies) = totals.value();
+                Ok((GroupId(group.value()), GroupTotals { sealed, copies }))
+            })
             .collect()
     }
 
@@ -87,7 +108,7 @@ impl Catalog {
     /// # Errors
     /// [`super::CatalogError`].
     pub fn has_copies(&self) -> Result<bool> {
-        Ok(!self.0.begin_read()?.open_table(GROUP_COPIES)?.is_empty()?)
+        Ok(self.group_totals()?.values().any(|totals| totals.copies > 0))
     }
 
     /// Segments that nothing refers to and that became durable before a time, seconds since 1970.
@@ -124,27 +145,25 @@ impl Change<'_> {
             (true, false) => drop(self.0.open_table(UNUSED)?.remove(id.0)?),
             _ => {}
         }
-        let of = |record: Option<&SegmentRecord>| {
-            (record.map_or(0, |r| u64::from(r.sealed_len)), record.map(|r| (r.group, r.on_mass_storage)))
-        };
-        let ((sealed_before, lay), (sealed_after, lies)) = (of(before), of(after));
-        if sealed_before != sealed_after {
+        let sealed = |record: Option<&SegmentRecord>| record.map_or(0, |r| u64::from(r.sealed_len));
+        if sealed(before) != sealed(after) {
             let mut meta = self.0.open_table(META)?;
-            let sealed = meta.get(SEALED)?.map_or(0, |v| v.value());
-            meta.insert(SEALED, (sealed + sealed_after).saturating_sub(sealed_before))?;
+            let all = meta.get(SEALED)?.map_or(0, |v| v.value());
+            meta.insert(SEALED, (all + sealed(after)).saturating_sub(sealed(before)))?;
         }
-        if lay == lies {
+        let lies = |record: Option<&SegmentRecord>| record.map(|r| (r.group, r.sealed_len, r.on_mass_storage));
+        if lies(before) == lies(after) {
             return Ok(());
         }
-        if let Some((group, is_copied)) = lay {
-            self.0.open_table(GROUP_SEGMENTS)?.remove((group.0, id.0))?;
-            self.fold(group, id)?;
-            self.count_copies(group, -i64::from(is_copied))?;
+        if let Some(record) = before {
+            self.0.open_table(GROUP_SEGMENTS)?.remove((record.group.0, id.0))?;
+            self.fold(record.group, id)?;
+            self.count(record, -1)?;
         }
-        if let Some((group, is_copied)) = lies {
-            self.0.open_table(GROUP_SEGMENTS)?.insert((group.0, id.0), ())?;
-            self.fold(group, id)?;
-            self.count_copies(group, i64::from(is_copied))?;
+        if let Some(record) = after {
+            self.0.open_table(GROUP_SEGMENTS)?.insert((record.group.0, id.0), ())?;
+            self.fold(record.group, id)?;
+            self.count(record, 1)?;
         }
         Ok(())
     }
@@ -161,16 +180,16 @@ impl Change<'_> {
         Ok(())
     }
 
-    fn count_copies(&self, group: GroupId, by: i64) -> Result<()> {
-        if by == 0 {
-            return Ok(());
-        }
-        let mut table = self.0.open_table(GROUP_COPIES)?;
-        let copies = table.get(group.0)?.map_or(0, |v| v.value()).saturating_add_signed(by);
-        if copies == 0 {
-            table.remove(group.0)?;
+    /// So many segments like this one come into its group.
+    fn count(&self, record: &SegmentRecord, by: i64) -> Result<()> {
+        let mut table = self.0.open_table(GROUP_TOTALS)?;
+        let (sealed, copies) = table.get(record.group.0)?.map_or((0, 0), |v| v.value());
+        let sealed = sealed.saturating_add_signed(by * i64::from(record.sealed_len));
+        let copies = copies.saturating_add_signed(by * i64::from(record.on_mass_storage));
+        if (sealed, copies) == (0, 0) {
+            table.remove(record.group.0)?;
         } else {
-            table.insert(group.0, copies)?;
+            table.insert(record.group.0, (sealed, copies))?;
         }
         Ok(())
     }
@@ -213,7 +232,7 @@ impl Change<'_> {
         }
         self.0.open_table(META)?.remove(SEALED)?;
         self.0.open_table(UNUSED)?.retain(|_, ()| false)?;
-        self.0.open_table(GROUP_COPIES)?.retain(|_, _| false)?;
+        self.0.open_table(GROUP_TOTALS)?.retain(|_, _| false)?;
         self.0.open_table(GROUP_FOLDS)?.retain(|_, _| false)?;
         self.0.open_table(GROUP_SEGMENTS)?.retain(|_, ()| false)?;
         for row in self.0.open_table(SEGMENTS)?.iter()? {

@@ -15,7 +15,7 @@ mod restripe;
 mod tables;
 mod trash;
 
-pub use derived::SegmentTotals;
+pub use derived::{GroupTotals, SegmentTotals};
 pub use moves::Seat;
 pub use records::{
     BootServerRecord, GroupRecord, ImageRecord, MoveRecord, NodeRecord, PendingRecord, PolicyRecord, RetiredRecord,

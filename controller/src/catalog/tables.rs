@@ -32,8 +32,8 @@ pub(super) const TRASH: TableDefinition<'_, [u8; 49], ()> = TableDefinition::new
 pub(super) const TRASH_OF: TableDefinition<'_, [u8; 49], ()> = TableDefinition::new("trash-of1");
 /// Segments that nothing refers to.
 pub(super) const UNUSED: TableDefinition<'_, [u8; 32], ()> = TableDefinition::new("unused1");
-/// Group: how many of its segments have a copy on mass storage, if any.
-pub(super) const GROUP_COPIES: TableDefinition<'_, u32, u64> = TableDefinition::new("group-copies1");
+/// Group: sealed bytes of its segments, and how many of them have a copy on mass storage; if it has any segments.
+pub(super) const GROUP_TOTALS: TableDefinition<'_, u32, (u64, u64)> = TableDefinition::new("group-totals1");
 /// Group: the fold of its segments.
 pub(super) const GROUP_FOLDS: TableDefinition<'_, u32, u64> = TableDefinition::new("group-folds1");
 /// BLAKE3 of geometry and members to the group that has just these.
@@ -81,7 +81,7 @@ pub(super) fn create_all(transaction: &WriteTransaction) -> Result<(), CatalogEr
     transaction.open_table(TRASH)?;
     transaction.open_table(TRASH_OF)?;
     transaction.open_table(UNUSED)?;
-    transaction.open_table(GROUP_COPIES)?;
+    transaction.open_table(GROUP_TOTALS)?;
     transaction.open_table(GROUP_OF)?;
     transaction.open_table(GROUP_FOLDS)?;
     transaction.open_table(MOVES)?;

@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
-use images::SegmentId;
 use images::fragment::assemble;
 use images::parity::Codec;
+use images::{NodeId, SegmentId};
 use protocol::getter::Patience;
 use protocol::io::fetch::Fetcher;
 use protocol::message::Refusal;
@@ -100,17 +100,27 @@ impl Controller {
             return Ok(());
         }
         // Some that cannot be had now must not keep the others waiting.
-        let lost = self.catalog.lost_copies(&random_segment(), TOGETHER).map_err(catalog_refusal)?;
+        let some = self.catalog.lost_copies(&random_segment(), TOGETHER).map_err(catalog_refusal)?;
+        let (up, mut lost) = (self.fleet.up(), Vec::with_capacity(some.len()));
+        for id in some {
+            let Some(record) = self.catalog.segment(&id).map_err(catalog_refusal)? else { continue };
+            let group = self.catalog.group(record.group).map_err(catalog_refusal)?;
+            let members = group.map(|group| group.members).unwrap_or_default();
+            let up: Vec<NodeId> = members.into_iter().filter(|node| up.contains_key(node)).collect();
+            if self.repairs.copies.is_due(&id, &up) {
+                lost.push((id, up));
+            }
+        }
         if lost.is_empty() {
             return Ok(());
         }
         let epoch = self.directory().map_err(catalog_refusal)?.mark().epoch;
         let fetcher = Fetcher::start(self.pool.clone(), Patience::unhurried(), epoch);
         let mut tasks = JoinSet::new();
-        for id in lost {
+        for (id, up) in lost {
             let (controller, fetcher) = (self.clone(), fetcher.clone());
             tasks.spawn(async move {
-                let fetched = controller.make_copy(id, &fetcher).await?;
+                let fetched = controller.make_copy(id, up, &fetcher).await?;
                 controller.keep_pace(fetched).await
             });
         }
@@ -119,7 +129,7 @@ impl Controller {
     }
 
     /// Make one anew; the answer is the bytes that were fetched for it.
-    async fn make_copy(&self, id: SegmentId, fetcher: &Fetcher) -> Result<u64, Refusal> {
+    async fn make_copy(&self, id: SegmentId, up: Vec<NodeId>, fetcher: &Fetcher) -> Result<u64, Refusal> {
         // What is deleted meanwhile must not come back.
         let _alive = self.deleting.read().await;
         self.check_in_charge()?;
@@ -129,6 +139,7 @@ impl Controller {
             Ok(made) => made,
             Err(why) => {
                 tracing::warn!(segment = %id, %why, "a lost copy cannot be made anew now");
+                self.repairs.copies.failed(id, up);
                 return Ok(0);
             }
         };
@@ -136,6 +147,7 @@ impl Controller {
         put.map_err(|e| Refusal::Failed(format!("mass storage: {e}")))?;
         let done = self.committer.change(move |change| change.copy_is_back(&id));
         done.await.map_err(catalog_refusal)?;
+        self.repairs.copies.retain(|of| *of != id);
         Ok(fetched)
     }
 }

@@ -61,6 +61,12 @@ impl Cuts {
     }
 }
 
+/// Where the segments and the pages of all images lie; not editions of before, and not what is being published.
+pub(super) struct Needed {
+    pub(super) images: Vec<(ImageName, Arc<Cuts>)>,
+    pub(super) groups: BTreeSet<GroupId>,
+}
+
 /// How far it is with an image.
 #[derive(Clone, Debug)]
 pub struct Running {
@@ -334,11 +340,13 @@ impl Controller {
         })
     }
 
-    /// Where the segments and the pages of all images lie. What images do not need is not there: editions of before, and what is being
-    /// published.
-    pub(super) fn cuts_of_images(&self) -> Result<Vec<(ImageName, Arc<Cuts>)>, Refusal> {
-        let images = self.catalog.images().map_err(catalog_refusal)?;
-        images.into_iter().map(|(image, record)| Ok((image, self.cuts_of(&record)?))).collect()
+    /// What images need.
+    pub(super) fn needed(&self) -> Result<Needed, Refusal> {
+        let images = self.catalog.images().map_err(catalog_refusal)?.into_iter();
+        let images: Vec<_> =
+            images.map(|(image, record)| Ok((image, self.cuts_of(&record)?))).collect::<Result<_, _>>()?;
+        let groups = images.iter().flat_map(|(_, cuts)| cuts.all()).collect();
+        Ok(Needed { images, groups })
     }
 
     /// Where the segments and the pages of an image lie.

@@ -74,10 +74,13 @@ pub async fn run(folder: Folder) -> anyhow::Result<()> {
     tokio::spawn(renew(controller.clone(), endpoint.clone(), https.acceptor()));
     let array = controller.array();
     let for_api = controller.clone();
-    let serve = rpc::serve(endpoint.clone(), array, move |peer, request, body| {
+    let for_gone = controller.clone();
+    let handler = move |peer, request, body| {
         let controller = controller.clone();
         async move { answer(&controller, peer, request, body).await }
-    });
+    };
+    let gone = move |peer: Peer| for_gone.sessions.hung_up(peer.connection);
+    let serve = rpc::serve_until_gone(endpoint.clone(), array, handler, gone);
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
         () = serve => {}
@@ -164,7 +167,7 @@ async fn answer(controller: &Arc<Controller>, peer: Peer, request: Request, body
     match request {
         Request::Heartbeat(beat) => Answer::to::<member::Heartbeat>(controller.heartbeat(who.node, peer, beat).await),
         Request::Renew(renew) => Answer::to::<member::Renew>(controller.renew(who, &renew)),
-        Request::Begin(begin) => Answer::to::<publish::Begin>(controller.begin(begin)),
+        Request::Begin(begin) => Answer::to::<publish::Begin>(controller.begin(begin, peer.connection)),
         Request::Have(have) => Answer::to::<publish::Have>(controller.have(&have)),
         Request::PutSegment(put) => Answer::to::<publish::PutSegment>(controller.put_segment(put, body).await),
         Request::PutRuns(put) => Answer::to::<publish::PutRuns>(controller.put_runs(put)),

@@ -25,9 +25,6 @@ use crate::catalog::{NewSegment, PendingRecord, SaidRecord, SegmentRecord};
 use crate::geometry::{Choice, Goal};
 use crate::placement::Protection;
 
-/// A publication without a word for this long was given up.
-const IDLE: Duration = Duration::from_secs(600);
-
 /// How long a segment waits for stashes that come back, or get room, before its publication fails.
 const PATIENT_FOR: Duration = Duration::from_secs(60);
 const TRY_AGAIN: Duration = Duration::from_secs(2);
@@ -50,7 +47,8 @@ pub(super) struct Session {
     pub(super) said: SaidRecord,
     pub(super) disk_len: u64,
     pub(super) offline: bool,
-    pub(super) last_word: Instant,
+    /// Whoever publishes has only this one: when it ends, nobody goes on.
+    pub(super) connection: usize,
     pub(super) runs: BTreeMap<u32, Vec<DraftSegment>>,
     pub(super) spans: BTreeMap<u32, Vec<Span>>,
 }
@@ -87,24 +85,26 @@ impl Sessions {
         let session = sessions.get_mut(&id).ok_or_else(|| {
             Refusal::Unavailable("this publication was interrupted: publish again, and it goes on where it was".into())
         })?;
-        session.last_word = Instant::now();
         Ok(work(session))
     }
 
-    /// Whether any publication is alive. Those that were given up are forgotten.
+    /// A connection has ended, and with it what was published over it.
+    pub fn hung_up(&self, connection: usize) {
+        self.lock().retain(|_, session| session.connection != connection);
+    }
+
+    /// Whether any publication is alive.
     pub fn any(&self) -> bool {
-        let mut sessions = self.lock();
-        sessions.retain(|_, s| s.last_word.elapsed() < IDLE);
-        !sessions.is_empty() || self.finishing.load(Ordering::SeqCst) > 0
+        !self.lock().is_empty() || self.finishing.load(Ordering::SeqCst) > 0
     }
 }
 
 impl Controller {
-    /// Open a publication.
+    /// Open a publication, by its publisher's connection.
     ///
     /// # Errors
     /// If the name is taken or not allowed, or no stash is up.
-    pub fn begin(&self, begin: Begin) -> Result<Begun, Refusal> {
+    pub fn begin(&self, begin: Begin, connection: usize) -> Result<Begun, Refusal> {
         let images = self.catalog.images().map_err(catalog_refusal)?;
         let tags = || images.iter().filter(|(n, _)| n.name() == begin.name);
         let tag = begin.tag.unwrap_or_else(|| {
@@ -154,7 +154,7 @@ impl Controller {
                 said: SaidRecord { geometry: begin.geometry, layout: begin.layout },
                 disk_len: begin.disk_len,
                 offline: begin.offline,
-                last_word: Instant::now(),
+                connection,
                 runs: BTreeMap::new(),
                 spans: BTreeMap::new(),
             },

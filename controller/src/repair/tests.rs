@@ -24,7 +24,7 @@ fn group(number: u32, k: u8, m: u8, members: &[u8], bytes: u64) -> (GroupId, Who
     let geometry = Geometry::new(k, m).unwrap();
     let members = members.iter().map(|i| id(*i)).collect();
     let (vacant, steady) = (BTreeSet::new(), k.into());
-    (GroupId(number), Whole { geometry, members, vacant, bytes, weight: bytes, steady, is_copied: false })
+    (GroupId(number), Whole { geometry, members, vacant, bytes, steady, is_copied: false })
 }
 
 fn moves(plan: &Plan) -> Vec<(u32, u8, NodeId, NodeId, Option<NodeId>)> {

@@ -204,9 +204,19 @@ where
     H: Fn(Peer, Request, Bytes) -> F + Send + Sync + 'static,
     F: Future<Output = Answer> + Send + 'static,
 {
-    let handler = Arc::new(handler);
+    serve_until_gone(endpoint, array, handler, |_| {}).await;
+}
+
+/// The same, and `gone` hears of each peer whose connection has ended, well or not. What it asked before may still be under way.
+pub async fn serve_until_gone<H, F, G>(endpoint: Endpoint, array: ArrayId, handler: H, gone: G)
+where
+    H: Fn(Peer, Request, Bytes) -> F + Send + Sync + 'static,
+    F: Future<Output = Answer> + Send + 'static,
+    G: Fn(Peer) + Send + Sync + 'static,
+{
+    let (handler, gone) = (Arc::new(handler), Arc::new(gone));
     while let Some(incoming) = endpoint.accept().await {
-        let handler = handler.clone();
+        let (handler, gone) = (handler.clone(), gone.clone());
         tokio::spawn(async move {
             let Ok(connection) = incoming.await else {
                 return;
@@ -219,6 +229,7 @@ where
                 let handler = handler.clone();
                 tokio::spawn(answer_one(peer, send, recv, handler));
             }
+            gone(peer);
         });
     }
 }

@@ -249,11 +249,13 @@ impl World {
         assert_eq!(self.catalog.segment_totals().unwrap(), totals, "after {}", self.last);
         let known: Vec<SegmentId> = self.catalog.unused(u64::MAX).unwrap().into_iter().map(|(id, _)| id).collect();
         assert_eq!(known, unused);
-        let mut copies: BTreeMap<GroupId, u64> = BTreeMap::new();
-        for (_, record) in all.iter().filter(|(_, r)| r.on_mass_storage) {
-            *copies.entry(record.group).or_default() += 1;
+        let mut of_groups: BTreeMap<GroupId, GroupTotals> = BTreeMap::new();
+        for (_, record) in &all {
+            let of_group = of_groups.entry(record.group).or_default();
+            of_group.sealed += u64::from(record.sealed_len);
+            of_group.copies += u64::from(record.on_mass_storage);
         }
-        assert_eq!(self.catalog.copies_of_groups().unwrap(), copies);
+        assert_eq!(self.catalog.group_totals().unwrap(), of_groups, "after {}", self.last);
         for (node, fold) in self.catalog.folds().unwrap() {
             let expected = self.catalog.expected_at(node).unwrap();
             let folded = expected.iter().fold(0, |fold, fragment| fold ^ fragment.fold());

@@ -34,7 +34,7 @@ impl SweepResult {
         }
         if self.is_publishing {
             println!(
-                "an image is being published, or its publication broke off in the last ten minutes: segments that nothing refers to yet are kept until then"
+                "an image is being published or cut anew: segments that nothing refers to yet are kept until that is done"
             );
         }
         Ok(())

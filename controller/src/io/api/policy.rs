@@ -12,7 +12,6 @@ use protocol::pace::minute_of_day;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::repair::online;
 use super::restripe::RestripeInfo;
 use super::routes::{Answer, Shared};
 use crate::attendance::Class;
@@ -20,7 +19,7 @@ use crate::catalog::PolicyRecord;
 use crate::domains::{Labels, is_valid_part};
 use crate::io::controller::{Controller, catalog_refusal};
 use crate::io::sweep::segments_of;
-use crate::repair::{Seen, Weak, Whole, is_durable, weaknesses};
+use crate::repair::{Seen, Weak, Whole, weaknesses};
 
 /// Bytes a second below which repair would not go on.
 const LIMIT_MIN: u64 = 1_000_000;
@@ -208,7 +207,9 @@ impl Controller {
         let goal = self.goal_for(name)?;
         let common = self.common_policy()?;
         let choice = self.choose_geometry(&goal)?;
-        let kinds = self.habits.domains().kinds(self.takers()?.into_keys());
+        let takers = self.takers()?;
+        let classes = self.classes_of(takers.keys());
+        let kinds = self.habits.domains().kinds(takers.into_keys());
         let record = PolicyRecord {
             survive: goal.survive,
             readable: goal.readable.map(|share| (share * 10_000.0).round() as u16),
@@ -219,11 +220,7 @@ impl Controller {
         let count = |(what, count): (String, usize)| Count { what, count: count as u64 };
         Ok(Explanation {
             policy: PolicyInfo::of(name, &record),
-            stashes: self
-                .classes_of(self.takers()?.keys())
-                .into_iter()
-                .map(|(class, n)| count((class.to_string(), n)))
-                .collect(),
+            stashes: classes.into_iter().map(|(class, n)| count((class.to_string(), n))).collect(),
             busy_hours: self.habits.attendance().busy_hours() as u64,
             domains: kinds.into_iter().map(|(name, kind)| count((name, kind.sizes.len()))).collect(),
             geometry: choice.as_ref().map(|choice| choice.geometry.to_string()),
@@ -263,15 +260,12 @@ impl Controller {
     ) -> Result<GroupInfo, Refusal> {
         let policy = self.repair_policy()?;
         let (habits, domains) = (self.habits.attendance(), self.habits.domains());
-        let is_there = |(piece, node): &(usize, &NodeId)| {
-            !group.vacant.contains(&(*piece as u8)) && is_durable(nodes.get(*node), &policy)
-        };
-        let there: Vec<NodeId> = group.members.iter().enumerate().filter(is_there).map(|(_, node)| *node).collect();
+        let there: Vec<NodeId> = group.durable(nodes, &policy).collect();
         let is_device = |node: &NodeId| nodes.get(node).is_some_and(|n| n.is_device);
         let (on_devices, on_clients): (Vec<NodeId>, Vec<NodeId>) = there.iter().copied().partition(is_device);
         let classes: Vec<Class> = on_clients.iter().map(|node| habits.class(*node)).collect();
         let needed = group.geometry.data().saturating_sub(on_devices.len());
-        let (k, is_up) = (group.geometry.data(), online(group, nodes));
+        let (k, is_up) = (group.geometry.data(), group.online(nodes));
         let too_few = match () {
             () if there.len() < k => Some(format!("only {} pieces are left, and {k} are needed", there.len())),
             () if is_up < k => Some(format!("only {is_up} pieces are up, and {k} are needed")),

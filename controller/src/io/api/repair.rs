@@ -1,11 +1,9 @@
 //! What is at risk, what is done about it, and how long it takes; and members that are sent away.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
-use images::manifest::ImageName;
 use images::{GroupId, NodeId};
 use protocol::message::Refusal;
 use serde::{Deserialize, Serialize};
@@ -14,9 +12,9 @@ use utoipa::ToSchema;
 use super::routes::{Answer, Shared};
 use crate::catalog::{CatalogError, Change};
 use crate::io::controller::{Controller, catalog_refusal};
-use crate::io::restripe::Cuts;
+use crate::io::restripe::Needed;
 use crate::io::unix_s;
-use crate::repair::{Seen, Weak, Whole, Why, is_durable, weaknesses};
+use crate::repair::{Weak, Why, weaknesses};
 
 /// How safe everything is that images need; what is kept for a while without being needed can be lost.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
@@ -125,15 +123,6 @@ pub struct NodeChanged {
     pub to_hand_over: u64,
 }
 
-/// Pieces that can be read now.
-pub(super) fn online(group: &Whole, nodes: &BTreeMap<NodeId, Seen>) -> usize {
-    let is_there = |(piece, node): &(usize, &NodeId)| {
-        let is_up = |seen: &Seen| seen.is_up && seen.standing.is_durable();
-        !group.vacant.contains(&(*piece as u8)) && nodes.get(node).is_some_and(is_up)
-    };
-    group.members.iter().enumerate().filter(is_there).count()
-}
-
 /// Holders that may be lost, whichever they are: those with the most pieces go first.
 fn spare_of(mut held: Vec<usize>, needed: usize) -> u64 {
     held.sort_unstable();
@@ -148,11 +137,10 @@ fn spare_of(mut held: Vec<usize>, needed: usize) -> u64 {
 
 impl Controller {
     /// How safe everything is that images need.
-    pub(super) fn health(&self, images: &[(ImageName, Arc<Cuts>)]) -> Result<Health, Refusal> {
+    pub(super) fn health(&self, needed: &Needed) -> Result<Health, Refusal> {
         let (nodes, mut groups) = self.repair_facts()?;
         let bytes: BTreeMap<GroupId, u64> = groups.iter().map(|(id, group)| (*id, group.bytes)).collect();
-        let needed: BTreeSet<GroupId> = images.iter().flat_map(|(_, cuts)| cuts.all()).collect();
-        groups.retain(|id, _| needed.contains(id));
+        groups.retain(|id, _| needed.groups.contains(id));
         let policy = self.repair_policy()?;
         let domains = self.habits.domains();
         let mut health =
@@ -161,13 +149,8 @@ impl Controller {
             self.catalog.groups().map_err(catalog_refusal)?.into_iter().map(|(id, g)| (id, g.segments)).collect();
         for (id, group) in &groups {
             let segments = counts.get(id).copied().unwrap_or(0);
-            let is_there = |(piece, node): &(usize, &NodeId)| {
-                !group.vacant.contains(&(*piece as u8)) && is_durable(nodes.get(node), &policy)
-            };
             let mut held: BTreeMap<NodeId, usize> = BTreeMap::new();
-            for (_, node) in group.members.iter().enumerate().filter(is_there) {
-                *held.entry(*node).or_default() += 1;
-            }
+            group.durable(&nodes, &policy).for_each(|node| *held.entry(node).or_default() += 1);
             let durable: usize = held.values().sum();
             health.missing += (group.members.len() - durable) as u64 * segments;
             let spare = spare_of(held.into_values().collect(), group.geometry.data());
@@ -186,8 +169,8 @@ impl Controller {
                 }
             }
         }
-        let is_short = |id: GroupId| groups.get(&id).is_some_and(|group| online(group, &nodes) < group.geometry.data());
-        let cannot = images.iter().filter(|(_, cuts)| cuts.contents().any(is_short));
+        let is_short = |id: GroupId| groups.get(&id).is_some_and(|group| group.online(&nodes) < group.geometry.data());
+        let cannot = needed.images.iter().filter(|(_, cuts)| cuts.contents().any(is_short));
         health.not_installable = cannot.map(|(image, _)| image.to_string()).collect();
         let (now, mut to_fetch) = (unix_s(), self.repairs.owed());
         for (seat, record) in self.catalog.moves().map_err(catalog_refusal)? {
@@ -208,7 +191,7 @@ impl Controller {
             health.eta_s = health.eta_s.max(Some(to_fetch.div_ceil(limit)));
         }
         health.put_off = self.repairs.put_off() as u64;
-        health.stuck = self.repairs.stuck().iter().filter(|(seat, ..)| needed.contains(&seat.0)).count() as u64;
+        health.stuck = self.repairs.stuck().iter().filter(|(seat, ..)| needed.groups.contains(&seat.0)).count() as u64;
         health.lost_copies = self.catalog.lost_copy_count().map_err(catalog_refusal)?;
         let folder = self.mass_storage.path().display().to_string();
         health.mass_storage_away = (!self.mass_storage.is_there()).then_some(folder);
@@ -277,7 +260,7 @@ pub(super) async fn get_repair(State(c): Shared) -> Answer<RepairInfo> {
         problem: Some(problem(from, why)),
     }));
     let (fetched, kept) = c.repairs.bytes();
-    Ok(Json(RepairInfo { health: c.health(&c.cuts_of_images()?)?, moves, fetched, kept }))
+    Ok(Json(RepairInfo { health: c.health(&c.needed()?)?, moves, fetched, kept }))
 }
 
 /// Copies that are made anew.

@@ -1,6 +1,5 @@
 //! The routes and their shapes.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 
 use axum::extract::{ConnectInfo, Path, Request, State};
@@ -389,22 +388,21 @@ async fn overrule(State(c): Shared, Json(request): Json<OverruleRequest>) -> Ans
 async fn status(State(c): Shared) -> Answer<Status> {
     let (nodes, totals) =
         (c.catalog.nodes().map_err(catalog_refusal)?, c.catalog.segment_totals().map_err(catalog_refusal)?);
-    let (groups, copies) =
-        (c.catalog.groups().map_err(catalog_refusal)?, c.catalog.copies_of_groups().map_err(catalog_refusal)?);
+    let (groups, of_groups) =
+        (c.catalog.groups().map_err(catalog_refusal)?, c.catalog.group_totals().map_err(catalog_refusal)?);
     let (up, encode) = (c.fleet.up(), c.encode.report());
-    let images = c.cuts_of_images()?;
-    let needed: BTreeSet<GroupId> = images.iter().flat_map(|(_, cuts)| cuts.all()).collect();
-    let is_needed = |(id, _): &(&GroupId, &GroupRecord)| needed.contains(id);
+    let needed = c.needed()?;
+    let is_needed = |(id, _): &(&GroupId, &GroupRecord)| needed.groups.contains(id);
     let unreadable = |(id, group): (&GroupId, &GroupRecord)| {
         let online = group.members.iter().filter(|node| up.contains_key(node)).count();
-        let copied = copies.get(id).copied().unwrap_or(0);
+        let copied = of_groups.get(id).map_or(0, |totals| totals.copies);
         if online < group.geometry.data() { group.segments.saturating_sub(copied) } else { 0 }
     };
     Ok(Json(Status {
         array: c.array().to_string(),
         epoch: c.catalog.epoch().map_err(catalog_refusal)?.0,
         stands_down: c.check_in_charge().err().map(|refusal| refusal.to_string()),
-        images: images.len() as u64,
+        images: needed.images.len() as u64,
         is_starting: !c.knows_who_is_up(),
         stashes: nodes.len() as u64,
         stashes_up: up.len() as u64,
@@ -417,7 +415,7 @@ async fn status(State(c): Shared) -> Answer<Status> {
         unreferenced: totals.unused,
         trash: c.catalog.trash_count().map_err(catalog_refusal)?,
         unreadable_now: groups.iter().filter(is_needed).map(unreadable).sum(),
-        health: c.health(&images)?,
+        health: c.health(&needed)?,
         restripe: c.restripe_infos()?,
         up_s: c.started.elapsed().as_secs(),
         encode: Encode { bytes: encode.bytes, cpu_s: encode.cpu_s },

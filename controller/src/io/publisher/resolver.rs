@@ -3,7 +3,6 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use images::keys::OwnerKey;
@@ -24,9 +23,6 @@ const QUESTIONS: usize = 3;
 /// Segments between sealing and durable, beyond those that cores seal: what keeps the wire, the stashes' disks and the catalog
 /// busy at the same time. Four megabytes of memory each.
 const ON_THE_WIRE: usize = 10;
-
-/// How often the controller hears of a publication that has nothing to say.
-const KEEP_ALIVE: Duration = Duration::from_secs(60);
 
 /// A segment of the image and where its bytes go.
 pub(super) struct Entry {
@@ -87,13 +83,7 @@ impl Sender {
         let mut open = true;
         while open || !questions.is_empty() {
             if open && questions.len() < QUESTIONS {
-                let Ok(received) = tokio::time::timeout(KEEP_ALIVE, batches.recv()).await else {
-                    // Nothing but zeros for a long time: the controller must not think that nobody is there.
-                    let alive = Have { session: self.session, chunks: Vec::new() };
-                    rpc::call(&self.connection, alive, &[]).await?;
-                    continue;
-                };
-                match received {
+                match batches.recv().await {
                     Some(batch) => {
                         let answer = self.ask(&batch);
                         questions.push_back((batch, answer));

@@ -22,12 +22,14 @@ impl Controller {
     /// One round: a member that does not answer keeps nobody else waiting for long.
     pub(super) async fn mend_damaged(self: &Arc<Self>) -> Result<(), Refusal> {
         let mut of_nodes: BTreeMap<NodeId, Vec<(SegmentId, u8)>> = BTreeMap::new();
-        for (id, piece) in self.catalog.damaged().map_err(catalog_refusal)? {
-            if let Some(node) = self.holder(id, piece)? {
-                let of_node = of_nodes.entry(node).or_default();
-                if of_node.len() < OF_ONE {
-                    of_node.push((id, piece));
-                }
+        let damaged = self.catalog.damaged().map_err(catalog_refusal)?;
+        self.repairs.lost.retain(|fragment| damaged.binary_search(fragment).is_ok());
+        let there = self.fleet.up();
+        for fragment in damaged {
+            let Some((node, up)) = self.holder(fragment, &there)? else { continue };
+            let of_node = of_nodes.entry(node).or_default();
+            if of_node.len() < OF_ONE && self.repairs.lost.is_due(&fragment, &up) {
+                of_node.push(fragment);
             }
         }
         let mut tasks = JoinSet::new();
@@ -52,14 +54,20 @@ impl Controller {
         Ok(())
     }
 
-    /// Who should hold a fragment, if it is there and counts.
-    fn holder(&self, id: SegmentId, piece: u8) -> Result<Option<NodeId>, Refusal> {
+    /// Who should hold a fragment, if it is there and counts; and all of its group that are up.
+    fn holder(
+        &self,
+        (id, piece): (SegmentId, u8),
+        there: &BTreeMap<NodeId, u64>,
+    ) -> Result<Option<(NodeId, Vec<NodeId>)>, Refusal> {
         let Some(record) = self.catalog.segment(&id).map_err(catalog_refusal)? else { return Ok(None) };
         let group = self.catalog.group(record.group).map_err(catalog_refusal)?;
-        let Some(node) = group.and_then(|g| g.members.get(usize::from(piece)).copied()) else { return Ok(None) };
+        let members = group.map(|group| group.members).unwrap_or_default();
+        let Some(&node) = members.get(usize::from(piece)) else { return Ok(None) };
         let is_vacant = self.catalog.is_vacant((record.group, piece)).map_err(catalog_refusal)?;
         let counts = self.catalog.standing(node).map_err(catalog_refusal)?.is_durable();
-        Ok(Some(node).filter(|node| counts && !is_vacant && self.fleet.up().contains_key(node)))
+        let up: Vec<NodeId> = members.into_iter().filter(|node| there.contains_key(node)).collect();
+        Ok((counts && !is_vacant && up.contains(&node)).then_some((node, up)))
     }
 
     /// Make one anew; the answer is the bytes that were fetched for it. An error means that its holder is not to be asked for others now.
@@ -68,7 +76,10 @@ impl Controller {
         let _alive = self.deleting.read().await;
         self.check_in_charge()?;
         let key = TrashKey::Fragment { node, segment: id, piece };
-        if self.holder(id, piece)? != Some(node) || self.catalog.is_trash(&key).map_err(catalog_refusal)? {
+        let Some((_, up)) = self.holder((id, piece), &self.fleet.up())?.filter(|(holder, _)| *holder == node) else {
+            return Ok(0);
+        };
+        if self.catalog.is_trash(&key).map_err(catalog_refusal)? {
             return Ok(0);
         }
         let Some(record) = self.catalog.segment(&id).map_err(catalog_refusal)? else { return Ok(0) };
@@ -83,6 +94,7 @@ impl Controller {
             Rebuilt::Here { fetched } => fetched,
             Rebuilt::Short(what) => {
                 tracing::error!(%node, segment = %id, piece, what, "a lost fragment cannot be made anew now");
+                self.repairs.lost.failed((id, piece), up);
                 return Ok(0);
             }
             Rebuilt::Refused(refusal) => return Err(refusal),

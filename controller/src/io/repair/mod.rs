@@ -2,6 +2,7 @@
 
 mod mend;
 mod moves;
+mod retry;
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +11,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use images::fragment::FragmentId;
-use images::limits::SEALED_MAX;
 use images::parity::Geometry;
 use images::{GroupId, NodeId, SegmentId};
 use protocol::message::Refusal;
@@ -26,6 +26,7 @@ use crate::catalog::{CatalogError, GroupRecord, ImageRecord, MoveRecord, Seat, S
 use crate::repair::{self, Policy, Seen, Whole, Why};
 use moves::Task;
 pub(super) use moves::entry_of;
+use retry::Retries;
 
 /// How often it is looked whether something is to be done; sooner when somebody says so.
 const EVERY: Duration = Duration::from_secs(5);
@@ -45,8 +46,6 @@ const INSTALLERS_FIRST_MAX: Duration = Duration::from_secs(60);
 const INSTALLERS_ASKED: Duration = Duration::from_millis(200);
 /// Moves that are planned ahead.
 const PLANNED_TOGETHER: usize = 1024;
-/// Segments of a group that lies badly whose lengths are looked up every time.
-const LOOKED_AT_MAX: u64 = 256;
 /// While so many are under way, nothing is moved only to lie better.
 const BETTER_TOGETHER: usize = 16;
 /// A new holder that cannot take its pieces for so long is given up, and another one is found; and for so long it is not chosen again.
@@ -78,8 +77,10 @@ pub struct Repairs {
     pace: Mutex<Bucket>,
     /// Bytes that were moved faster than they may, and are waited for.
     owed: AtomicU64,
-    /// Of groups that were looked at: segments, and their bytes at one member.
-    sizes: Mutex<BTreeMap<GroupId, (u64, u64)>>,
+    /// Lost fragments that could not be made anew.
+    lost: Retries<(SegmentId, u8)>,
+    /// Copies on mass storage that could not be.
+    pub(super) copies: Retries<SegmentId>,
     /// There is something to do.
     pub wake: Notify,
 }
@@ -100,7 +101,8 @@ impl Default for Repairs {
             since: Instant::now(),
             pace: Mutex::default(),
             owed: AtomicU64::new(0),
-            sizes: Mutex::default(),
+            lost: Retries::default(),
+            copies: Retries::default(),
             wake: Notify::new(),
         }
     }
@@ -373,10 +375,10 @@ impl Controller {
         Ok(takers.partition(|(node, _)| !devices.contains(node)))
     }
 
-    /// The facts that decisions are made from. Only groups that something may have to be done for have a size.
+    /// The facts that decisions are made from.
     pub(super) fn repair_facts(&self) -> Result<(BTreeMap<NodeId, Seen>, BTreeMap<GroupId, Whole>), Refusal> {
         let standings = self.catalog.standings().map_err(catalog_refusal)?;
-        let (habits, domains) = (self.habits.attendance(), self.habits.domains());
+        let habits = self.habits.attendance();
         let (up, devices) = (self.fleet.up(), self.catalog.devices().map_err(catalog_refusal)?);
         let mut nodes: BTreeMap<NodeId, Seen> = BTreeMap::new();
         for (node, _) in self.catalog.nodes().map_err(catalog_refusal)? {
@@ -399,62 +401,26 @@ impl Controller {
             };
             nodes.insert(node, seen);
         }
-        let policy = self.repair_policy()?;
-        let is_fine = |node: &NodeId| {
-            repair::is_durable(nodes.get(node), &policy)
-                && nodes.get(node).is_some_and(|n| n.standing.may_take() && n.too_much == 0)
-        };
         let mut all_vacant: BTreeMap<GroupId, BTreeSet<u8>> = BTreeMap::new();
         for (group, piece) in self.catalog.vacant().map_err(catalog_refusal)? {
             all_vacant.entry(group).or_default().insert(piece);
         }
         let (mut groups, mut steady_of, readable) = (BTreeMap::new(), BTreeMap::new(), self.restripes.readable());
-        let copies = self.catalog.copies_of_groups().map_err(catalog_refusal)?;
+        let mut totals = self.catalog.group_totals().map_err(catalog_refusal)?;
         for (id, group) in self.catalog.groups().map_err(catalog_refusal)?.into_iter().filter(|(_, g)| g.segments > 0) {
             let vacant = all_vacant.remove(&id).unwrap_or_default();
-            let is_well = vacant.is_empty() && group.members.iter().all(is_fine);
             let (geometry, segments) = (group.geometry, group.segments);
-            let weight = segments * geometry.piece_len(SEALED_MAX) as u64;
-            let bytes = if is_well { weight } else { self.bytes_of(id, &group)? };
             let layout = layout_of(geometry, &group.members, &devices);
             let readable = readable.get(&id).copied();
             let steady = match steady_of.entry((geometry, layout, readable)) {
                 Entry::Occupied(known) => *known.get(),
                 Entry::Vacant(new) => *new.insert(self.steady_members(geometry, layout, readable)?),
             };
-            let mut whole = Whole {
-                geometry,
-                members: group.members.clone(),
-                vacant,
-                bytes,
-                weight,
-                steady,
-                is_copied: copies.get(&id).is_some_and(|copies| *copies >= segments),
-            };
-            // It may lie badly for long: no reason to look at many segments every time.
-            let is_small = segments < LOOKED_AT_MAX;
-            if is_well && is_small && repair::weaknesses(&whole, &nodes, &domains).next().is_some() {
-                whole.bytes = self.bytes_of(id, &group)?;
-            }
-            groups.insert(id, whole);
+            let totals = totals.remove(&id).unwrap_or_default();
+            let (bytes, is_copied) = (totals.at_one(geometry, segments), totals.copies >= segments);
+            groups.insert(id, Whole { geometry, members: group.members, vacant, bytes, steady, is_copied });
         }
         Ok((nodes, groups))
-    }
-
-    /// Bytes of a group at one member. They are added up when the number of its segments has changed.
-    fn bytes_of(&self, id: GroupId, group: &GroupRecord) -> Result<u64, Refusal> {
-        if let Some((_, bytes)) = lock(&self.repairs.sizes).get(&id).filter(|(segments, _)| *segments == group.segments)
-        {
-            return Ok(*bytes);
-        }
-        let mut bytes = 0;
-        for segment in self.catalog.segments_of(id).map_err(catalog_refusal)? {
-            if let Some(record) = self.catalog.segment(&segment).map_err(catalog_refusal)? {
-                bytes += group.geometry.piece_len(record.sealed_len as usize) as u64;
-            }
-        }
-        lock(&self.repairs.sizes).insert(id, (group.segments, bytes));
-        Ok(bytes)
     }
 
     pub(super) fn repair_policy(&self) -> Result<Policy, Refusal> {
@@ -578,7 +544,11 @@ impl Controller {
         let rests = |task: &Task| groups.get(&task.seat.0).is_some_and(|g| self.must_rest(g.geometry, &g.members));
         let mut tasks = self.repairs.tasks_of(&under_way);
         let mut resting = tasks.iter().filter(|task| task.is_running() && rests(task)).count();
-        tasks.retain(|task| task.may_start() && !waits(task));
+        let up = |task: &Task| -> Vec<NodeId> {
+            let members = groups.get(&task.seat.0).map_or(&[][..], |group| &group.members);
+            members.iter().copied().filter(|node| there.contains(node)).collect()
+        };
+        tasks.retain(|task| task.may_start(&up(task)) && !waits(task));
         let urgency = |task: &Task| match groups.get(&task.seat.0) {
             Some(group) if task.has_problem() => group.geometry.parity(),
             Some(group) => margin(group),
@@ -593,12 +563,12 @@ impl Controller {
                 resting += 1;
             }
             let Ok(slot) = slots.clone().try_acquire_owned() else { break };
-            let running = task.start();
+            let (running, up) = (task.start(), up(&task));
             let controller = self.clone();
             tokio::spawn(async move {
                 let done = controller.carry_out(&running.0).await;
                 drop(slot);
-                running.0.ended(done.as_ref().err());
+                running.0.ended(done.as_ref().err(), up);
                 drop(running);
                 if done.is_ok() {
                     // Who gave it away is not asked for more before that is gone.

@@ -15,6 +15,7 @@ use protocol::limits::REBUILD_TOGETHER;
 use protocol::message::Refusal;
 use protocol::message::store::{self, OWNER_IMAGES, Rebuild, Rebuilt, Wanted};
 
+use super::retry::Retry;
 use super::{EVERY, GIVE_UP_AFTER, Progress, lock};
 use crate::catalog::{GroupRecord, MoveRecord, Seat, SegmentRecord, TrashKey};
 use crate::io::controller::{Controller, catalog_refusal};
@@ -55,6 +56,8 @@ pub(super) struct Task {
     progress: Mutex<Progress>,
     is_running: AtomicBool,
     tried: Mutex<Option<Instant>>,
+    /// Why it did not go on was not its new holder.
+    retry: Mutex<Option<Retry>>,
     /// Since when its new holder cannot take its pieces.
     refused_since: Mutex<Option<Instant>>,
     is_full: AtomicBool,
@@ -79,6 +82,7 @@ impl Task {
             progress: Mutex::default(),
             is_running: AtomicBool::new(false),
             tried: Mutex::default(),
+            retry: Mutex::default(),
             refused_since: Mutex::default(),
             is_full: AtomicBool::new(false),
             is_doubted: AtomicBool::new(false),
@@ -112,9 +116,10 @@ impl Task {
         self.is_running.load(SeqCst)
     }
 
-    /// Not at once again.
-    pub(super) fn may_start(&self) -> bool {
-        !self.is_running() && self.tried().is_none_or(|at| at.elapsed() >= EVERY)
+    /// Not at once again, and what is in vain less and less often as long as the same members of its group are up.
+    pub(super) fn may_start(&self, up: &[NodeId]) -> bool {
+        let is_due = || lock(&self.retry).as_ref().is_none_or(|retry| retry.is_due(up));
+        !self.is_running() && self.tried().is_none_or(|at| at.elapsed() >= EVERY) && is_due()
     }
 
     pub(super) fn start(self: &Arc<Self>) -> Running {
@@ -130,8 +135,11 @@ impl Task {
         self.is_full() || lock(&self.refused_since).is_some_and(|since| since.elapsed() >= GIVE_UP_AFTER)
     }
 
-    pub(super) fn ended(&self, trouble: Option<&Trouble>) {
+    pub(super) fn ended(&self, trouble: Option<&Trouble>, up: Vec<NodeId>) {
         *lock(&self.tried) = Some(Instant::now());
+        let mut retry = lock(&self.retry);
+        *retry = matches!(trouble, Some(Trouble::Other(_))).then(|| Retry::after(retry.as_ref(), up));
+        drop(retry);
         let why = match trouble {
             None => None,
             Some(Trouble::Full) => {
@@ -224,8 +232,10 @@ impl Controller {
                 break;
             }
         }
-        let bytes = self.catalog.group(seat.0).map_err(catalog_refusal)?.map(|group| self.bytes_of(seat.0, &group));
-        self.fleet.gave(task.record.from, bytes.transpose()?.unwrap_or(0));
+        let totals = self.catalog.group_totals().map_err(catalog_refusal)?.remove(&seat.0).unwrap_or_default();
+        if let Some(group) = self.catalog.group(seat.0).map_err(catalog_refusal)? {
+            self.fleet.gave(task.record.from, totals.at_one(group.geometry, group.segments));
+        }
         tracing::info!(group = seat.0.0, piece = seat.1, from = %task.record.from, %to, "a holder was replaced");
         Ok(())
     }

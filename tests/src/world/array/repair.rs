@@ -66,37 +66,17 @@ impl World {
             nodes.insert(node, seen);
         }
         let vacant = self.catalog.vacant()?;
-        let mut groups = BTreeMap::new();
+        let (mut groups, mut totals) = (BTreeMap::new(), self.catalog.group_totals().map_err(catalog_fails)?);
         for (id, group) in self.catalog.groups()?.iter().filter(|(_, g)| g.segments > 0) {
             let id = *id;
-            let bytes = self.bytes_of(id, group)?;
-            let of_group = vacant.range((id, 0)..=(id, u8::MAX)).map(|(_, piece)| *piece).collect();
-            let (geometry, steady) = (group.geometry, self.protection.steady);
-            groups.insert(
-                id,
-                Whole {
-                    geometry,
-                    members: group.members.clone(),
-                    vacant: of_group,
-                    bytes,
-                    weight: bytes,
-                    steady,
-                    is_copied: false,
-                },
-            );
+            let of_group = totals.remove(&id).unwrap_or_default();
+            let (geometry, members) = (group.geometry, group.members.clone());
+            let (bytes, is_copied) = (of_group.at_one(geometry, group.segments), of_group.copies >= group.segments);
+            let vacant = vacant.range((id, 0)..=(id, u8::MAX)).map(|(_, piece)| *piece).collect();
+            let steady = self.protection.steady;
+            groups.insert(id, Whole { geometry, members, vacant, bytes, steady, is_copied });
         }
         Ok((nodes, groups))
-    }
-
-    fn bytes_of(&self, id: GroupId, group: &GroupRecord) -> Result<u64, Failure> {
-        let mut bytes = 0;
-        let segments = self.catalog.segments()?;
-        for segment in self.catalog.segments_of(id)?.iter() {
-            if let Some(record) = segments.get(segment) {
-                bytes += group.geometry.piece_len(record.sealed_len as usize) as u64;
-            }
-        }
-        Ok(bytes)
     }
 
     pub(super) fn repair(&mut self) -> Result<(), Failure> {
