@@ -32,19 +32,23 @@ pub enum Why {
     Misses,
     /// They survive fewer losses than a fleet of this size usually does.
     Small,
+    /// They have more holders than there are stashes: whoever is lost cannot be replaced.
+    Shrunk,
     /// They survive fewer losses than is wanted.
     Survives,
     /// Copies are wanted.
     Copies,
     /// They are to be kept by others.
     Layout,
+    /// The same as [`Self::Shrunk`], and one of their holders is to go.
+    Leaves,
 }
 
 impl Why {
     /// Whether somebody said so. What only follows from the fleet, and how it behaves, may be otherwise tomorrow.
     #[must_use]
     pub fn was_said(self) -> bool {
-        matches!(self, Self::Survives | Self::Copies | Self::Layout)
+        matches!(self, Self::Survives | Self::Copies | Self::Layout | Self::Leaves)
     }
 }
 
@@ -54,6 +58,8 @@ impl std::fmt::Display for Why {
             Self::Dear => "takes more room than it needs",
             Self::Misses => "is read less often than is wanted, or a failure domain takes too many pieces along",
             Self::Small => "survives fewer losses than is usual for this fleet",
+            Self::Shrunk => "has more holders than there are stashes",
+            Self::Leaves => "has more holders than stay",
             Self::Survives => "survives fewer losses than are wanted",
             Self::Copies => "is to be kept as copies",
             Self::Layout => "is to be kept by others",
@@ -78,13 +84,17 @@ impl Wanted<'_> {
         Cut { geometry: self.choice.geometry, layout: self.goal.layout }
     }
 
-    /// Losses that must be survived, as far as the fleet can.
-    fn parity(&self) -> usize {
-        let stashes = self.fleet.classes.values().sum();
-        self.goal.survive.map_or(usual_parity(stashes), usize::from).min(self.choice.geometry.parity())
+    fn stashes(&self) -> usize {
+        self.fleet.classes.values().sum()
     }
 
-    /// Why segments that are cut so are to be cut anew, if they are. Those that are better than is wanted stay.
+    /// Losses that must be survived, as far as the fleet can.
+    fn parity(&self) -> usize {
+        self.goal.survive.map_or(usual_parity(self.stashes()), usize::from).min(self.choice.geometry.parity())
+    }
+
+    /// Why segments that are cut so are to be cut anew, if they are. Those that are better than is wanted stay, as long as there is a stash for
+    /// each piece.
     #[must_use]
     pub fn why(&self, is: Cut) -> Option<Why> {
         let overhead = |geometry: Geometry| geometry.pieces() as f64 / geometry.data() as f64;
@@ -94,16 +104,21 @@ impl Wanted<'_> {
             () if is.layout != self.goal.layout => Some(Why::Layout),
             () if self.goal.redundant && is.geometry.data() > 1 => Some(Why::Copies),
             () if is.geometry.parity() < self.parity() => Some(self.too_few()),
+            () if is.layout.on_clients(is.geometry) > self.stashes() => Some(Why::Shrunk),
             () if misses(is.geometry) > misses(wanted) => Some(Why::Misses),
             () if overhead(is.geometry) > DEAR * overhead(wanted) => Some(Why::Dear),
             () => None,
         }
     }
 
-    /// The same for pages of manifests, which are copies on so many clients.
+    /// The same for pages of manifests, which are copies on clients.
     #[must_use]
-    pub fn why_pages(&self, copies: Geometry, clients: usize) -> Option<Why> {
-        (copies.parity() < self.parity().min(clients.saturating_sub(1))).then(|| self.too_few())
+    pub fn why_pages(&self, copies: Geometry) -> Option<Why> {
+        match () {
+            () if copies.parity() < self.parity().min(self.stashes().saturating_sub(1)) => Some(self.too_few()),
+            () if copies.pieces() > self.stashes() => Some(Why::Shrunk),
+            () => None,
+        }
     }
 
     fn too_few(&self) -> Why {
@@ -143,8 +158,10 @@ mod tests {
             // The fleet has grown.
             (15, usual, (3, 1), Mirror, Some(Why::Small)),
             (15, usual, (4, 4), Mirror, Some(Why::Dear)),
-            // The fleet has shrunk: what there is survives more, and may stay.
-            (5, usual, (10, 4), Mirror, None),
+            // The fleet has shrunk: what there is survives more, and may stay, if there is somebody for each piece.
+            (14, usual, (10, 4), Mirror, None),
+            (13, usual, (10, 4), Mirror, Some(Why::Shrunk)),
+            (12, survive(5), (10, 4), Mirror, Some(Why::Survives)),
             // Somebody wants something else.
             (15, survive(5), (10, 4), Mirror, Some(Why::Survives)),
             (15, survive(2), (10, 4), Mirror, None),
@@ -155,6 +172,9 @@ mod tests {
             (15, Goal { layout: Clients, ..usual }, (10, 4), Mirror, Some(Why::Layout)),
             // What cannot be had is not waited for.
             (4, survive(9), (1, 2), Mirror, None),
+            // Pieces on devices need no stash.
+            (6, usual, (6, 2), Layout::ParityOnController, None),
+            (5, usual, (6, 2), Layout::ParityOnController, Some(Why::Shrunk)),
         ];
         for (stashes, goal, (data, parity), layout, expected) in cases {
             assert_eq!(why(stashes, goal, data, parity, layout), expected, "{stashes} {goal:?} {data}+{parity}");
@@ -184,8 +204,12 @@ mod tests {
         let goal = Goal { survive: Some(3), ..Goal::default() };
         let wanted = Wanted { fleet: &fleet, goal, choice: choose(&fleet, &goal).unwrap() };
         let copies = |m| Geometry::new(1, m).unwrap();
-        assert_eq!(wanted.why_pages(copies(3), 15), None);
-        assert_eq!(wanted.why_pages(copies(1), 15), Some(Why::Survives));
-        assert_eq!(wanted.why_pages(copies(1), 2), None, "there are no more clients");
+        assert_eq!(wanted.why_pages(copies(3)), None);
+        assert_eq!(wanted.why_pages(copies(14)), None);
+        assert_eq!(wanted.why_pages(copies(15)), Some(Why::Shrunk));
+        assert_eq!(wanted.why_pages(copies(1)), Some(Why::Survives));
+        let (fleet, goal) = (self::fleet(2), Goal { survive: Some(3), ..Goal::default() });
+        let wanted = Wanted { fleet: &fleet, goal, choice: choose(&fleet, &goal).unwrap() };
+        assert_eq!(wanted.why_pages(copies(1)), None, "there are no more clients");
     }
 }

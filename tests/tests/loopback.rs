@@ -264,6 +264,18 @@ fn an_interrupted_publication_goes_on_where_it_was() {
     assert_eq!(again["image"], "disk:1", "the name was not used up");
     assert!(again["known_chunks"].as_u64() > Some(100), "what was sent is not sent again: {again}");
     assert_eq!(t.fleet.ctl(&["verify"]).unwrap()["problem_count"], 0);
+    // Nobody goes on with this one, and its rest need not stay.
+    fs::write(&image, sample::noise(12, 150_000_000)).unwrap();
+    let mut publish = t.fleet.command("coe-ctl");
+    let mut publish = publish.arg("publish").arg(&image).stdout(std::process::Stdio::null()).spawn().unwrap();
+    let rest = || t.fleet.ctl(&["status"]).unwrap()["unreferenced"].as_u64() > Some(3);
+    xtask::fleet::wait_for("some segments", rest).unwrap();
+    assert_eq!(t.fleet.ctl(&["gc"]).unwrap()["is_publishing"], true);
+    publish.kill().unwrap();
+    publish.wait().unwrap();
+    let is_collected = || t.fleet.ctl(&["gc"]).unwrap()["is_publishing"] == false && !rest();
+    xtask::fleet::wait_for("its rest to be collected", is_collected).unwrap();
+    assert_eq!(t.fleet.ctl(&["verify"]).unwrap()["problem_count"], 0);
 }
 
 #[test]

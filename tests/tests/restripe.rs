@@ -191,3 +191,46 @@ fn a_layout_that_is_wanted_later_is_kept_too() {
     assert!(refused.contains("stashes") || refused.contains("unreachable"), "{refused}");
     assert_eq!(due(&t)[0]["state"], "failed");
 }
+
+/// More are to go than a group can do without, and nobody is there to replace them: images are cut anew for those that stay.
+#[test]
+fn holders_leave_that_nobody_can_replace() {
+    let mut t = start(6);
+    t.fleet.ctl(&["policy", "set", "--survive", "2"]).unwrap();
+    publish(&t, "one", 6, &[]);
+    assert_eq!(geometries(&t, "one:1"), ["3+2"]);
+
+    // What is published while some are away is cut for the others. That is said, and can be mended when they are back.
+    t.fleet.kill_stash(4);
+    t.fleet.kill_stash(5);
+    t.fleet.wait_until_up(4).unwrap();
+    let image = t.file("two");
+    fs::write(&image, sample::noise(7, LEN)).unwrap();
+    let published = t.fleet.publish(&image, &["--name", "two"]).unwrap();
+    let said = published["unmet"][0].as_str().unwrap_or_default();
+    assert!(published["geometry"] == "1+2" && said.contains("2 of 6 stashes are away"), "{published}");
+    t.fleet.bring_back_stash(4).unwrap();
+    t.fleet.bring_back_stash(5).unwrap();
+    t.fleet.wait_until_up(6).unwrap();
+    let waiting = due(&t);
+    assert_eq!((waiting.len(), &waiting[0]["state"]), (1, &"settles".into()), "{waiting:?}");
+    t.fleet.ctl(&["restripe", "two", "--wait"]).unwrap();
+    assert_eq!(geometries(&t, "two:1"), ["3+2"]);
+    t.fleet.ctl(&["gc", "--superseded"]).unwrap();
+
+    let go: Vec<String> = (0..3).map(|stash| t.fleet.stashes[stash].node.clone()).collect();
+    let named = |what: &[&str]| -> Vec<String> { what.iter().map(ToString::to_string).chain(go.clone()).collect() };
+    let ctl = |args: Vec<String>| t.fleet.ctl(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    ctl(named(&["node", "drain"])).unwrap();
+    for name in ["one:1", "two:1"] {
+        wait_for("it to be cut anew", || geometries(&t, name).is_empty()).unwrap();
+    }
+    // Only what they had before still lies where nobody should be left.
+    t.fleet.ctl(&["gc", "--superseded"]).unwrap();
+    ctl(named(&["node", "remove", "--wait"])).unwrap();
+    (0..3).for_each(|stash| t.fleet.kill_stash(stash));
+    ["one", "two"].iter().for_each(|name| installs(&t, name));
+    let verified = t.fleet.ctl(&["verify"]).unwrap();
+    assert_eq!(verified["problem_count"], 0, "{verified}");
+    assert_eq!(due(&t), Vec::<Value>::new());
+}

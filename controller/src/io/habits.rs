@@ -131,11 +131,21 @@ impl Controller {
     /// # Errors
     /// The catalog's.
     pub fn choose_geometry(&self, goal: &Goal) -> Result<Option<Choice>, Refusal> {
-        let habits = self.habits.attendance();
         let (clients, devices) = self.takers_by_kind()?;
-        let (classes, devices) = (self.classes_of(clients.keys()), devices.len());
-        let kinds = self.habits.domains().kinds(clients.into_keys());
-        Ok(choose(&Fleet { classes, kinds, habits: Some(&habits), devices }, goal))
+        let habits = self.habits.attendance();
+        Ok(choose(&self.fleet_of(clients.into_keys(), devices.len(), &habits), goal))
+    }
+
+    /// What a fleet of these stashes, and so many mass-storage devices, is like.
+    pub(super) fn fleet_of<'a>(
+        &self,
+        clients: impl Iterator<Item = NodeId>,
+        devices: usize,
+        habits: &'a Attendance,
+    ) -> Fleet<'a> {
+        let clients: Vec<NodeId> = clients.collect();
+        let classes = self.classes_of(clients.iter());
+        Fleet { classes, kinds: self.habits.domains().kinds(clients.into_iter()), habits: Some(habits), devices }
     }
 
     /// Members of a group that should be up in the busy hours. `readable`, in hundredths of a percent, is what its images want if that is more

@@ -28,7 +28,7 @@ use super::sweep::segment_pages;
 use super::unix_s;
 use crate::catalog::{GroupRecord, ImageRecord, SaidRecord, SegmentRecord};
 use crate::draft::Draft;
-use crate::geometry::{Fleet, Goal, choose};
+use crate::geometry::{Goal, choose};
 use crate::placement::Protection;
 use crate::restripe::{Cut, Wanted, Why};
 
@@ -121,7 +121,7 @@ pub struct Due {
     protection: Protection,
     /// Groups, with or without a copy on mass storage, whose segments are.
     groups: BTreeSet<(GroupId, bool)>,
-    /// Whether the pages of its manifest have too few copies.
+    /// Whether the pages of its manifest have too few copies, or too many.
     are_pages_due: bool,
 }
 
@@ -237,14 +237,11 @@ impl Controller {
     /// The catalog's.
     pub fn restripes_due(&self) -> Result<Vec<Due>, Refusal> {
         let (clients, devices) = self.lasting_fleet()?;
-        let (habits, domains) = (self.habits.attendance(), self.habits.domains());
-        let mut classes = BTreeMap::new();
-        for node in &clients {
-            *classes.entry(habits.class(*node)).or_default() += 1;
-        }
-        let kinds = domains.kinds(clients.iter().copied());
-        let fleet = Fleet { classes, kinds, habits: Some(&habits), devices };
+        let habits = self.habits.attendance();
+        let fleet = self.fleet_of(clients.into_iter(), devices, &habits);
         let groups = self.catalog.groups().map_err(catalog_refusal)?;
+        let standings = self.catalog.standings().map_err(catalog_refusal)?;
+        let leaving = standings.into_iter().filter(|(_, s)| s.is_sent_away()).map(|(node, _)| node).collect();
         let (said, all) =
             (self.catalog.said().map_err(catalog_refusal)?, self.catalog.images().map_err(catalog_refusal)?);
         lock(&self.restripes.cuts).retain(|manifest, _| all.iter().any(|(_, image)| image.manifest == *manifest));
@@ -268,7 +265,7 @@ impl Controller {
                 choices.entry((image.name().to_string(), said.layout)).or_insert_with(|| choose(&fleet, &goal)).clone();
             let Some(choice) = choice else { continue };
             let wanted = Wanted { fleet: &fleet, goal, choice };
-            due.extend(self.due(image, record, &wanted, &groups, clients.len())?);
+            due.extend(self.due(image, record, &wanted, &groups, &leaving)?);
         }
         *lock(&self.restripes.readable) = Arc::new(of_groups);
         let known: BTreeSet<&ImageName> = due.iter().map(|due| &due.image).collect();
@@ -283,11 +280,15 @@ impl Controller {
         record: ImageRecord,
         wanted: &Wanted<'_>,
         groups: &BTreeMap<GroupId, GroupRecord>,
-        clients: usize,
+        leaving: &BTreeSet<NodeId>,
     ) -> Result<Option<Due>, Refusal> {
         let cuts = self.cuts_of(&record)?;
         let devices = self.catalog.devices().map_err(catalog_refusal)?;
         let (mut by_cut, mut to_cut, mut why) = (BTreeMap::<Cut, u64>::new(), BTreeSet::new(), None);
+        let urged = |why: Why, group: &GroupRecord| match why {
+            Why::Shrunk if group.members.iter().any(|node| leaving.contains(node)) => Why::Leaves,
+            why => why,
+        };
         let mut bytes = 0;
         for (&(id, is_copied), &of_group) in &cuts.segments {
             let Some(group) = groups.get(&id) else { continue };
@@ -296,11 +297,11 @@ impl Controller {
             if let Some(because) = wanted.why(cut) {
                 to_cut.insert((id, is_copied));
                 bytes += of_group;
-                why = why.max(Some(because));
+                why = why.max(Some(urged(because, group)));
             }
         }
-        let geometries = cuts.pages.iter().filter_map(|id| groups.get(id)).map(|group| group.geometry);
-        let of_pages = geometries.filter_map(|geometry| wanted.why_pages(geometry, clients)).max();
+        let of_pages = cuts.pages.iter().filter_map(|id| groups.get(id));
+        let of_pages = of_pages.filter_map(|group| Some(urged(wanted.why_pages(group.geometry)?, group))).max();
         let Some(why) = why.max(of_pages) else { return Ok(None) };
         let most = by_cut.iter().max_by_key(|(_, bytes)| **bytes).map(|(cut, _)| *cut);
         let (cut, choice) = (wanted.cut(), &wanted.choice);
@@ -338,6 +339,31 @@ impl Controller {
             () if !self.is_open()? => When::InItsHours,
             () => When::Next,
         })
+    }
+
+    /// What a publication is not told by the stashes that are up: it is cut for these, and for all that are expected back it would be cut
+    /// otherwise.
+    pub(super) fn is_cut_for_few(
+        &self,
+        image: &ImageName,
+        goal: Goal,
+        is: Geometry,
+    ) -> Result<Option<String>, Refusal> {
+        let (clients, devices) = self.lasting_fleet()?;
+        let up = self.takers()?;
+        let (all, away) = (clients.len(), clients.iter().filter(|node| !up.contains_key(node)).count());
+        let habits = self.habits.attendance();
+        let fleet = self.fleet_of(clients.into_iter(), devices, &habits);
+        let Some(choice) = choose(&fleet, &goal).filter(|_| away > 0) else { return Ok(None) };
+        let wanted = Wanted { fleet: &fleet, goal, choice };
+        let why = wanted.why(Cut { geometry: is, layout: goal.layout });
+        Ok(why.map(|why| {
+            let geometry = wanted.choice.geometry;
+            format!(
+                "{away} of {all} stashes are away or full: cut as {is} it {why}. It is cut anew as {geometry} by itself, or at once by \
+                 `coe-ctl restripe {image}` when they are back"
+            )
+        }))
     }
 
     /// What images need.
@@ -543,20 +569,20 @@ impl Controller {
             return Ok((pages, edition));
         }
         let parity = due.protection.of_pages(self.clients_that_stay()?).geometry.parity();
-        let groups = self.catalog.groups().map_err(catalog_refusal)?;
-        let is_weaker = |spans: &Vec<images::span::Span>, edition: u32| {
+        let (groups, stashes) = (self.catalog.groups().map_err(catalog_refusal)?, self.lasting_fleet()?.0.len());
+        let is_unfit = |spans: &Vec<images::span::Span>, edition: u32| {
             let id = SegmentId::of(&SpanPage { spans: spans.clone(), edition }.encode());
             let known = self.catalog.segment(&id).map_err(catalog_refusal)?;
             let geometry: Option<Geometry> = known.and_then(|r| groups.get(&r.group)).map(|g| g.geometry);
-            Ok::<bool, Refusal>(geometry.is_some_and(|geometry| geometry.parity() < parity))
+            Ok::<bool, Refusal>(geometry.is_some_and(|g| g.parity() < parity || g.pieces() > stashes))
         };
         loop {
             edition += 1;
-            let mut weaker = false;
+            let mut unfit = false;
             for spans in &pages {
-                weaker |= is_weaker(spans, edition)?;
+                unfit |= is_unfit(spans, edition)?;
             }
-            if !weaker {
+            if !unfit {
                 return Ok((pages, edition));
             }
         }

@@ -123,13 +123,17 @@ impl Controller {
         self.check_fleet_is_known(up + devices)?;
         let goal = self.goal_for(&begin.name)?;
         let layout = begin.layout.unwrap_or(goal.layout);
+        let goal = Goal { layout, ..goal };
         let choice = match begin.geometry {
             Some(geometry) => Some(Choice::said(geometry)),
-            None => self.choose_geometry(&Goal { layout, ..goal })?,
+            None => self.choose_geometry(&goal)?,
         };
-        let choice = choice.ok_or_else(|| {
+        let mut choice = choice.ok_or_else(|| {
             Refusal::Unavailable("no stash is up: start some with `coe-stash serve`, see `coe-ctl nodes`".into())
         })?;
+        if begin.geometry.is_none() {
+            choice.unmet.extend(self.is_cut_for_few(&image, goal, choice.geometry)?);
+        }
         let geometry = choice.geometry;
         if layout.on_clients(geometry) > up {
             return Err(Refusal::Unavailable(format!(

@@ -16,6 +16,10 @@ use crate::io::restripe::Needed;
 use crate::io::unix_s;
 use crate::repair::{Weak, Why, weaknesses};
 
+/// What happens by itself when too few stashes stay.
+const ANEW: &str = ". If too few stashes stay for them, images are cut anew for fewer by themselves (`coe-ctl restripe`); what they had before \
+                    goes in a day, or with `coe-ctl gc --superseded`";
+
 /// How safe everything is that images need; what is kept for a while without being needed can be lost.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct Health {
@@ -245,7 +249,8 @@ pub(super) async fn get_repair(State(c): Shared) -> Answer<RepairInfo> {
             format!("it {why}, and no other mass-storage device is up that has room: add one (`coe-ctl node device`)")
         }
         false => format!(
-            "it {why}, and no other stash is up that has room and is not in this group already: add one, or free some space"
+            "it {why}, and no other stash is up that has room and is not in this group already: add one, or free some space{}",
+            if why == Why::Leaves { ANEW } else { "" }
         ),
     };
     moves.extend(c.repairs.stuck().into_iter().map(|(seat, from, why)| MoveInfo {
@@ -293,6 +298,7 @@ pub(super) async fn change_nodes(State(c): Shared, Json(ask): Json<NodesChange>)
     nodes.iter().for_each(|node| tracing::info!(%node, ?what, "an admin said"));
     c.look_at_labels()?;
     c.repairs.wake.notify_one();
+    c.restripes.wake.notify_one();
     let held = c.catalog.folds().map_err(catalog_refusal)?;
     let left = |node: &NodeId| held.get(node).map_or(0, |(count, _)| *count);
     Ok(Json(nodes.iter().map(|node| NodeChanged { node: node.to_string(), to_hand_over: left(node) }).collect()))
