@@ -27,6 +27,8 @@ pub struct Policy {
 
 /// A member gives a piece away to one of which this share less is in use: less of a difference is not worth the traffic.
 const FULLER: f64 = 0.2;
+/// And so much less must still be in use when the other one has it. Every such move evens out what is in use, so they come to an end.
+const STILL_FULLER: f64 = 0.1;
 /// Members that are looked at to find the best place for a piece.
 const LOOKED_AT: usize = 2000;
 /// Searches for a better place in one plan.
@@ -466,7 +468,8 @@ impl Planner<'_> {
             // Whoever is new may turn out to be anything.
             let leaves_enough = counts(&to.node) || steady - usize::from(counts(&from)) >= group.steady || is_device;
             let is_better = to.faults <= to.faults_of_before && leaves_enough;
-            if is_better && in_use - self.in_use(to.node, group.bytes) >= FULLER {
+            let much_after = in_use - self.in_use(to.node, group.bytes);
+            if is_better && in_use - self.in_use(to.node, 0) >= FULLER && much_after >= STILL_FULLER {
                 return Some((piece, to.node));
             }
         }

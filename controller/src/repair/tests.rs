@@ -70,10 +70,18 @@ fn what_a_group_can_lose_is_what_is_there_beyond_k() {
 
 #[test]
 fn who_joins_takes_a_part() {
-    // Four stashes of 100, with four groups of 10 on each.
-    let mut groups: BTreeMap<_, _> = (1..=4).map(|g| group(g, 2, 2, &[0, 1, 2, 3], 10)).collect();
+    // Four stashes of 100, with four groups of 10 on each; then with three of 18: few stashes have few groups, and each is a large part.
+    let (many, few) = (take_a_part(4, 10), take_a_part(3, 18));
+    assert!(many.iter().all(|held| (2..=4).contains(held)) && many[4] + many[5] >= 4, "{many:?}");
+    assert!(few.iter().all(|held| (1..=3).contains(held)) && few[4] + few[5] >= 3, "{few:?}");
+}
+
+/// Two stashes join four that have all groups. How many each has in the end.
+fn take_a_part(count: u32, bytes: u64) -> Vec<usize> {
+    let mut groups: BTreeMap<_, _> = (1..=count).map(|g| group(g, 2, 2, &[0, 1, 2, 3], bytes)).collect();
     let of_100 = |free| Seen { is_up: true, free, capacity: 100, ..Seen::default() };
-    let mut nodes: BTreeMap<NodeId, Seen> = (0..4).map(|i| (id(i), of_100(60))).collect();
+    let free = 100 - u64::from(count) * bytes;
+    let mut nodes: BTreeMap<NodeId, Seen> = (0..4).map(|i| (id(i), of_100(free))).collect();
     assert_eq!(plan(&POLICY, &nodes, &groups, &BTreeMap::new(), 1), Plan::default());
     nodes.extend((4..6).map(|i| (id(i), of_100(100))));
     let mut rounds = 0;
@@ -85,18 +93,18 @@ fn who_joins_takes_a_part() {
         }
         for ((group, piece), record, _) in planned.begin {
             groups.get_mut(&group).unwrap().members[usize::from(piece)] = record.to;
-            nodes.get_mut(&record.to).unwrap().free -= 10;
-            nodes.get_mut(&record.from).unwrap().free += 10;
+            nodes.get_mut(&record.to).unwrap().free -= bytes;
+            nodes.get_mut(&record.from).unwrap().free += bytes;
         }
         rounds += 1;
     }
     let held = |i| groups.values().filter(|g| g.members.contains(&id(i))).count();
-    let all: Vec<usize> = (0..6).map(held).collect();
-    assert!(all.iter().all(|held| (2..=4).contains(held)) && all[4] + all[5] >= 4, "{all:?}");
+    let all = (0..6).map(held).collect();
     // In other hours nothing moves.
     nodes.extend((6..8).map(|i| (id(i), of_100(100))));
     let closed = Policy { is_open: false, ..POLICY };
     assert_eq!(plan(&closed, &nodes, &groups, &BTreeMap::new(), 1), Plan::default());
+    all
 }
 
 #[test]
