@@ -147,14 +147,14 @@ mod tests {
 
     #[test]
     fn only_what_is_worth_it_is_cut_anew() {
-        use Layout::{Clients, Mirror};
+        use Layout::{Clients, Mirror, ParityOnController};
         let usual = Goal::default();
         let survive = |n| Goal { survive: Some(n), ..usual };
         let cases = [
             // As it would be published now, and nearly so.
             (15, usual, (10, 4), Mirror, None),
             (15, usual, (9, 4), Mirror, None),
-            (12, usual, (10, 4), Mirror, None),
+            (14, usual, (9, 4), Mirror, None),
             // The fleet has grown.
             (15, usual, (3, 1), Mirror, Some(Why::Small)),
             (15, usual, (4, 4), Mirror, Some(Why::Dear)),
@@ -173,8 +173,8 @@ mod tests {
             // What cannot be had is not waited for.
             (4, survive(9), (1, 2), Mirror, None),
             // Pieces on devices need no stash.
-            (6, usual, (6, 2), Layout::ParityOnController, None),
-            (5, usual, (6, 2), Layout::ParityOnController, Some(Why::Shrunk)),
+            (6, Goal { layout: ParityOnController, ..usual }, (6, 2), ParityOnController, None),
+            (5, Goal { layout: ParityOnController, ..usual }, (6, 2), ParityOnController, Some(Why::Shrunk)),
         ];
         for (stashes, goal, (data, parity), layout, expected) in cases {
             assert_eq!(why(stashes, goal, data, parity, layout), expected, "{stashes} {goal:?} {data}+{parity}");

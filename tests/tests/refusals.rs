@@ -73,6 +73,7 @@ async fn nobody_gets_more_than_their_certificate_permits() {
     // A role may say only its own messages.
     let refused = ask(&stash, &controller, CONTROLLER_NAME, begin()).await.unwrap_err();
     assert!(matches!(refused, CallError::Refused(Refusal::NotAllowed(Role::Stash))), "{refused}");
+    assert!(std::error::Error::source(&refused).is_none(), "a person reads it once");
     let refused = ask(&admin, &controller, CONTROLLER_NAME, heartbeat()).await.unwrap_err();
     assert!(matches!(refused, CallError::Refused(Refusal::NotAllowed(Role::Admin))), "{refused}");
     for member in [&stash, &admin] {

@@ -343,12 +343,7 @@ impl Controller {
 
     /// What a publication is not told by the stashes that are up: it is cut for these, and for all that are expected back it would be cut
     /// otherwise.
-    pub(super) fn is_cut_for_few(
-        &self,
-        image: &ImageName,
-        goal: Goal,
-        is: Geometry,
-    ) -> Result<Option<String>, Refusal> {
+    pub(super) fn cut_for_few(&self, image: &ImageName, goal: Goal, is: Geometry) -> Result<Option<String>, Refusal> {
         let (clients, devices) = self.lasting_fleet()?;
         let up = self.takers()?;
         let (all, away) = (clients.len(), clients.iter().filter(|node| !up.contains_key(node)).count());

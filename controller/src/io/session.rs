@@ -132,7 +132,7 @@ impl Controller {
             Refusal::Unavailable("no stash is up: start some with `coe-stash serve`, see `coe-ctl nodes`".into())
         })?;
         if begin.geometry.is_none() {
-            choice.unmet.extend(self.is_cut_for_few(&image, goal, choice.geometry)?);
+            choice.unmet.extend(self.cut_for_few(&image, goal, choice.geometry)?);
         }
         let geometry = choice.geometry;
         if layout.on_clients(geometry) > up {

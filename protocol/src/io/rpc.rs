@@ -27,7 +27,7 @@ pub enum CallError {
     Unreachable(String),
     /// The connection broke, or was refused; TLS reasons come this way.
     #[error("{}", explain(.0))]
-    Connection(#[from] quinn::ConnectionError),
+    Connection(quinn::ConnectionError),
     /// The stream broke.
     #[error("the connection broke")]
     Stream,
@@ -36,7 +36,20 @@ pub enum CallError {
     Malformed,
     /// It was understood, and not carried out.
     #[error("refused: {0}")]
-    Refused(#[from] Refusal),
+    Refused(Refusal),
+}
+
+// By hand: what says all of its cause must not name it as its source, or a person reads it twice.
+impl From<quinn::ConnectionError> for CallError {
+    fn from(error: quinn::ConnectionError) -> Self {
+        Self::Connection(error)
+    }
+}
+
+impl From<Refusal> for CallError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
 }
 
 impl CallError {
