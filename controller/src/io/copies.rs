@@ -100,6 +100,7 @@ impl Controller {
             return Ok(());
         }
         // Some that cannot be had now must not keep the others waiting.
+        self.repairs.copies.retain(|id| self.catalog.is_lost_copy(id).unwrap_or(true));
         let some = self.catalog.lost_copies(&random_segment(), TOGETHER).map_err(catalog_refusal)?;
         let (up, mut lost) = (self.fleet.up(), Vec::with_capacity(some.len()));
         for id in some {
@@ -147,7 +148,6 @@ impl Controller {
         put.map_err(|e| Refusal::Failed(format!("mass storage: {e}")))?;
         let done = self.committer.change(move |change| change.copy_is_back(&id));
         done.await.map_err(catalog_refusal)?;
-        self.repairs.copies.retain(|of| *of != id);
         Ok(fetched)
     }
 }
