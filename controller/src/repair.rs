@@ -155,32 +155,42 @@ pub fn is_durable(node: Option<&Seen>, policy: &Policy) -> bool {
     node.is_some_and(|seen| seen.standing.is_durable() && (seen.is_up || seen.silent_s <= policy.gone_after_s))
 }
 
+/// Pieces of a segment that their holders have lost.
+pub type Bad = BTreeSet<u8>;
+
+/// Of a segment that is whole.
+pub const NONE_BAD: &Bad = &Bad::new();
+
 impl Whole {
-    fn holders<'a>(&'a self, counts: impl Fn(&NodeId) -> bool + 'a) -> impl Iterator<Item = NodeId> + 'a {
-        let is_there = move |(piece, node): &(usize, &NodeId)| !self.vacant.contains(&(*piece as u8)) && counts(node);
+    fn holders<'a>(&'a self, bad: &'a Bad, counts: impl Fn(&NodeId) -> bool + 'a) -> impl Iterator<Item = NodeId> + 'a {
+        let is_there = move |(piece, node): &(usize, &NodeId)| {
+            let piece = *piece as u8;
+            !self.vacant.contains(&piece) && !bad.contains(&piece) && counts(node)
+        };
         self.members.iter().enumerate().filter(is_there).map(|(_, node)| *node)
     }
 
-    /// Holders of the pieces that are not lost, one for each piece.
+    /// Holders of the pieces of a segment that are not lost, one for each piece.
     pub fn durable<'a>(
         &'a self,
         nodes: &'a BTreeMap<NodeId, Seen>,
         policy: &'a Policy,
+        bad: &'a Bad,
     ) -> impl Iterator<Item = NodeId> + 'a {
-        self.holders(|node| is_durable(nodes.get(node), policy))
+        self.holders(bad, |node| is_durable(nodes.get(node), policy))
     }
 
-    /// Pieces that can be read now.
+    /// Pieces of a segment that can be read now.
     #[must_use]
-    pub fn online(&self, nodes: &BTreeMap<NodeId, Seen>) -> usize {
-        self.holders(|node| nodes.get(node).is_some_and(|n| n.is_up && n.standing.is_durable())).count()
+    pub fn online(&self, nodes: &BTreeMap<NodeId, Seen>, bad: &Bad) -> usize {
+        self.holders(bad, |node| nodes.get(node).is_some_and(|n| n.is_up && n.standing.is_durable())).count()
     }
 }
 
 /// Pieces that a group can lose before it cannot be read any more.
 #[must_use]
 pub fn margin(group: &Whole, nodes: &BTreeMap<NodeId, Seen>, policy: &Policy) -> usize {
-    group.durable(nodes, policy).count().saturating_sub(group.geometry.data())
+    group.durable(nodes, policy, NONE_BAD).count().saturating_sub(group.geometry.data())
 }
 
 /// Whether a move makes pieces anew: for itself, and for those that copy them from its new holder.
@@ -374,7 +384,7 @@ impl Planner<'_> {
     fn can_do_without(&self, seat: Seat, vacated: &mut BTreeMap<GroupId, usize>) -> bool {
         let Some(group) = self.groups.get(&seat.0) else { return false };
         let gone = vacated.entry(seat.0).or_default();
-        let can = group.online(self.nodes).saturating_sub(1 + *gone) > group.geometry.data();
+        let can = group.online(self.nodes, NONE_BAD).saturating_sub(1 + *gone) > group.geometry.data();
         *gone += usize::from(can);
         can
     }

@@ -42,13 +42,16 @@ pub enum Why {
     Layout,
     /// The same as [`Self::Shrunk`], and one of their holders is to go.
     Leaves,
+    /// They survive no loss at all.
+    Bare,
 }
 
 impl Why {
-    /// Whether somebody said so. What only follows from the fleet, and how it behaves, may be otherwise tomorrow.
+    /// Whether it is not to wait: somebody said so, or the next loss is one too many. What only follows from the fleet, and how it behaves, may
+    /// be otherwise tomorrow.
     #[must_use]
-    pub fn was_said(self) -> bool {
-        matches!(self, Self::Survives | Self::Copies | Self::Layout | Self::Leaves)
+    pub fn is_pressing(self) -> bool {
+        matches!(self, Self::Survives | Self::Copies | Self::Layout | Self::Leaves | Self::Bare)
     }
 }
 
@@ -58,6 +61,7 @@ impl std::fmt::Display for Why {
             Self::Dear => "takes more room than it needs",
             Self::Misses => "is read less often than is wanted, or a failure domain takes too many pieces along",
             Self::Small => "survives fewer losses than is usual for this fleet",
+            Self::Bare => "survives no loss at all",
             Self::Shrunk => "has more holders than there are stashes",
             Self::Leaves => "has more holders than stay",
             Self::Survives => "survives fewer losses than are wanted",
@@ -103,7 +107,7 @@ impl Wanted<'_> {
         match () {
             () if is.layout != self.goal.layout => Some(Why::Layout),
             () if self.goal.redundant && is.geometry.data() > 1 => Some(Why::Copies),
-            () if is.geometry.parity() < self.parity() => Some(self.too_few()),
+            () if is.geometry.parity() < self.parity() => Some(self.weaker(is.geometry.parity())),
             () if is.layout.on_clients(is.geometry) > self.stashes() => Some(Why::Shrunk),
             () if misses(is.geometry) > misses(wanted) => Some(Why::Misses),
             () if overhead(is.geometry) > DEAR * overhead(wanted) => Some(Why::Dear),
@@ -115,14 +119,20 @@ impl Wanted<'_> {
     #[must_use]
     pub fn why_pages(&self, copies: Geometry) -> Option<Why> {
         match () {
-            () if copies.parity() < self.parity().min(self.stashes().saturating_sub(1)) => Some(self.too_few()),
+            () if copies.parity() < self.parity().min(self.stashes().saturating_sub(1)) => {
+                Some(self.weaker(copies.parity()))
+            }
             () if copies.pieces() > self.stashes() => Some(Why::Shrunk),
             () => None,
         }
     }
 
-    fn too_few(&self) -> Why {
-        if self.goal.survive.is_some() { Why::Survives } else { Why::Small }
+    fn weaker(&self, parity: usize) -> Why {
+        match () {
+            () if parity == 0 => Why::Bare,
+            () if self.goal.survive.is_some() => Why::Survives,
+            () => Why::Small,
+        }
     }
 }
 
@@ -157,6 +167,8 @@ mod tests {
             (14, usual, (9, 4), Mirror, None),
             // The fleet has grown.
             (15, usual, (3, 1), Mirror, Some(Why::Small)),
+            (2, usual, (1, 0), Mirror, Some(Why::Bare)),
+            (1, usual, (1, 0), Mirror, None),
             (15, usual, (4, 4), Mirror, Some(Why::Dear)),
             // The fleet has shrunk: what there is survives more, and may stay, if there is somebody for each piece.
             (14, usual, (10, 4), Mirror, None),

@@ -371,3 +371,58 @@ fn a_file_of_before_and_one_that_is_cut_off_are_what_they_should_be_again() {
     installs(&t, "one", &one);
     installs(&t, "three", &three);
 }
+
+/// Write noise into a stash file that is in use, behind what says where things are.
+fn rot(t: &TestFleet, stash: usize) {
+    use std::os::unix::fs::FileExt as _;
+    let file = fs::OpenOptions::new().write(true).open(t.fleet.stashes[stash].dir.join(".stash")).unwrap();
+    let len = file.metadata().unwrap().len();
+    for at in (3 << 20..len).step_by(64 << 10) {
+        file.write_all_at(&sample::noise(at, 64), at).unwrap();
+    }
+}
+
+#[test]
+fn what_is_lost_is_said_and_is_back_when_it_is_published_again() {
+    let mut t = start(6);
+    let image = t.file("one");
+    fs::write(&image, sample::noise(41, LEN)).unwrap();
+    let publish = || t.fleet.publish(&image, &["--name", "one", "--layout", "clients", "--data", "2", "--parity", "1"]);
+    publish().unwrap();
+    assert_eq!(health(&t)["spare"], 1);
+    (0..6).for_each(|stash| rot(&t, stash));
+    let found = t.fleet.ctl(&["verify"]).unwrap_err().to_string();
+    assert!(found.contains("cannot") || found.contains("problem"), "{found}");
+    let bad = health(&t);
+    assert!(bad["lost_segments"].as_u64() > Some(0) && bad["spare"] == 0, "{bad}");
+    assert_eq!(bad["not_installable"], serde_json::json!(["one:1"]));
+    let groups = t.fleet.ctl(&["explain", "one:1"]).unwrap()["groups"].clone();
+    let is_weak = |group: &Value| group["weakness"].as_str().is_some_and(|weak| weak.contains("needed"));
+    assert!(groups.as_array().unwrap().iter().any(is_weak), "{groups}");
+    let waited = t.fleet.ctl(&["repair", "--wait"]).unwrap_err().to_string();
+    assert!(waited.contains("cannot be made anew now"), "{waited}");
+    let refused = t.fleet.install("one", &t.file("target"), LEN as u64).unwrap_err().to_string();
+    assert!(refused.contains("too few") && !refused.contains("unreachable"), "all are up: {refused}");
+    fs::remove_file(t.file("target")).unwrap();
+
+    // Its contents are sent again, and both versions are whole.
+    let again = publish().unwrap();
+    assert!(again["image"] == "one:2" && again["known_chunks"] == 0, "{again}");
+    ["one:1", "one:2"].iter().for_each(|name| installs(&t, name, &image));
+    wait_until_green(&t);
+
+    // The same when too many stashes are gone for good.
+    let gone: Vec<String> = (0..3).map(|stash| t.fleet.stashes[stash].node.clone()).collect();
+    (0..3).for_each(|stash| t.fleet.kill_stash(stash));
+    t.fleet.wait_until_up(3).unwrap();
+    t.fleet.ctl(&["node", "remove", &gone[0], &gone[1], &gone[2], "--lost"]).unwrap();
+    // Mass storage has kept what was brought back: without it, it is lost.
+    fs::remove_dir_all(t.fleet.mass_storage_dir().join("segments")).unwrap();
+    wait_for("it to be said", || {
+        let _ = t.fleet.ctl(&["verify"]);
+        health(&t)["lost_segments"].as_u64() > Some(0)
+    })
+    .unwrap();
+    assert_eq!(t.fleet.publish(&image, &["--name", "one"]).unwrap()["image"], "one:3");
+    installs(&t, "one:3", &image);
+}

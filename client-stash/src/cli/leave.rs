@@ -10,6 +10,9 @@ use crate::io::control::{self, Ask};
 
 /// When nothing was handed over for so long, something is wrong.
 const NOTHING_FOR: Duration = Duration::from_secs(20);
+/// What it waits for then.
+const WAITS: &str = "nobody takes them now: the array has too little room, too many are away, or its images are cut anew for those that stay, \
+                     and what they had before goes in a day. `coe-ctl repair` and `coe-ctl restripe` say which";
 /// How long a service may take to remove its files.
 const GONE_WITHIN: Duration = Duration::from_secs(30);
 
@@ -69,7 +72,7 @@ impl Leave {
         let bar = super::bar();
         let (mut first, mut problem) = (live.to_hand_over, None);
         let (mut left_before, mut since) = (live.to_hand_over, Instant::now());
-        let mut failing_since = None;
+        let (mut failing_since, mut is_said) = (None, false);
         loop {
             match control::ask(folder.path(), Ask::Status) {
                 Ok(Some(live)) if !live.leaving => bail!("somebody made it stay"),
@@ -88,14 +91,10 @@ impl Leave {
                         if left_before != Some(left) {
                             (left_before, since) = (Some(left), Instant::now());
                         }
-                        bar.set_message(if since.elapsed() < NOTHING_FOR {
-                            format!("{left} fragments must be elsewhere first")
-                        } else {
-                            format!(
-                                "{left} fragments must be elsewhere first, and nobody takes them: the array has too little room, or too many \
-                                 are away; `coe-ctl repair` says who"
-                            )
-                        });
+                        if since.elapsed() >= NOTHING_FOR && !std::mem::replace(&mut is_said, true) {
+                            bar.suspend(|| eprintln!("{left} fragments must be elsewhere first, and {WAITS}"));
+                        }
+                        bar.set_message(format!("{left} fragments must be elsewhere first"));
                     }
                 }
                 Ok(None) => {

@@ -61,7 +61,9 @@ impl Status {
                     .into()
             }
             Some(live) if live.leaving => match live.to_hand_over {
-                Some(left) => format!("leaving: {left} fragments must be elsewhere first"),
+                Some(left) => format!(
+                    "leaving: {left} fragments must be elsewhere first (`coe-ctl repair` says what they wait for)"
+                ),
                 None => "leaving, as soon as the controller hears of it".into(),
             },
             Some(live) if live.paused => "paused by its owner".into(),

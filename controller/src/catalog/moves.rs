@@ -350,6 +350,21 @@ impl Change<'_> {
         Ok(())
     }
 
+    /// Mass storage has a copy of it, and keeps it.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub fn keep_copy(&self, id: &SegmentId) -> Result<()> {
+        let mut table = self.0.open_table(SEGMENTS)?;
+        let record = table.get(id.0)?.map(|v| wire::decode::<SegmentRecord>(v.value())).transpose()?;
+        let Some(before) = record else { return Ok(()) };
+        let record = SegmentRecord { on_mass_storage: true, ..before.clone() };
+        table.insert(id.0, wire::encode(&record).as_slice())?;
+        self.note_segment(id, Some(&before), Some(&record))?;
+        self.0.open_table(super::PENDING)?.remove(id.0)?;
+        self.copy_is_back(id)
+    }
+
     /// It was made anew, or is not needed any more.
     ///
     /// # Errors

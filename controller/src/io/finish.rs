@@ -60,8 +60,8 @@ impl Controller {
         let _finishing = self.sessions.finishing();
         let session = self.sessions.lock().remove(&finish.session);
         let session = session.ok_or_else(|| Refusal::Unavailable("this publication was interrupted".into()))?;
+        let weaker = self.check_readable(&session).await?;
         let _images = self.images.lock().await;
-        let weaker = self.check_readable(&session)?;
         let mut session = session;
         let draft = Draft {
             array: self.array(),

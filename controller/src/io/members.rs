@@ -236,6 +236,7 @@ impl Controller {
         });
         change.await.map_err(catalog_refusal)?;
         self.repairs.wake.notify_one();
+        self.restripes.wake.notify_one();
         Ok(())
     }
 

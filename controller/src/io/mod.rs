@@ -12,6 +12,7 @@ pub mod grant;
 pub mod habits;
 pub mod inventory;
 pub mod kit;
+mod lost;
 pub mod machines;
 pub mod mass_storage;
 pub mod members;

@@ -63,7 +63,7 @@ impl Cuts {
 
 /// Where the segments and the pages of all images lie; not editions of before, and not what is being published.
 pub(super) struct Needed {
-    pub(super) images: Vec<(ImageName, Arc<Cuts>)>,
+    pub(super) images: Vec<(ImageName, ImageRecord, Arc<Cuts>)>,
     pub(super) groups: BTreeSet<GroupId>,
 }
 
@@ -335,7 +335,7 @@ impl Controller {
         let settle = Duration::from_secs(self.settings.restripe_after_s);
         let settles_in = self.restripes.settles_in(image, wanted, settle);
         Ok(match () {
-            () if !why.was_said() && settles_in > 0 => When::Settles(settles_in),
+            () if !why.is_pressing() && settles_in > 0 => When::Settles(settles_in),
             () if !self.is_open()? => When::InItsHours,
             () => When::Next,
         })
@@ -364,9 +364,10 @@ impl Controller {
     /// What images need.
     pub(super) fn needed(&self) -> Result<Needed, Refusal> {
         let images = self.catalog.images().map_err(catalog_refusal)?.into_iter();
-        let images: Vec<_> =
-            images.map(|(image, record)| Ok((image, self.cuts_of(&record)?))).collect::<Result<_, _>>()?;
-        let groups = images.iter().flat_map(|(_, cuts)| cuts.all()).collect();
+        let images: Vec<_> = images
+            .map(|(image, record)| self.cuts_of(&record).map(|cuts| (image, record, cuts)))
+            .collect::<Result<_, _>>()?;
+        let groups = images.iter().flat_map(|(.., cuts)| cuts.all()).collect();
         Ok(Needed { images, groups })
     }
 

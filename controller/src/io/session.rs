@@ -1,6 +1,6 @@
 //! Publications under way, from the controller's side.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use images::limits::PAGE_RUNS_MAX;
 use images::manifest::ImageName;
 use images::parity::Codec;
 use images::span::Span;
-use images::{ChunkId, GroupId, SegmentId, fragment};
+use images::{ChunkId, GroupId, NodeId, SegmentId, fragment};
 use protocol::limits::{DRAFT_PAGE_SEGMENTS_MAX, HAVE_MAX};
 use protocol::message::Refusal;
 use protocol::message::publish::{
@@ -21,9 +21,10 @@ use protocol::message::publish::{
 use super::controller::{Controller, catalog_refusal};
 use super::spread::Spread;
 use super::unix_s;
-use crate::catalog::{NewSegment, PendingRecord, SaidRecord, SegmentRecord};
+use crate::catalog::{GroupRecord, NewSegment, PendingRecord, SaidRecord, SegmentRecord};
 use crate::geometry::{Choice, Goal};
 use crate::placement::Protection;
+use crate::repair::NONE_BAD;
 
 /// How long a segment waits for stashes that come back, or get room, before its publication fails.
 const PATIENT_FOR: Duration = Duration::from_secs(60);
@@ -47,6 +48,8 @@ pub(super) struct Session {
     pub(super) said: SaidRecord,
     pub(super) disk_len: u64,
     pub(super) offline: bool,
+    /// Segments that cannot be had any more: what is in them is sent again.
+    pub(super) lost: Arc<BTreeSet<SegmentId>>,
     /// Whoever publishes has only this one: when it ends, nobody goes on.
     pub(super) connection: usize,
     pub(super) runs: BTreeMap<u32, Vec<DraftSegment>>,
@@ -146,6 +149,7 @@ impl Controller {
                 "layout {layout} needs a mass-storage device, and none is up: join a stash where it is to be, and say `coe-ctl node device ID`"
             )));
         }
+        let lost = self.all_lost_segments()?;
         let mut id = [0; 8];
         aws_lc_rs::rand::fill(&mut id).map_err(|_| Refusal::Failed("no random bytes".into()))?;
         let session = u64::from_le_bytes(id);
@@ -158,6 +162,7 @@ impl Controller {
                 said: SaidRecord { geometry: begin.geometry, layout: begin.layout },
                 disk_len: begin.disk_len,
                 offline: begin.offline,
+                lost: Arc::new(lost),
                 connection,
                 runs: BTreeMap::new(),
                 spans: BTreeMap::new(),
@@ -177,30 +182,44 @@ impl Controller {
         Ok(())
     }
 
-    /// An image that nobody could install must not be called published: what it shares with others may have lost its holders.
+    /// An image that nobody could install must not be called published: what it shares with others may have lost its holders. What was lost and
+    /// is back is made whole meanwhile.
     /// The answer is the number of shared segments that are protected less than this publication asked for.
-    pub(super) fn check_readable(&self, session: &Session) -> Result<u64, Refusal> {
+    pub(super) async fn check_readable(&self, session: &Session) -> Result<u64, Refusal> {
+        let (mut unreadable, mut weaker) = self.unreadable_and_weaker(session)?;
+        let (mut least, mut since) = (unreadable, Instant::now());
+        while unreadable > 0 && !session.lost.is_empty() && since.elapsed() < PATIENT_FOR {
+            tokio::time::sleep(TRY_AGAIN).await;
+            (unreadable, weaker) = self.unreadable_and_weaker(session)?;
+            if unreadable < least {
+                (least, since) = (unreadable, Instant::now());
+            }
+        }
+        if unreadable > 0 {
+            return Err(Refusal::Unavailable(format!(
+                "{unreadable} segments of this image, most of them shared with earlier ones, cannot be read now: start their stashes \
+                 (`coe-ctl verify` names them, `coe-ctl repair` says what it waits for), then publish again"
+            )));
+        }
+        Ok(weaker)
+    }
+
+    fn unreadable_and_weaker(&self, session: &Session) -> Result<(u64, u64), Refusal> {
         let (groups, up) = (self.catalog.groups().map_err(catalog_refusal)?, self.fleet.up());
-        let (mut unreadable, mut weaker) = (0, 0);
+        let (damage, mut unreadable, mut weaker) = (self.damage()?, 0, 0);
         for segment in session.runs.values().flatten() {
             let record = self.catalog.segment(&segment.id).map_err(catalog_refusal)?;
             let found = record.and_then(|r| Some((groups.get(&r.group)?, r.on_mass_storage)));
-            let readable = found
-                .as_ref()
-                .is_some_and(|(g, _)| g.members.iter().filter(|m| up.contains_key(m)).count() >= g.geometry.data());
-            unreadable += u64::from(!readable);
+            let bad = damage.get(&segment.id).unwrap_or(NONE_BAD);
+            let is_good = |(piece, node): &(usize, &NodeId)| up.contains_key(node) && !bad.contains(&(*piece as u8));
+            let good = |group: &GroupRecord| group.members.iter().enumerate().filter(is_good).count();
+            unreadable += u64::from(found.is_none_or(|(g, _)| good(g) < g.geometry.data()));
             weaker += u64::from(found.is_some_and(|(g, copied)| {
                 let wanted = session.protection;
                 g.geometry.parity() < wanted.geometry.parity() || (wanted.layout == Layout::Mirror && !copied)
             }));
         }
-        if unreadable > 0 {
-            return Err(Refusal::Unavailable(format!(
-                "{unreadable} segments that this image shares with earlier ones cannot be read now: start their stashes \
-                 (`coe-ctl verify` names them), then publish again"
-            )));
-        }
-        Ok(weaker)
+        Ok((unreadable, weaker))
     }
 
     /// Which chunks are there.
@@ -208,11 +227,16 @@ impl Controller {
     /// # Errors
     /// If too many are asked about.
     pub fn have(&self, have: &Have) -> Result<Known, Refusal> {
-        self.sessions.with(have.session, |_| ())?;
+        let lost = self.sessions.with(have.session, |session| session.lost.clone())?;
         if have.chunks.len() > HAVE_MAX {
             return Err(Refusal::Invalid(format!("more than {HAVE_MAX} chunks in one question")));
         }
-        Ok(Known { places: self.catalog.places(&have.chunks).map_err(catalog_refusal)? })
+        let mut places = self.catalog.places(&have.chunks).map_err(catalog_refusal)?;
+        places
+            .iter_mut()
+            .filter(|place| place.as_ref().is_some_and(|at| lost.contains(&at.segment)))
+            .for_each(|place| *place = None);
+        Ok(Known { places })
     }
 
     /// Take a segment: on mass storage and on every holder before it is acknowledged.
@@ -220,9 +244,13 @@ impl Controller {
     /// # Errors
     /// If the bytes are not what they are called, or it cannot be made durable.
     pub async fn put_segment(self: &Arc<Self>, put: PutSegment, sealed: Bytes) -> Result<SegmentStored, Refusal> {
-        let protection = self.sessions.with(put.session, |s| s.protection)?;
-        let session = put.session;
+        let (id, session) = (put.id, put.session);
+        let (protection, was_lost) = self.sessions.with(session, |s| (s.protection, s.lost.contains(&id)))?;
+        let again = was_lost.then(|| sealed.clone());
         let stored = self.store_segment(put, sealed, protection).await?;
+        if let Some(sealed) = again {
+            self.bring_back(id, sealed).await?;
+        }
         self.sessions.with(session, |_| ())?;
         Ok(stored)
     }

@@ -98,6 +98,8 @@ pub enum Fault {
     Busy,
     /// No answer in time.
     TimedOut,
+    /// The holder was not asked any more: with all that it and others could have, there are too few pieces.
+    NotAsked,
     /// An answer that is not the piece: what was wrong with it.
     Lied(String),
 }
@@ -109,6 +111,7 @@ impl std::fmt::Display for Fault {
             Self::NotThere => f.write_str("does not have it"),
             Self::Busy => f.write_str("busy"),
             Self::TimedOut => f.write_str("no answer"),
+            Self::NotAsked => f.write_str("was not asked: there are too few others"),
             Self::Lied(what) => write!(f, "returned wrong data: {what}"),
         }
     }
@@ -435,7 +438,8 @@ fn shortfall(job: &Job, have: usize, peers: &Peers) -> Shortfall {
             Piece::Idle { fault: Some(fault), .. } => fault.clone(),
             Piece::Idle { .. } | Piece::Asked { .. } => match peers.lie(node) {
                 Some(what) => Fault::Lied(what),
-                None => Fault::Unreachable,
+                None if peers.hopeless(node) => Fault::Unreachable,
+                None => Fault::NotAsked,
             },
         };
         Some((i as u8, node, fault))

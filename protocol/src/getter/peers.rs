@@ -85,7 +85,7 @@ impl Peers {
                 peer.report.lied.get_or_insert_with(|| what.clone());
             }
             // A holder without a piece answers well, and may have the next one.
-            Fault::NotThere => {}
+            Fault::NotThere | Fault::NotAsked => {}
             // Requests that fail together count once.
             Fault::Unreachable | Fault::Busy | Fault::TimedOut if peer.blocked_until.is_none() => {
                 peer.failures_in_a_row += 1;

@@ -434,7 +434,7 @@ fn explain(source: &Source, shortfalls: &[Shortfall]) -> String {
             text += &format!("\n    piece {piece} on stash {node} ({address}): {fault}");
         }
     }
-    text + "\nStart these stashes again, or publish the image anew; `coe-ctl nodes` shows who is up."
+    text + "\nStart those that are not reached, or publish the image anew; `coe-ctl nodes` shows who is up, `coe-ctl explain` what is left."
 }
 
 /// Codecs hold tables; each thread keeps those it used last.

@@ -5,7 +5,9 @@ use clap::{Args, Subcommand};
 use super::client::Client;
 use super::{Common, table};
 use crate::domains::is_valid_part;
-use crate::io::api::{LabelChange, Labelled, NodeChange, NodeChanged, NodeInfo, NodesChange, RepairInfo};
+use crate::io::api::{
+    LabelChange, Labelled, NodeChange, NodeChanged, NodeInfo, NodesChange, RepairInfo, RestripeInfo, RestripeState,
+};
 
 /// Send stashes away, keep them, or say what they fail with
 #[derive(Subcommand)]
@@ -141,6 +143,10 @@ impl Which {
             let fragments: u64 = left.iter().map(|info| info.to_hand_over).sum();
             spinner.set_message(format!("{} of {} stashes, {fragments} fragments to go", left.len(), changed.len()));
             let repair: RepairInfo = client.get("/v1/repair").await?;
+            // Images that are cut anew for those that stay may be all that it waits for.
+            let restripe: Vec<RestripeInfo> = client.get("/v1/restripe").await?;
+            let is_cut = |image: &RestripeInfo| matches!(image.state, RestripeState::UnderWay | RestripeState::Next);
+            let left = if restripe.iter().any(is_cut) { Vec::new() } else { left };
             for info in left {
                 let mut of_it = repair.moves.iter().filter(|m| m.from == info.node);
                 let stuck = of_it.clone().find(|m| m.to.is_none());

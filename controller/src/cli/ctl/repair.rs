@@ -41,7 +41,7 @@ impl Health {
         if self.lost_segments > 0 {
             lines.push(format!(
                 "LOST       {} segments have too few pieces left: `coe-ctl verify` names them. If stashes that were said to be lost are back, say \
-                 `coe-ctl node keep`; otherwise publish their images again",
+                 `coe-ctl node keep`; otherwise publish what was in their images again, and `coe-ctl rm` those that stay as they are",
                 self.lost_segments
             ));
         }
@@ -75,8 +75,8 @@ impl Health {
         }
         if self.crowded > 0 {
             lines.push(format!(
-                "AT RISK    {} groups: one failure domain would take more pieces along than can be lost (`coe-ctl explain IMAGE`); they are \
-                 moved in the hours of `policy --window`",
+                "AT RISK    {} groups: one failure domain would take more pieces along than can be lost (`coe-ctl explain IMAGE`); pieces \
+                 are moved in the hours of `policy --window` if there is a better place for them; more stashes in other domains would be one",
                 self.crowded
             ));
         }
@@ -150,6 +150,9 @@ impl Repair {
         let waiting = info.health.stuck + info.health.moves;
         if self.wait && waiting > 0 {
             anyhow::bail!("{waiting} holders cannot be replaced now");
+        }
+        if self.wait && info.health.damaged > 0 {
+            anyhow::bail!("{} pieces cannot be made anew now: too few others are there", info.health.damaged);
         }
         Ok(())
     }

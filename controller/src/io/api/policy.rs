@@ -19,7 +19,7 @@ use crate::catalog::PolicyRecord;
 use crate::domains::{Labels, is_valid_part};
 use crate::io::controller::{Controller, catalog_refusal};
 use crate::io::sweep::segments_of;
-use crate::repair::{Seen, Weak, Whole, weaknesses};
+use crate::repair::{Bad, NONE_BAD, Seen, Weak, Whole, weaknesses};
 
 /// Bytes a second below which repair would not go on.
 const LIMIT_MIN: u64 = 1_000_000;
@@ -98,6 +98,11 @@ impl PolicyInfo {
                 let Some((Ok(from), Ok(to))) = hours else {
                     return Err(invalid("want hours such as 20:00-06:00, or always"));
                 };
+                if from == to {
+                    return Err(invalid(
+                        "no hours lie between a time and itself: want always, or hours such as 20:00-06:00",
+                    ));
+                }
                 Some(Some((from, to)))
             }
         };
@@ -134,7 +139,7 @@ pub struct GroupInfo {
     pub on_devices: u64,
     /// Segments of the image in it, pages of its manifest included.
     pub segments: u64,
-    /// Pieces that are there.
+    /// Pieces that are there, of the segment with the fewest.
     pub durable: u64,
     /// Pieces whose holder is up now.
     pub online: u64,
@@ -240,10 +245,13 @@ impl Controller {
 
     fn groups_of(&self, image: &ImageName) -> Result<Vec<GroupInfo>, Refusal> {
         let (_, record) = self.find_image(image.name(), Some(image.tag()))?;
-        let mut counts: BTreeMap<GroupId, u64> = BTreeMap::new();
+        let (mut counts, damage): (BTreeMap<GroupId, (u64, &Bad)>, _) = (BTreeMap::new(), self.damage()?);
         for id in segments_of(&self.catalog, &record).map_err(catalog_refusal)? {
             if let Some(segment) = self.catalog.segment(&id).map_err(catalog_refusal)? {
-                *counts.entry(segment.group).or_default() += 1;
+                let (count, worst) = counts.entry(segment.group).or_insert((0, NONE_BAD));
+                let bad = damage.get(&id).unwrap_or(NONE_BAD);
+                *count += 1;
+                *worst = if bad.len() > worst.len() { bad } else { worst };
             }
         }
         let (nodes, groups) = self.repair_facts()?;
@@ -255,17 +263,17 @@ impl Controller {
         &self,
         id: GroupId,
         group: &Whole,
-        segments: u64,
+        (segments, worst): (u64, &Bad),
         nodes: &BTreeMap<NodeId, Seen>,
     ) -> Result<GroupInfo, Refusal> {
         let policy = self.repair_policy()?;
         let (habits, domains) = (self.habits.attendance(), self.habits.domains());
-        let there: Vec<NodeId> = group.durable(nodes, &policy).collect();
+        let there: Vec<NodeId> = group.durable(nodes, &policy, worst).collect();
         let is_device = |node: &NodeId| nodes.get(node).is_some_and(|n| n.is_device);
         let (on_devices, on_clients): (Vec<NodeId>, Vec<NodeId>) = there.iter().copied().partition(is_device);
         let classes: Vec<Class> = on_clients.iter().map(|node| habits.class(*node)).collect();
         let needed = group.geometry.data().saturating_sub(on_devices.len());
-        let (k, is_up) = (group.geometry.data(), group.online(nodes));
+        let (k, is_up) = (group.geometry.data(), group.online(nodes, worst));
         let too_few = match () {
             () if there.len() < k => Some(format!("only {} pieces are left, and {k} are needed", there.len())),
             () if is_up < k => Some(format!("only {is_up} pieces are up, and {k} are needed")),

@@ -1,6 +1,6 @@
 //! What is at risk, what is done about it, and how long it takes; and members that are sent away.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::Json;
 use axum::extract::State;
@@ -14,7 +14,7 @@ use crate::catalog::{CatalogError, Change};
 use crate::io::controller::{Controller, catalog_refusal};
 use crate::io::restripe::Needed;
 use crate::io::unix_s;
-use crate::repair::{Weak, Why, weaknesses};
+use crate::repair::{Bad, NONE_BAD, Weak, Whole, Why, weaknesses};
 
 /// What happens by itself when too few stashes stay.
 const ANEW: &str = ". If too few stashes stay for them, images are cut anew for fewer by themselves (`coe-ctl restripe`); what they had before \
@@ -151,31 +151,45 @@ impl Controller {
             Health { damaged: self.catalog.damaged().map_err(catalog_refusal)?.len() as u64, ..Health::default() };
         let counts: BTreeMap<GroupId, u64> =
             self.catalog.groups().map_err(catalog_refusal)?.into_iter().map(|(id, g)| (id, g.segments)).collect();
+        let damage = self.damage()?;
+        let held = |group: &Whole, bad: &Bad| {
+            let mut held: BTreeMap<NodeId, usize> = BTreeMap::new();
+            group.durable(&nodes, &policy, bad).for_each(|node| *held.entry(node).or_default() += 1);
+            held.into_values().collect::<Vec<usize>>()
+        };
+        let mut least = |group: &Whole, held: Vec<usize>| {
+            let spare = spare_of(held, group.geometry.data());
+            health.spare = Some(health.spare.map_or(spare, |least| least.min(spare)));
+        };
         for (id, group) in &groups {
             let segments = counts.get(id).copied().unwrap_or(0);
-            let mut held: BTreeMap<NodeId, usize> = BTreeMap::new();
-            group.durable(&nodes, &policy).for_each(|node| *held.entry(node).or_default() += 1);
-            let durable: usize = held.values().sum();
-            health.missing += (group.members.len() - durable) as u64 * segments;
-            let spare = spare_of(held.into_values().collect(), group.geometry.data());
+            let held = held(group, NONE_BAD);
+            health.missing += (group.members.len() - held.iter().sum::<usize>()) as u64 * segments;
+            least(group, held);
             match weaknesses(group, &nodes, &domains).next() {
                 None => {}
                 Some(Weak::Crowded(_)) => health.crowded += 1,
                 Some(Weak::Unsteady(_)) => health.unsteady += 1,
             }
-            health.spare = Some(health.spare.map_or(spare, |least| least.min(spare)));
-            if durable < group.geometry.data() {
-                for segment in self.catalog.segments_of(*id).map_err(catalog_refusal)? {
-                    let record = self.catalog.segment(&segment).map_err(catalog_refusal)?;
-                    let is_copied = record.as_ref().is_some_and(|r| r.on_mass_storage)
-                        && !self.catalog.is_lost_copy(&segment).map_err(catalog_refusal)?;
-                    health.lost_segments += u64::from(record.is_some() && !is_copied);
-                }
+        }
+        let cannot_be_read = |group: &Whole, bad: &Bad| group.online(&nodes, bad) < group.geometry.data();
+        let mut unreadable = BTreeSet::new();
+        for (segment, bad) in &damage {
+            let record = self.catalog.segment(segment).map_err(catalog_refusal)?;
+            let Some(group) = record.and_then(|record| groups.get(&record.group)) else { continue };
+            least(group, held(group, bad));
+            if cannot_be_read(group, bad) {
+                unreadable.insert(*segment);
             }
         }
-        let is_short = |id: GroupId| groups.get(&id).is_some_and(|group| group.online(&nodes) < group.geometry.data());
-        let cannot = needed.images.iter().filter(|(_, cuts)| cuts.contents().any(is_short));
-        health.not_installable = cannot.map(|(image, _)| image.to_string()).collect();
+        health.lost_segments = self.lost_segments(&groups, &nodes, &policy, &damage)?.len() as u64;
+        // Right after a start nobody has been heard yet.
+        for (image, record, cuts) in needed.images.iter().filter(|_| self.knows_who_is_up()) {
+            let is_short = |id: GroupId| groups.get(&id).is_some_and(|group| cannot_be_read(group, NONE_BAD));
+            if cuts.contents().any(is_short) || self.has_any(record, &unreadable)? {
+                health.not_installable.push(image.to_string());
+            }
+        }
         let (now, mut to_fetch) = (unix_s(), self.repairs.owed());
         for (seat, record) in self.catalog.moves().map_err(catalog_refusal)? {
             let of = counts.get(&seat.0).copied().unwrap_or(0);

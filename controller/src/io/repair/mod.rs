@@ -152,6 +152,13 @@ impl Repairs {
         lock(&self.tasks).values().for_each(|task| task.forget(segments.iter().copied()));
     }
 
+    /// What was in vain may not be any more: a segment can be had again.
+    pub(super) fn try_again(&self, segment: SegmentId, group: GroupId) {
+        self.lost.retain(|(of, _)| *of != segment);
+        lock(&self.tasks).range((group, 0)..=(group, u8::MAX)).for_each(|(_, task)| task.try_again());
+        self.wake.notify_one();
+    }
+
     fn count(&self, fetched: u64, kept: u64) {
         if fetched > 0 {
             self.fetched.fetch_add(fetched, Relaxed);

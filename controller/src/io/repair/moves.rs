@@ -122,6 +122,10 @@ impl Task {
         !self.is_running() && self.tried().is_none_or(|at| at.elapsed() >= EVERY) && is_due()
     }
 
+    pub(super) fn try_again(&self) {
+        *lock(&self.retry) = None;
+    }
+
     pub(super) fn start(self: &Arc<Self>) -> Running {
         self.is_running.store(true, SeqCst);
         Running(self.clone())
