@@ -69,6 +69,20 @@ pub struct SegmentRecord {
     pub stored_unix_s: u64,
 }
 
+impl SegmentRecord {
+    /// Whether it is a page of a manifest, which the catalog has, too.
+    #[must_use]
+    pub fn is_page(&self) -> bool {
+        self.data_len == 0
+    }
+
+    /// Whether a whole copy should be somewhere.
+    #[must_use]
+    pub fn has_copy(&self) -> bool {
+        self.on_mass_storage || self.is_page()
+    }
+}
+
 /// A segment on its way: where its bytes may be.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PendingRecord {

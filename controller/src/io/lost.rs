@@ -21,7 +21,8 @@ impl Controller {
         Ok(damage)
     }
 
-    /// Segments that cannot be had any more, whoever comes back of those that are expected: fewer than k pieces, and no copy on mass storage.
+    /// Segments that cannot be had any more, whoever comes back of those that are expected: fewer than k pieces, and no copy on
+    /// mass storage. The controller has all pages.
     pub(super) fn lost_segments(
         &self,
         groups: &BTreeMap<GroupId, Whole>,
@@ -42,10 +43,9 @@ impl Controller {
         }
         let mut without_copy = BTreeSet::new();
         for segment in lost {
-            let record = self.catalog.segment(&segment).map_err(catalog_refusal)?;
-            if record.is_some_and(|r| !r.on_mass_storage)
-                || self.catalog.is_lost_copy(&segment).map_err(catalog_refusal)?
-            {
+            let Some(record) = self.catalog.segment(&segment).map_err(catalog_refusal)? else { continue };
+            let is_copied = record.on_mass_storage && !self.catalog.is_lost_copy(&segment).map_err(catalog_refusal)?;
+            if !is_copied && !record.is_page() {
                 without_copy.insert(segment);
             }
         }

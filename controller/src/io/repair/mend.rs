@@ -86,7 +86,7 @@ impl Controller {
         let Some(group) = self.catalog.group(record.group).map_err(catalog_refusal)? else { return Ok(0) };
         let mut outcomes = self.rebuild_at(node, vec![wanted(id, &record, &group, vec![piece], None)]).await?;
         let made = match outcomes.pop() {
-            Some(Rebuilt::Short(_)) if record.on_mass_storage => self.put_from_copy(node, id, &group, &[piece]).await,
+            Some(Rebuilt::Short(_)) if record.has_copy() => self.put_from_copy(node, id, &group, &[piece]).await,
             Some(outcome) => outcome,
             None => return Ok(0),
         };

@@ -316,7 +316,7 @@ impl Controller {
         let (mut first, mut taken) = (None, 0);
         for ((id, _, record), outcome) in asked.iter().zip(outcomes) {
             let outcome = match outcome {
-                Rebuilt::Short(_) if record.on_mass_storage => self.put_from_copy(to, *id, &group, &pieces).await,
+                Rebuilt::Short(_) if record.has_copy() => self.put_from_copy(to, *id, &group, &pieces).await,
                 other => other,
             };
             match outcome {
@@ -372,7 +372,7 @@ impl Controller {
         Ok(answer.outcomes)
     }
 
-    /// The last resort: mass storage has a whole copy.
+    /// The last resort: mass storage has a whole copy, or the catalog a page.
     pub(super) async fn put_from_copy(
         &self,
         node: NodeId,
@@ -386,8 +386,12 @@ impl Controller {
     }
 
     async fn try_from_copy(&self, node: NodeId, id: SegmentId, group: &GroupRecord, pieces: &[u8]) -> Rebuilt {
-        let Ok(sealed) = self.mass_storage.get(&id).await else {
-            return Rebuilt::Short("too few pieces, and mass storage does not have it".into());
+        let sealed = match self.catalog.page(&id.0) {
+            Ok(Some(page)) => page.into(),
+            _ => match self.mass_storage.get(&id).await {
+                Ok(sealed) => sealed,
+                Err(_) => return Rebuilt::Short("too few pieces, and mass storage does not have it".into()),
+            },
         };
         if SegmentId::of(&sealed) != id {
             return Rebuilt::Short("too few pieces, and its copy on mass storage is damaged".into());
