@@ -285,10 +285,15 @@ pub fn plan(
             planner.plan.give_up.push(*seat);
         }
     }
-    let rooms = policy.together.saturating_sub(kept.len());
-    planner.replace(&kept, rooms, now_unix_s);
+    // Those that nothing can be made for, until somebody comes back, keep nobody else waiting.
+    let goes_on = |(seat, record): &(&Seat, &MoveRecord)| {
+        let can_be_read = |g: &Whole| g.is_copied || g.online(nodes, NONE_BAD) >= g.geometry.data();
+        nodes.get(&record.from).is_some_and(|n| n.is_up) || groups.get(&seat.0).is_some_and(can_be_read)
+    };
+    let under_way = kept.iter().filter(goes_on).count();
+    planner.replace(&kept, policy.together.saturating_sub(under_way), now_unix_s);
     if policy.is_open {
-        planner.improve(&kept, now_unix_s);
+        planner.improve(under_way, now_unix_s);
     }
     planner.plan
 }
@@ -416,7 +421,7 @@ impl Planner<'_> {
     }
 
     /// Move pieces that lie badly, one of each group at a time, if there is a better place.
-    fn improve(&mut self, kept: &BTreeMap<Seat, MoveRecord>, since_unix_s: u64) {
+    fn improve(&mut self, under_way: usize, since_unix_s: u64) {
         let groups = self.groups;
         // Not always the same ones first: looking for a place takes time, and may be in vain.
         let at = (since_unix_s % groups.len().max(1) as u64) as usize;
@@ -431,7 +436,7 @@ impl Planner<'_> {
             }
         }
         for (id, group) in groups.range(start..).chain(groups.range(..start)) {
-            if kept.len() + self.plan.begin.len() >= self.policy.better_together || searches >= SEARCHES_MAX {
+            if under_way + self.plan.begin.len() >= self.policy.better_together || searches >= SEARCHES_MAX {
                 return;
             }
             let stays = |node: &NodeId| {

@@ -17,6 +17,15 @@ pub struct Cut {
     pub layout: Layout,
 }
 
+/// How a layout looks in this geometry: parity on devices, if there is none, is data on clients and nothing else.
+#[must_use]
+pub fn seen(layout: Layout, geometry: Geometry) -> Layout {
+    match layout {
+        Layout::ParityOnController if layout.on_devices(geometry).is_empty() => Layout::Clients,
+        layout => layout,
+    }
+}
+
 impl std::fmt::Display for Cut {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} {}", self.geometry, self.layout)
@@ -85,7 +94,7 @@ impl Wanted<'_> {
     /// As new segments are cut.
     #[must_use]
     pub fn cut(&self) -> Cut {
-        Cut { geometry: self.choice.geometry, layout: self.goal.layout }
+        Cut { geometry: self.choice.geometry, layout: seen(self.goal.layout, self.choice.geometry) }
     }
 
     fn stashes(&self) -> usize {
@@ -105,7 +114,7 @@ impl Wanted<'_> {
         let wanted = self.choice.geometry;
         let misses = |geometry| misses(self.fleet, &self.goal, geometry);
         match () {
-            () if is.layout != self.goal.layout => Some(Why::Layout),
+            () if is.layout != self.cut().layout => Some(Why::Layout),
             () if self.goal.redundant && is.geometry.data() > 1 => Some(Why::Copies),
             () if is.geometry.parity() < self.parity() => Some(self.weaker(is.geometry.parity())),
             () if is.layout.on_clients(is.geometry) > self.stashes() => Some(Why::Shrunk),
@@ -205,6 +214,10 @@ mod tests {
                         None,
                         "{stashes}: {g}"
                     );
+                    let goal = Goal { layout: Layout::ParityOnController, survive: Some(0), ..goal };
+                    let g = choose(&fleet(stashes), &goal).unwrap().geometry;
+                    let is = seen(goal.layout, g);
+                    assert_eq!(why(stashes, goal, g.data() as u8, g.parity() as u8, is), None, "{stashes}: {g} {is}");
                 }
             }
         }

@@ -270,6 +270,8 @@ fn an_interrupted_publication_goes_on_where_it_was() {
     let mut publish = publish.arg("publish").arg(&image).stdout(std::process::Stdio::null()).spawn().unwrap();
     let rest = || t.fleet.ctl(&["status"]).unwrap()["unreferenced"].as_u64() > Some(3);
     xtask::fleet::wait_for("some segments", rest).unwrap();
+    // It does not end in this moment.
+    assert!(std::process::Command::new("kill").args(["-STOP", &publish.id().to_string()]).status().unwrap().success());
     assert_eq!(t.fleet.ctl(&["gc"]).unwrap()["is_publishing"], true);
     publish.kill().unwrap();
     publish.wait().unwrap();

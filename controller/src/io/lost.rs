@@ -60,9 +60,6 @@ impl Controller {
 
     /// Whether an image has any of these segments.
     pub(super) fn has_any(&self, image: &ImageRecord, segments: &BTreeSet<SegmentId>) -> Result<bool, Refusal> {
-        if segments.is_empty() {
-            return Ok(false);
-        }
         let root = Self::root(&image.signed).map_err(catalog_refusal)?;
         for page in segment_pages(&self.catalog, &root) {
             if page.map_err(catalog_refusal)?.segments.iter().any(|entry| segments.contains(&entry.id)) {
@@ -85,6 +82,7 @@ impl Controller {
         noted.await.map_err(catalog_refusal)?;
         if let Some(record) = self.catalog.segment(&id).map_err(catalog_refusal)? {
             self.repairs.try_again(id, record.group);
+            self.restripes.look_again();
         }
         tracing::info!(segment = %id, "a segment that was lost is back");
         Ok(())

@@ -30,7 +30,7 @@ use crate::catalog::{GroupRecord, ImageRecord, SaidRecord, SegmentRecord};
 use crate::draft::Draft;
 use crate::geometry::{Goal, choose};
 use crate::placement::Protection;
-use crate::restripe::{Cut, Wanted, Why};
+use crate::restripe::{Cut, Wanted, Why, seen};
 
 /// How often it is looked whether an image is to be cut anew; sooner when somebody says so.
 const EVERY: Duration = Duration::from_secs(60);
@@ -167,6 +167,11 @@ impl Restripes {
         self.wake.notify_one();
     }
 
+    /// Copies were made that nobody reckoned with.
+    pub(super) fn look_again(&self) {
+        lock(&self.cuts).clear();
+    }
+
     fn step(&self) {
         if let Some(running) = lock(&self.running).as_mut() {
             running.done += 1;
@@ -221,7 +226,7 @@ impl Controller {
     }
 
     /// The fleet as it is, whoever is up now: those that stay, and are expected back.
-    fn lasting_fleet(&self) -> Result<(BTreeSet<NodeId>, usize), Refusal> {
+    pub(super) fn lasting_fleet(&self) -> Result<(BTreeSet<NodeId>, usize), Refusal> {
         let devices = self.catalog.devices().map_err(catalog_refusal)?;
         let standings = self.catalog.standings().map_err(catalog_refusal)?;
         let gone_after_s = self.settings.gone_after_s;
@@ -305,7 +310,7 @@ impl Controller {
         let Some(why) = why.max(of_pages) else { return Ok(None) };
         let most = by_cut.iter().max_by_key(|(_, bytes)| **bytes).map(|(cut, _)| *cut);
         let (cut, choice) = (wanted.cut(), &wanted.choice);
-        let protection = Protection { geometry: choice.geometry, layout: cut.layout, steady: choice.steady };
+        let protection = Protection { geometry: choice.geometry, layout: wanted.goal.layout, steady: choice.steady };
         let when = self.when(&image, cut, why)?;
         Ok(Some(Due {
             image,
@@ -351,7 +356,7 @@ impl Controller {
         let fleet = self.fleet_of(clients.into_iter(), devices, &habits);
         let Some(choice) = choose(&fleet, &goal).filter(|_| away > 0) else { return Ok(None) };
         let wanted = Wanted { fleet: &fleet, goal, choice };
-        let why = wanted.why(Cut { geometry: is, layout: goal.layout });
+        let why = wanted.why(Cut { geometry: is, layout: seen(goal.layout, is) });
         Ok(why.map(|why| {
             let geometry = wanted.choice.geometry;
             format!(
@@ -534,7 +539,8 @@ impl Controller {
         let Some(record) = self.catalog.segment(id).map_err(catalog_refusal)? else { return Ok(None) };
         let group = self.catalog.group(record.group).map_err(catalog_refusal)?;
         let devices = self.catalog.devices().map_err(catalog_refusal)?;
-        let wanted = Cut { geometry: protection.geometry, layout: protection.layout };
+        let Protection { geometry, layout, .. } = protection;
+        let wanted = Cut { geometry, layout: seen(layout, geometry) };
         Ok(group.map(|group| cut_of(&group, record.on_mass_storage, &devices) == wanted))
     }
 
@@ -564,8 +570,9 @@ impl Controller {
         if !due.are_pages_due {
             return Ok((pages, edition));
         }
-        let parity = due.protection.of_pages(self.clients_that_stay()?).geometry.parity();
-        let (groups, stashes) = (self.catalog.groups().map_err(catalog_refusal)?, self.lasting_fleet()?.0.len());
+        let stashes = self.clients_that_stay()?;
+        let parity = due.protection.of_pages(stashes).geometry.parity();
+        let groups = self.catalog.groups().map_err(catalog_refusal)?;
         let is_unfit = |spans: &Vec<images::span::Span>, edition: u32| {
             let id = SegmentId::of(&SpanPage { spans: spans.clone(), edition }.encode());
             let known = self.catalog.segment(&id).map_err(catalog_refusal)?;

@@ -187,17 +187,19 @@ impl Controller {
     /// The answer is the number of shared segments that are protected less than this publication asked for.
     pub(super) async fn check_readable(&self, session: &Session) -> Result<u64, Refusal> {
         let (mut unreadable, mut weaker) = self.unreadable_and_weaker(session)?;
-        let (mut least, mut since) = (unreadable, Instant::now());
-        while unreadable > 0 && !session.lost.is_empty() && since.elapsed() < PATIENT_FOR {
+        let is_back = session.runs.values().flatten().any(|segment| session.lost.contains(&segment.id));
+        let (mut last, mut since) = ((unreadable, self.repairs.bytes()), Instant::now());
+        while unreadable > 0 && is_back && since.elapsed() < PATIENT_FOR {
             tokio::time::sleep(TRY_AGAIN).await;
             (unreadable, weaker) = self.unreadable_and_weaker(session)?;
-            if unreadable < least {
-                (least, since) = (unreadable, Instant::now());
+            let now = (unreadable, self.repairs.bytes());
+            if now != last {
+                (last, since) = (now, Instant::now());
             }
         }
         if unreadable > 0 {
             return Err(Refusal::Unavailable(format!(
-                "{unreadable} segments of this image, most of them shared with earlier ones, cannot be read now: start their stashes \
+                "{unreadable} segments of this image, which earlier ones have, too, cannot be read now: start their stashes \
                  (`coe-ctl verify` names them, `coe-ctl repair` says what it waits for), then publish again"
             )));
         }

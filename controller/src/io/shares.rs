@@ -12,8 +12,7 @@ use protocol::io::rpc::{self, CallError};
 use protocol::limits::SHARES_MAX;
 use protocol::message::{Refusal, store};
 
-use super::controller::{Controller, catalog_refusal};
-use crate::catalog::Standing;
+use super::controller::Controller;
 
 /// How long a stash may take to keep a share.
 const KEEP_WITHIN: Duration = Duration::from_secs(10);
@@ -99,12 +98,9 @@ impl Controller {
         Ok(split)
     }
 
-    /// Stashes, up or not, that may take something; mass-storage devices apart.
+    /// Stashes, up or not, that may take something and are expected back; mass-storage devices apart.
     pub(super) fn clients_that_stay(&self) -> Result<usize, Refusal> {
-        let standings = self.catalog.standings().map_err(catalog_refusal)?;
-        let devices = self.catalog.devices().map_err(catalog_refusal)?;
-        let stays = |node| !devices.contains(node) && standings.get(node).is_none_or(Standing::may_take);
-        Ok(self.catalog.nodes().map_err(catalog_refusal)?.iter().filter(|(node, _)| stays(node)).count())
+        Ok(self.lasting_fleet()?.0.len())
     }
 
     async fn put_share(&self, node: NodeId, put: store::PutShare) -> Result<(), CallError> {

@@ -69,6 +69,25 @@ fn what_a_group_can_lose_is_what_is_there_beyond_k() {
 }
 
 #[test]
+fn what_nothing_can_be_made_for_keeps_nobody_waiting() {
+    let groups = BTreeMap::from([group(1, 3, 1, &[0, 1, 2, 3], 10), group(2, 2, 2, &[4, 5, 6, 7], 10)]);
+    let mut nodes = fleet(14);
+    for gone in [0, 1, 4] {
+        let node = nodes.get_mut(&id(gone)).unwrap();
+        (node.is_up, node.standing.lost) = (false, true);
+    }
+    // Three of group 1 are needed, and two are there: its move takes the only room, and does not go on.
+    let in_vain = MoveRecord { from: id(0), to: id(8), via: None, since_unix_s: 0 };
+    let under_way = BTreeMap::from([((GroupId(1), 0), in_vain)]);
+    let policy = Policy { together: 1, ..POLICY };
+    let of_group = |planned: Plan| planned.begin.iter().map(|(seat, ..)| seat.0.0).collect::<Vec<u32>>();
+    assert_eq!(of_group(plan(&policy, &nodes, &groups, &under_way, 1)), [2]);
+    // When one is back, that move is one like any other.
+    (nodes.get_mut(&id(1)).unwrap().is_up, nodes.get_mut(&id(1)).unwrap().standing.lost) = (true, false);
+    assert!(of_group(plan(&policy, &nodes, &groups, &under_way, 1)).is_empty());
+}
+
+#[test]
 fn who_joins_takes_a_part() {
     // Four stashes of 100, with four groups of 10 on each; then with three of 18: few stashes have few groups, and each is a large part.
     let (many, few) = (take_a_part(4, 10), take_a_part(3, 18));

@@ -220,7 +220,7 @@ where
     serve_until_gone(endpoint, array, handler, |_| {}).await;
 }
 
-/// The same, and `gone` hears of each peer whose connection has ended, well or not. What it asked before may still be under way.
+/// The same, and `gone` hears of each peer whose connection has ended, well or not, when all that it asked is answered.
 pub async fn serve_until_gone<H, F, G>(endpoint: Endpoint, array: ArrayId, handler: H, gone: G)
 where
     H: Fn(Peer, Request, Bytes) -> F + Send + Sync + 'static,
@@ -238,10 +238,17 @@ where
                 connection.close(CLOSE_NO_IDENTITY, b"certificate required");
                 return;
             };
+            // Nothing is sent: it is closed when nobody has it any more.
+            let (alive, mut over) = tokio::sync::mpsc::channel::<()>(1);
             while let Ok((send, recv)) = connection.accept_bi().await {
-                let handler = handler.clone();
-                tokio::spawn(answer_one(peer, send, recv, handler));
+                let (handler, alive) = (handler.clone(), alive.clone());
+                tokio::spawn(async move {
+                    answer_one(peer, send, recv, handler).await;
+                    drop(alive);
+                });
             }
+            drop(alive);
+            over.recv().await;
             gone(peer);
         });
     }

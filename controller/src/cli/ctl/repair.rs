@@ -111,7 +111,7 @@ fn some_of(names: &[String]) -> String {
 impl RepairInfo {
     /// Whether nothing moves, and what is missing waits for something else.
     fn is_all_that_can_be(&self) -> bool {
-        self.health.moves == 0 && self.health.stuck + self.health.put_off > 0
+        self.health.moves + self.health.damaged == 0 && self.health.stuck + self.health.put_off > 0
     }
 }
 
@@ -127,7 +127,8 @@ impl Repair {
         let mut info: RepairInfo = client.get("/v1/repair").await?;
         if self.wait {
             let spinner = table::spinner("repairing");
-            let so_far = |health: &Health| (health.lost_copies, health.moved, health.moves, health.missing);
+            let so_far =
+                |health: &Health| (health.lost_copies, health.moved, health.moves, health.missing, health.damaged);
             let mut last = (so_far(&info.health), Instant::now());
             while !info.health.is_green() && !info.is_all_that_can_be() {
                 let health = &info.health;
@@ -152,7 +153,10 @@ impl Repair {
             anyhow::bail!("{waiting} holders cannot be replaced now");
         }
         if self.wait && info.health.damaged > 0 {
-            anyhow::bail!("{} pieces cannot be made anew now: too few others are there", info.health.damaged);
+            anyhow::bail!(
+                "{} pieces are not made anew: too few others are there, or their holders are away",
+                info.health.damaged
+            );
         }
         Ok(())
     }

@@ -245,17 +245,16 @@ impl Controller {
 
     fn groups_of(&self, image: &ImageName) -> Result<Vec<GroupInfo>, Refusal> {
         let (_, record) = self.find_image(image.name(), Some(image.tag()))?;
-        let (mut counts, damage): (BTreeMap<GroupId, (u64, &Bad)>, _) = (BTreeMap::new(), self.damage()?);
+        let (mut counts, damage) = (BTreeMap::<GroupId, (u64, Vec<&Bad>)>::new(), self.damage()?);
         for id in segments_of(&self.catalog, &record).map_err(catalog_refusal)? {
             if let Some(segment) = self.catalog.segment(&id).map_err(catalog_refusal)? {
-                let (count, worst) = counts.entry(segment.group).or_insert((0, NONE_BAD));
-                let bad = damage.get(&id).unwrap_or(NONE_BAD);
+                let (count, bad) = counts.entry(segment.group).or_default();
                 *count += 1;
-                *worst = if bad.len() > worst.len() { bad } else { worst };
+                bad.extend(damage.get(&id));
             }
         }
         let (nodes, groups) = self.repair_facts()?;
-        let described = |(id, group): (&GroupId, &Whole)| Some(self.describe(*id, group, *counts.get(id)?, &nodes));
+        let described = |(id, group): (&GroupId, &Whole)| Some(self.describe(*id, group, counts.get(id)?, &nodes));
         groups.iter().filter_map(described).collect()
     }
 
@@ -263,11 +262,13 @@ impl Controller {
         &self,
         id: GroupId,
         group: &Whole,
-        (segments, worst): (u64, &Bad),
+        (segments, bad): &(u64, Vec<&Bad>),
         nodes: &BTreeMap<NodeId, Seen>,
     ) -> Result<GroupInfo, Refusal> {
         let policy = self.repair_policy()?;
         let (habits, domains) = (self.habits.attendance(), self.habits.domains());
+        let left = |bad: &&&Bad| group.durable(nodes, &policy, bad).count();
+        let worst = bad.iter().min_by_key(left).copied().unwrap_or(NONE_BAD);
         let there: Vec<NodeId> = group.durable(nodes, &policy, worst).collect();
         let is_device = |node: &NodeId| nodes.get(node).is_some_and(|n| n.is_device);
         let (on_devices, on_clients): (Vec<NodeId>, Vec<NodeId>) = there.iter().copied().partition(is_device);
@@ -295,7 +296,7 @@ impl Controller {
             group: id.0,
             geometry: group.geometry.to_string(),
             on_devices: group.members.iter().filter(|node| is_device(node)).count() as u64,
-            segments,
+            segments: *segments,
             durable: there.len() as u64,
             online: is_up as u64,
             steady: classes.iter().filter(|class| class.is_steady()).count() as u64,

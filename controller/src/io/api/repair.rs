@@ -173,20 +173,23 @@ impl Controller {
             }
         }
         let cannot_be_read = |group: &Whole, bad: &Bad| group.online(&nodes, bad) < group.geometry.data();
-        let mut unreadable = BTreeSet::new();
+        let (mut unreadable, mut of_groups) = (BTreeSet::new(), BTreeSet::new());
         for (segment, bad) in &damage {
             let record = self.catalog.segment(segment).map_err(catalog_refusal)?;
-            let Some(group) = record.and_then(|record| groups.get(&record.group)) else { continue };
+            let id = record.map(|record| record.group);
+            let Some((id, group)) = id.and_then(|id| groups.get_key_value(&id)) else { continue };
             least(group, held(group, bad));
             if cannot_be_read(group, bad) {
                 unreadable.insert(*segment);
+                of_groups.insert(*id);
             }
         }
         health.lost_segments = self.lost_segments(&groups, &nodes, &policy, &damage)?.len() as u64;
         // Right after a start nobody has been heard yet.
         for (image, record, cuts) in needed.images.iter().filter(|_| self.knows_who_is_up()) {
             let is_short = |id: GroupId| groups.get(&id).is_some_and(|group| cannot_be_read(group, NONE_BAD));
-            if cuts.contents().any(is_short) || self.has_any(record, &unreadable)? {
+            let may_have_any = cuts.contents().any(|id| of_groups.contains(&id));
+            if cuts.contents().any(is_short) || may_have_any && self.has_any(record, &unreadable)? {
                 health.not_installable.push(image.to_string());
             }
         }
