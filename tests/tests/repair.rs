@@ -377,7 +377,7 @@ fn rot(t: &TestFleet, stash: usize) {
     use std::os::unix::fs::FileExt as _;
     let file = fs::OpenOptions::new().write(true).open(t.fleet.stashes[stash].dir.join(".stash")).unwrap();
     let len = file.metadata().unwrap().len();
-    for at in (3 << 20..len).step_by(64 << 10) {
+    for at in ((1 << 20) + (64 << 10)..len).step_by(64 << 10) {
         file.write_all_at(&sample::noise(at, 64), at).unwrap();
     }
 }
