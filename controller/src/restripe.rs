@@ -17,9 +17,9 @@ pub struct Cut {
     pub layout: Layout,
 }
 
-/// How a layout looks in this geometry: parity on devices, if there is none, is data on clients and nothing else.
+/// What a layout comes to in this geometry: parity on devices, if there is none, is data on clients and nothing else.
 #[must_use]
-pub fn seen(layout: Layout, geometry: Geometry) -> Layout {
+pub fn effective(layout: Layout, geometry: Geometry) -> Layout {
     match layout {
         Layout::ParityOnController if layout.on_devices(geometry).is_empty() => Layout::Clients,
         layout => layout,
@@ -94,7 +94,7 @@ impl Wanted<'_> {
     /// As new segments are cut.
     #[must_use]
     pub fn cut(&self) -> Cut {
-        Cut { geometry: self.choice.geometry, layout: seen(self.goal.layout, self.choice.geometry) }
+        Cut { geometry: self.choice.geometry, layout: effective(self.goal.layout, self.choice.geometry) }
     }
 
     fn stashes(&self) -> usize {
@@ -216,7 +216,7 @@ mod tests {
                     );
                     let goal = Goal { layout: Layout::ParityOnController, survive: Some(0), ..goal };
                     let g = choose(&fleet(stashes), &goal).unwrap().geometry;
-                    let is = seen(goal.layout, g);
+                    let is = effective(goal.layout, g);
                     assert_eq!(why(stashes, goal, g.data() as u8, g.parity() as u8, is), None, "{stashes}: {g} {is}");
                 }
             }

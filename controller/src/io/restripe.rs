@@ -30,7 +30,7 @@ use crate::catalog::{GroupRecord, ImageRecord, SaidRecord, SegmentRecord};
 use crate::draft::Draft;
 use crate::geometry::{Goal, choose};
 use crate::placement::Protection;
-use crate::restripe::{Cut, Wanted, Why, seen};
+use crate::restripe::{Cut, Wanted, Why, effective};
 
 /// How often it is looked whether an image is to be cut anew; sooner when somebody says so.
 const EVERY: Duration = Duration::from_secs(60);
@@ -356,7 +356,7 @@ impl Controller {
         let fleet = self.fleet_of(clients.into_iter(), devices, &habits);
         let Some(choice) = choose(&fleet, &goal).filter(|_| away > 0) else { return Ok(None) };
         let wanted = Wanted { fleet: &fleet, goal, choice };
-        let why = wanted.why(Cut { geometry: is, layout: seen(goal.layout, is) });
+        let why = wanted.why(Cut { geometry: is, layout: effective(goal.layout, is) });
         Ok(why.map(|why| {
             let geometry = wanted.choice.geometry;
             format!(
@@ -540,7 +540,7 @@ impl Controller {
         let group = self.catalog.group(record.group).map_err(catalog_refusal)?;
         let devices = self.catalog.devices().map_err(catalog_refusal)?;
         let Protection { geometry, layout, .. } = protection;
-        let wanted = Cut { geometry, layout: seen(layout, geometry) };
+        let wanted = Cut { geometry, layout: effective(layout, geometry) };
         Ok(group.map(|group| cut_of(&group, record.on_mass_storage, &devices) == wanted))
     }
 

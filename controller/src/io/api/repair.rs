@@ -147,11 +147,10 @@ impl Controller {
         groups.retain(|id, _| needed.groups.contains(id));
         let policy = self.repair_policy()?;
         let domains = self.habits.domains();
-        let mut health =
-            Health { damaged: self.catalog.damaged().map_err(catalog_refusal)?.len() as u64, ..Health::default() };
+        let damage = self.damage()?;
+        let mut health = Health { damaged: damage.values().map(|bad| bad.len() as u64).sum(), ..Health::default() };
         let counts: BTreeMap<GroupId, u64> =
             self.catalog.groups().map_err(catalog_refusal)?.into_iter().map(|(id, g)| (id, g.segments)).collect();
-        let damage = self.damage()?;
         let held = |group: &Whole, bad: &Bad| {
             let mut held: BTreeMap<NodeId, usize> = BTreeMap::new();
             group.durable(&nodes, &policy, bad).for_each(|node| *held.entry(node).or_default() += 1);
